@@ -1,0 +1,168 @@
+"""What an execution engine must offer, and the data that crosses its boundary.
+
+An *engine* builds versions and starts *sandboxes*. ``docker`` makes containers, ``process`` child processes; both
+are held to ``tests/acceptance/test_engine_conformance.py``. Nothing outside ``worker/engine`` knows which one runs.
+
+A sandbox serves one call at a time. After any outcome but ``succeeded``, ``handler_error``, ``invalid_result`` and
+``result_too_large`` it reports ``reusable = False`` and must be destroyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+
+class LogStream(StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    LOGGER = "logger"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEntry:
+    """One stretch of output: consecutive bytes of one stream and level, decoded as UTF-8 with ``backslashreplace``."""
+
+    stream: LogStream
+    level: str  # debug, info, warning, error, critical
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """What is to be built. ``artifact`` is the canonical tar.gz (plain files and folders only, names vetted)."""
+
+    version_id: UUID
+    function_id: UUID
+    user_id: UUID
+    runtime: str
+    handler: str
+    artifact: Path
+    artifact_sha256: str
+    timeout_s: float  # of the whole build
+    memory_mb: int  # of the step that installs dependencies
+    max_unpacked_bytes: int  # of installed dependencies
+    max_log_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """``ref`` is what ``SandboxSpec.image`` takes: an image id (docker) or a folder's name (process)."""
+
+    ref: str
+    size_bytes: int
+    analysis: Mapping[str, object] = field(default_factory=dict)
+
+
+class BuildRejected(Exception):
+    """The user's code cannot become a version. ``reason`` is ``analysis_rejected`` or ``build_failed``."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class EngineUnavailable(Exception):
+    """The engine did not answer or failed on its own account: the function is not to blame, a retry makes sense."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What a sandbox is started from. Two calls may share a sandbox only if their specs are equal."""
+
+    version_id: UUID
+    function_id: UUID
+    user_id: UUID
+    function_name: str
+    version: int
+    runtime: str
+    handler: str
+    image: str
+    memory_mb: int
+    cpus: float
+    timeout_ms: int
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One attempt handed to a sandbox. ``event`` is the JSON text that the handler receives as ``event``."""
+
+    job_id: UUID
+    attempt: int
+    event: bytes
+    timeout_ms: int
+    max_result_bytes: int
+    max_log_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOutcome:
+    """How one call ended.
+
+    ``reason`` is ``None`` on success, else one of ``handler_error``, ``timeout``, ``out_of_memory``, ``crashed``,
+    ``invalid_result``, ``result_too_large``, ``sandbox_start_failed``. ``result`` is JSON text, verbatim from the
+    function; ``error`` has ``type``, ``message`` and, for handler errors, ``traceback``. ``exit_code`` is 0 on
+    success, -1 for a timeout, otherwise the process's own (137 after SIGKILL) or 1 for a handler error.
+    """
+
+    reason: str | None
+    result: bytes | None = None
+    error: Mapping[str, str] | None = None
+    logs: tuple[LogEntry, ...] = ()
+    logs_truncated: bool = False
+    exit_code: int | None = 0
+    run_ms: float = 0.0
+    cpu_ms: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class Sandbox(Protocol):
+    """A started sandbox that is ready for a call."""
+
+    id: str
+
+    @property
+    def reusable(self) -> bool:
+        """False once it timed out, died, misbehaved or was destroyed."""
+
+    async def call(self, call: Call) -> CallOutcome:
+        """Run one call to its end or its timeout. Never raises for what the function does.
+
+        Cancelling this coroutine leaves the sandbox not reusable; the caller then destroys it.
+        """
+
+    async def destroy(self) -> None:
+        """Kill and remove it with everything it owned. Idempotent; returns when nothing of it is left."""
+
+
+class Engine(Protocol):
+    name: str
+
+    async def open(self) -> None:
+        """Check that the engine answers; raises :class:`EngineUnavailable` with what to do."""
+
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
+        """Make ``plan`` startable. ``log`` takes output line by line. Raises :class:`BuildRejected` or
+        :class:`EngineUnavailable`. Building the same plan twice yields an equal result."""
+
+    async def start(self, spec: SandboxSpec) -> Sandbox:
+        """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
+        is imported is reported by the first call's outcome, not here. Raises :class:`EngineUnavailable`."""
+
+    async def has_image(self, image: str) -> bool:
+        """Whether ``image`` is on this machine."""
+
+    async def remove_image(self, image: str) -> None:
+        """Drop a version's image; absent is fine."""
+
+    async def sweep(self, live_workers: frozenset[str]) -> int:
+        """Destroy sandboxes and folders of this installation whose worker is not in ``live_workers``; their count."""
+
+    async def close(self) -> None:
+        """Destroy every sandbox of this worker and let go of the engine."""
