@@ -1,0 +1,38 @@
+"""What an engine needs to know of the installation it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Built once from the worker's settings.
+
+    :param installation: names the installation in labels; two installations on one engine never sweep each other.
+    :param worker_id: this worker process, in labels, so that a later sweep knows whose a sandbox was.
+    :param socket_dir: short absolute path (Unix socket names end at 107 bytes), the same on host and worker.
+    :param data_dir: where the ``process`` engine unpacks versions.
+    :param docker_host: ``unix://…`` or ``tcp://…``; ``None`` means the usual local sockets.
+    :param base_images: runtime name to image reference, overriding the recipe's.
+    :param oci_runtime: name of the engine's OCI runtime (``runsc``), ``None`` for its default.
+    :param index_hosts: ``host`` names a dependency install may reach on port 443; ``None`` asks the base image's own
+        package manager; empty forbids all.
+    :param registry: images of versions are pushed there when set.
+    :param max_image_bytes: bound on one version's image.
+    """
+
+    installation: str
+    worker_id: str
+    socket_dir: Path
+    data_dir: Path
+    docker_host: str | None = None
+    base_images: Mapping[str, str] = field(default_factory=dict)
+    oci_runtime: str | None = None
+    index_hosts: tuple[str, ...] | None = None
+    registry: str | None = None
+    max_image_bytes: int = 2 * 1024**3
+    start_timeout_s: float = 30.0
+    engine_call_timeout_s: float = 60.0
