@@ -1,0 +1,30 @@
+"""UUIDv7 identifiers (RFC 9562): sortable by the millisecond in which they were made."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+
+def new_id() -> UUID:
+    """A fresh UUIDv7 from the wall clock and 74 random bits."""
+    return _uuid7(time.time_ns() // 1_000_000)
+
+
+def _uuid7(unix_ms: int) -> UUID:
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (unix_ms & 0xFFFF_FFFF_FFFF) << 80
+    value |= 0x7 << 76
+    value |= (random >> 68 & 0xFFF) << 64
+    value |= 0b10 << 62
+    value |= random & 0x3FFF_FFFF_FFFF_FFFF
+    return UUID(int=value)
+
+
+def time_of(identifier: UUID) -> datetime:
+    """The millisecond in which a UUIDv7 was made, aware UTC; ``ValueError`` for other UUIDs."""
+    if identifier.version != 7:
+        raise ValueError("not a UUIDv7")
+    return datetime.fromtimestamp((identifier.int >> 80) / 1000, UTC)

@@ -1,0 +1,274 @@
+"""Every setting of every process, in one typed object, read once in ``main`` from an explicit mapping.
+
+A value comes, first found wins, from the environment, from ``NAME_FILE`` (the path of a file that holds it, for
+secrets) or from ``.env``. All mistakes are reported at once. ``docs/reference/settings.md`` is generated from the
+descriptions here; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import secrets as random_secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from shared.errors import Misconfigured
+
+MEGABYTE = 1_000_000
+KILOBYTE = 1_000
+
+_PLACEHOLDERS = ("secret", "change", "default", "example", "password", "your-", "jwt")
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+def _setting(default: object, description: str) -> Any:
+    return Field(default=default, description=description)
+
+
+class Settings(BaseModel):
+    """One process's settings; immutable. Attribute names are the variables' names in lower case."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=str.upper, hide_input_in_errors=True)
+
+    # Addresses and identity
+    host: str = _setting("127.0.0.1", "Address the API listens on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = _setting(8080, "Port the API listens on.")
+    public_url: str = _setting("", "URL under which callers reach the API, for links; empty: relative.")
+    database_url: SecretStr = _setting(
+        SecretStr("postgresql://localhost:5432/containerpub"),
+        "Postgres; `sslmode=verify-full` for TLS.",
+    )
+    redis_url: SecretStr = _setting(
+        SecretStr("redis://localhost:6379/0"), "Redis; `rediss://` for TLS, `unix://` for a socket."
+    )
+    jwt_secret: SecretStr = _setting(SecretStr(""), "Key that signs access tokens, 32 bytes at least. No default.")
+    installation_id: str = _setting(
+        "containerpub", "Names this installation in container labels: one per set of workers."
+    )
+    embedded: bool = _setting(False, "Set by `containerpub up`: all parts run on one machine.")
+    data_dir: Path = _setting(Path("./data"), "Folder for what a process keeps on local disk.")
+    log_format: Literal["auto", "json", "text"] = _setting(
+        "auto", "`json`, `text`, or `auto`: text on a terminal, JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged.")
+
+    # Accounts
+    access_token_seconds: Positive = _setting(3600, "Life of an access token.")
+    refresh_token_seconds: Positive = _setting(2_592_000, "Life of a refresh token.")
+    max_users: Annotated[int, Field(ge=0)] = _setting(0, "How many accounts may register; 0: no limit.")
+    login_attempts_per_minute: Positive = _setting(10, "Log-ins a minute for one account and address.")
+    bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = _setting(12, "Work factor of password hashes.")
+    cors_origins: tuple[str, ...] = _setting(
+        (), "Origins that browsers may call from, separated by commas; empty: none."
+    )
+
+    # Functions: defaults and the most that one may ask for
+    function_timeout_seconds: PositiveSeconds = _setting(
+        5, "Run time of an invocation, unless the function says otherwise."
+    )
+    function_max_timeout_seconds: PositiveSeconds = _setting(900, "Longest `timeout_s` a function may ask for.")
+    function_max_memory_mb: Positive = _setting(
+        128, "Memory of a sandbox, unless the function says otherwise (1 MB = 2^20 bytes)."
+    )
+    function_memory_limit_mb: Positive = _setting(2048, "Largest `memory_mb` a function may ask for.")
+    function_cpus: PositiveSeconds = _setting(0.5, "CPUs of a sandbox.")
+    function_max_concurrent: Positive = _setting(10, "Slots: attempts that one worker process runs at a time.")
+    functions_dir: Path = _setting(Path("./data/artifacts"), "Folder of the local artifact store.")
+    function_database_url: SecretStr = _setting(
+        SecretStr(""), "Database that functions get as `DATABASE_URL`; empty: none."
+    )
+    function_db_max_connections: Positive = _setting(5, "Connections one function may hold to that database.")
+    function_db_timeout_ms: Positive = _setting(5000, "Statement timeout that functions get as `DB_TIMEOUT_MS`.")
+
+    # Artifact store
+    s3_endpoint: str = _setting("", "S3 API to use; empty: the provider's own.")
+    s3_bucket_name: str = _setting("", "Bucket for artifacts; empty: the local folder.")
+    s3_access_key_id: str = _setting("", "S3 access key id.")
+    s3_secret_access_key: SecretStr = _setting(SecretStr(""), "S3 secret access key.")
+    s3_region: str = _setting("us-east-1", "S3 region.")
+    s3_session_token: SecretStr = _setting(SecretStr(""), "S3 session token.")
+    s3_account_id: str = _setting("", "Account that owns the bucket.")
+    artifact_timeout_seconds: PositiveSeconds = _setting(60, "Bound on one call to the artifact store.")
+
+    # Engine and builds
+    engine: Literal["docker", "process"] = _setting(
+        "docker", "Where functions run: `docker`, or `process` (development only)."
+    )
+    docker_host: str = _setting("", "Docker Engine API; empty: the usual local sockets.")
+    docker_registry: str = _setting("", "Registry that versions' images are pushed to; empty: none.")
+    docker_base_image: str = _setting(
+        "", "Base images as `runtime=image`, separated by commas; empty: the recipes' own."
+    )
+    docker_runtime: str = _setting("", "OCI runtime, such as `runsc`; empty: the engine's default.")
+    socket_dir: Path = _setting(
+        Path("/tmp/containerpub"),
+        "Folder of sandbox sockets, same path on host and worker; keep it short.",
+    )
+    build_max_concurrent: Positive = _setting(2, "Builds that one worker runs at a time.")
+    build_timeout_seconds: PositiveSeconds = _setting(300, "Time a build may take.")
+    build_memory_mb: Positive = _setting(1024, "Memory of the step that installs dependencies.")
+    build_max_unpacked_bytes: Positive = _setting(512 * MEGABYTE, "Size of installed dependencies.")
+    build_log_bytes: Positive = _setting(1 * MEGABYTE, "Build log kept for a version.")
+    build_index_hosts: str = _setting(
+        "",
+        "Hosts that builds may reach, separated by commas; `none` forbids all; empty: the index "
+        "that the base image's package manager names.",
+    )
+    sandbox_idle_seconds: PositiveSeconds = _setting(60, "Idle time after which a sandbox goes.")
+    sandbox_max_uses: Positive = _setting(10_000, "Calls after which a sandbox is replaced.")
+    sandbox_max_count: Positive = _setting(40, "Sandboxes that one worker keeps, busy or idle.")
+    sandbox_start_timeout_seconds: PositiveSeconds = _setting(30, "Time a sandbox may take to get ready.")
+
+    # Queue
+    queue_timeout_seconds: PositiveSeconds = _setting(
+        10, "Longest wait for a slot of a synchronous call without `Prefer: wait`."
+    )
+    lease_seconds: PositiveSeconds = _setting(30, "Time without a heartbeat after which a worker is lost.")
+    heartbeat_seconds: PositiveSeconds = _setting(10, "Time between a worker's heartbeats.")
+    max_lost_deliveries: Positive = _setting(3, "Deliveries that may be lost before a job ends with `worker_lost`.")
+    max_running_per_user: Positive = _setting(100, "Running attempts of one user.")
+    max_queued_per_user: Positive = _setting(100_000, "Queued jobs of one user.")
+    max_stream_backlog: Positive = _setting(
+        100_000, "Records waiting for Postgres past which synchronous calls get 503."
+    )
+    reconcile_seconds: PositiveSeconds = _setting(5, "Time between two runs of the reconciler.")
+    leader_seconds: PositiveSeconds = _setting(10, "Life of the scheduler's leadership unless renewed.")
+    sweep_seconds: PositiveSeconds = _setting(30, "Time between two sweeps of a worker's engine.")
+    drain_seconds: PositiveSeconds = _setting(20, "Time running attempts get to finish at a shutdown.")
+    dependency_timeout_seconds: PositiveSeconds = _setting(5, "Bound on one call to Postgres or Redis.")
+    database_pool_size: Positive = _setting(5, "Postgres connections of one process.")
+
+    # Limits
+    max_upload_bytes: Positive = _setting(50 * MEGABYTE, "Size of an uploaded archive.")
+    max_unpacked_bytes: Positive = _setting(250 * MEGABYTE, "Size of its unpacked content.")
+    max_archive_entries: Positive = _setting(2000, "Entries of an archive.")
+    max_path_chars: Positive = _setting(240, "Characters of a path in an archive.")
+    max_path_depth: Positive = _setting(32, "Levels of a path in an archive.")
+    max_body_bytes: Positive = _setting(6 * MEGABYTE, "Size of a request body.")
+    max_result_bytes: Positive = _setting(6 * MEGABYTE, "Size of a function's result.")
+    max_log_bytes: Positive = _setting(256 * KILOBYTE, "Log kept of one invocation.")
+    max_json_depth: Positive = _setting(64, "Nesting of a JSON document.")
+    max_wait_seconds: Positive = _setting(300, "Longest `wait`.")
+    default_page: Positive = _setting(100, "Items of a list, unless `limit` says otherwise.")
+    max_page: Positive = _setting(1000, "Largest `limit` of a list.")
+    request_timeout_seconds: PositiveSeconds = _setting(
+        10, "Time a client may take to send a request's headers, and pause within its body."
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("docker_base_image")
+    @classmethod
+    def _base_images_have_runtimes(cls, value: str) -> str:
+        for part in filter(None, value.split(",")):
+            if "=" not in part:
+                raise ValueError("write it as runtime=image, for instance python=python:3.11-slim")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @property
+    def base_images(self) -> dict[str, str]:
+        """Runtime name to image reference, from ``DOCKER_BASE_IMAGE``."""
+        pairs = (part.split("=", 1) for part in self.docker_base_image.split(",") if part)
+        return {runtime.strip(): image.strip() for runtime, image in pairs}
+
+    @property
+    def index_hosts(self) -> tuple[str, ...] | None:
+        """Hosts for dependency installs: ``None`` asks the base image, empty forbids all."""
+        if not self.build_index_hosts:
+            return None
+        if self.build_index_hosts.strip().lower() == "none":
+            return ()
+        return tuple(part.strip() for part in self.build_index_hosts.split(",") if part.strip())
+
+
+def load(environment: Mapping[str, str], *, dotenv: Path | None = None, needs_jwt: bool = False) -> Settings:
+    """Read the settings of this process.
+
+    :param environment: usually ``os.environ``; it is read here and nowhere else.
+    :param dotenv: a ``.env`` file, used where it exists.
+    :param needs_jwt: whether this process signs or checks tokens.
+    :raises Misconfigured: naming every mistake at once.
+    """
+    mistakes: list[str] = []
+    merged: dict[str, str] = {}
+    from_file = dotenv_values(dotenv) if dotenv is not None and dotenv.is_file() else {}
+    known = setting_names()
+    for source in (from_file, environment):
+        for name in known:
+            value, path = source.get(name), source.get(f"{name}_FILE")
+            if path:
+                try:
+                    merged[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+                except (OSError, UnicodeDecodeError) as error:
+                    mistakes.append(f"{name}_FILE: cannot be read: {error}")
+            if value is not None and value != "":
+                merged[name] = value
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        mistakes.extend(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+    if needs_jwt:
+        mistakes.extend(_secret_mistakes(merged.get("JWT_SECRET", "")))
+    if settings is not None:
+        mistakes.extend(_cross_checks(settings))
+    if mistakes or settings is None:
+        raise Misconfigured("The settings have mistakes:\n  " + "\n  ".join(mistakes))
+    return settings
+
+
+def setting_names() -> tuple[str, ...]:
+    """The environment variables that :class:`Settings` reads, in the order of its fields."""
+    return tuple(name.upper() for name in Settings.model_fields)
+
+
+def _secret_mistakes(secret: str) -> list[str]:
+    if len(secret.encode()) < 32:
+        suggestion = "make one with: python3 -c 'import secrets; print(secrets.token_hex(32))'"
+        return [f"JWT_SECRET: must be set to 32 bytes at least; {suggestion}"]
+    if len(set(secret)) < 8 or any(secret.lower().startswith(word) for word in _PLACEHOLDERS):
+        return ["JWT_SECRET: looks like a placeholder; use a random one"]
+    return []
+
+
+def _cross_checks(settings: Settings) -> list[str]:
+    mistakes = []
+    if settings.heartbeat_seconds * 2 > settings.lease_seconds:
+        mistakes.append("HEARTBEAT_SECONDS: must be at most half of LEASE_SECONDS")
+    if settings.function_timeout_seconds > settings.function_max_timeout_seconds:
+        mistakes.append("FUNCTION_TIMEOUT_SECONDS: is above FUNCTION_MAX_TIMEOUT_SECONDS")
+    if settings.function_max_memory_mb > settings.function_memory_limit_mb:
+        mistakes.append("FUNCTION_MAX_MEMORY_MB: is above FUNCTION_MEMORY_LIMIT_MB")
+    if settings.s3_bucket_name and bool(settings.s3_access_key_id) != bool(
+        settings.s3_secret_access_key.get_secret_value()
+    ):
+        mistakes.append("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both or neither")
+    return mistakes
+
+
+def new_secret() -> str:
+    """A random key of 32 bytes as hex, for the embedded mode."""
+    return random_secrets.token_hex(32)
