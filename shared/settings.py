@@ -107,7 +107,7 @@ class Settings(BaseModel):
     )
     docker_runtime: str = _setting("", "OCI runtime, such as `runsc`; empty: the engine's default.")
     socket_dir: Path = _setting(
-        Path("/tmp/containerpub"),
+        Path("/run/containerpub"),
         "Folder of sandbox sockets, same path on host and worker; keep it short.",
     )
     build_max_concurrent: Positive = _setting(2, "Builds that one worker runs at a time.")

@@ -1,0 +1,81 @@
+"""The Postgres pool, bounded in time, and the one place where its errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+
+from shared.errors import Conflict, Invalid, Unavailable
+
+Pool = Any  # asyncpg ships no types; an asyncpg.Pool
+Connection = Any  # an asyncpg.Connection
+
+_CONSTRAINTS: dict[str, tuple[type[Conflict] | type[Invalid], str, str, str]] = {
+    "users_email_unique": (Conflict, "email_taken", "This e-mail address is registered already; log in.", "email"),
+    "users_username_unique": (Conflict, "username_taken", "This user name is taken; choose another.", "username"),
+    "users_email_length": (Invalid, "invalid_email", "The e-mail address must have 3 to 254 characters.", "email"),
+    "users_username_shape": (
+        Invalid,
+        "invalid_username",
+        "A user name has 2 to 39 characters out of a-z, 0-9, - and _, and starts with a letter or digit.",
+        "username",
+    ),
+    "functions_name_shape": (
+        Invalid,
+        "invalid_name",
+        "A function name has 1 to 63 characters out of a-z, 0-9, - and _, starting and ending with a letter or digit.",
+        "name",
+    ),
+}
+"""Name of a violated constraint to the error that a caller gets: class, code, sentence, field."""
+
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.exceptions.CannotConnectNowError,
+    OSError,
+    TimeoutError,
+)
+
+
+async def open_pool(dsn: str, *, size: int, timeout_s: float, name: str) -> Pool:
+    """A pool whose statements end within ``timeout_s``. Raises :class:`Unavailable`."""
+    with postgres_errors():
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            command_timeout=timeout_s,
+            timeout=timeout_s,
+            max_inactive_connection_lifetime=300,
+            server_settings={"application_name": f"containerpub-{name}", "timezone": "UTC"},
+        )
+
+
+async def close_pool(pool: Pool) -> None:
+    """Close in good order, or by force when that takes more than two seconds."""
+    try:
+        await asyncio.wait_for(pool.close(), 2)
+    except (TimeoutError, *_AWAY):
+        pool.terminate()
+
+
+@contextmanager
+def postgres_errors() -> Iterator[None]:
+    """Postgres's errors as ours; a violated constraint becomes the error of its name."""
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as error:
+        known = _CONSTRAINTS.get(error.constraint_name or "")
+        if known is None:
+            raise
+        cls, code, sentence, field = known
+        raise cls(sentence, code=code, field=field) from error
+    except _AWAY as error:
+        raise Unavailable(f"Postgres did not answer: {type(error).__name__}", retry_after_s=1) from error

@@ -1,0 +1,57 @@
+"""Connections to Redis, bounded in time, and the one place where its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis.exceptions
+from redis.asyncio import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.errors import Misconfigured, Unavailable
+from shared.queue.scripts import QueueClosed
+
+
+def connect(url: str, *, timeout_s: float) -> Redis:
+    """A client whose every call ends within ``timeout_s``. It connects lazily and again after a loss."""
+    client: Redis = Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        health_check_interval=0,
+        # A step that was sent may have run: whether to send it again is for its caller to know.
+        retry=Retry(NoBackoff(), 0),
+    )
+    return client
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Redis's errors as ours: :class:`QueueClosed` while the queue is rebuilt, else :class:`Unavailable`."""
+    try:
+        yield
+    except redis.exceptions.NoScriptError as error:
+        raise QueueClosed("Redis was restarted or is new; the queue is being rebuilt") from error
+    except redis.exceptions.ResponseError as error:
+        text = str(error)
+        if text.startswith("NOGENERATION") or "NOGENERATION" in text:
+            raise QueueClosed("the queue is being rebuilt") from error
+        if text.startswith(("OOM", "MISCONF", "READONLY", "LOADING", "BUSY", "MASTERDOWN")) or "OOM" in text:
+            raise Unavailable(f"Redis cannot take writes: {text}", retry_after_s=1) from error
+        raise
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise Unavailable(f"Redis did not answer: {type(error).__name__}", retry_after_s=1) from error
+
+
+async def refuse_evicting_policy(client: Redis) -> None:
+    """An evicting Redis drops queued jobs silently: refuse to work with one.
+
+    :raises Misconfigured: saying which setting to change.
+    """
+    with redis_errors():
+        answer = await client.config_get("maxmemory-policy")
+    policy = answer.get("maxmemory-policy", "noeviction")
+    if policy != "noeviction":
+        raise Misconfigured(f"Redis evicts keys (maxmemory-policy {policy}); set it to noeviction")

@@ -1,0 +1,25 @@
+-- Ends a job wherever it is; of a cancel and a settle the first wins.
+-- ARGV: queue, id, status and reason when it never started ("" for none), status and reason when it runs.
+-- Returns "queued" or "running" (where it was), or "absent".
+local id = ARGV[2]
+local message = redis.call('HGET', MESSAGES, id)
+if not message then return 'absent' end
+local m = parse(message)
+local function reason_of(text) if text ~= '' then return text end end
+
+local entry = redis.call('HGET', RUNNING, id)
+if entry then
+    local epoch, worker = string.match(entry, '^(%S+) (%S+) ')
+    release(id, m)
+    forget(id, m)
+    publish_end(id, m, closing_record(id, m, {status = ARGV[5], reason = reason_of(ARGV[6]), outcome = 'cancelled',
+                                              epoch = epoch, worker = worker}))
+    redis.call('PUBLISH', 'cp:worker:' .. worker, 'cancel ' .. id .. ' ' .. epoch)
+    wake()
+    return 'running'
+end
+redis.call('ZREM', K .. 'user:' .. m.user, id)
+redis.call('ZREM', K .. 'parked:' .. m.fn, id)
+forget(id, m)
+publish_end(id, m, closing_record(id, m, {status = ARGV[3], reason = reason_of(ARGV[4])}))
+return 'queued'

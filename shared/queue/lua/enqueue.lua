@@ -1,0 +1,23 @@
+-- Puts jobs on the queue; one that is there already is left alone.
+-- ARGV: queue, most records a synchronous job may find waiting, then (id, message) pairs.
+-- Returns one number a job: 1 queued, 0 was there, -1 refused because records wait for Postgres past the bound.
+local gen = generation()
+if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
+local max_backlog = tonumber(ARGV[2])
+local backlog = -1
+local answers = {}
+for i = 3, #ARGV, 2 do
+    local id, message = ARGV[i], ARGV[i + 1]
+    local m = parse(message)
+    if m.reply ~= '-' and backlog < 0 then backlog = redis.call('XLEN', RECORDS) end
+    if m.reply ~= '-' and backlog > max_backlog then
+        answers[#answers + 1] = -1
+    elseif redis.call('HSETNX', MESSAGES, id, message) == 0 then
+        answers[#answers + 1] = 0
+    else
+        admit(id, m)
+        answers[#answers + 1] = 1
+    end
+end
+wake()
+return answers

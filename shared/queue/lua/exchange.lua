@@ -1,0 +1,68 @@
+-- Settles attempts and claims new ones, in one step.
+-- ARGV: queue, worker, most to claim, most running of one user, number of settles, then a settle as
+--   (id, epoch, verb, record): verb "final" ends the job, "hand_back" returns the attempt unspent.
+-- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
+local worker, want, user_max, settles = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local gen, open = generation()
+if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
+
+local settled = {}
+for s = 0, settles - 1 do
+    local base = 6 + s * 4
+    local id, epoch, verb, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
+    local entry = redis.call('HGET', RUNNING, id)
+    if not entry or string.sub(entry, 1, #epoch + 1) ~= epoch .. ' ' then
+        settled[#settled + 1] = 0
+    else
+        local message = redis.call('HGET', MESSAGES, id)
+        local m = parse(message)
+        release(id, m)
+        if verb == 'final' then
+            forget(id, m)
+            publish_end(id, m, record)
+        else
+            to_user_queue(id, m.user)
+            redis.call('XADD', RECORDS, '*', 'r', record)
+        end
+        settled[#settled + 1] = 1
+    end
+end
+
+local claimed = {}
+if want > 0 and open then
+    local now = clock_ms()
+    local taken = 0
+    -- Every turn takes a job or drops a user from the ring; expired jobs are bounded so that no call runs for long.
+    for _ = 1, want * 2 + 100 do
+        if taken == want then break end
+        local head = redis.call('ZPOPMIN', RING)
+        if #head == 0 then break end
+        local user = head[1]
+        local mine, using = K .. 'user:' .. user, K .. 'using:' .. user
+        if redis.call('SCARD', using) < user_max then
+            local id = redis.call('ZPOPMIN', mine)[1]
+            if id then
+                local message = redis.call('HGET', MESSAGES, id)
+                local m = parse(message)
+                if m.deadline > 0 and now > m.deadline then
+                    forget(id, m)
+                    publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'queue_timeout'}))
+                else
+                    local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')
+                    redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn}, ' '))
+                    redis.call('SADD', using, id)
+                    claimed[#claimed + 1] = id
+                    claimed[#claimed + 1] = epoch
+                    claimed[#claimed + 1] = message
+                    taken = taken + 1
+                end
+            end
+            if redis.call('EXISTS', mine) == 1 then redis.call('ZADD', RING, redis.call('INCR', 'cp:turn'), user) end
+        end
+    end
+    if taken < want then redis.call('SADD', IDLE, worker) else redis.call('SREM', IDLE, worker) end
+elseif want > 0 then
+    redis.call('SADD', IDLE, worker)
+end
+wake()
+return {settled, claimed}

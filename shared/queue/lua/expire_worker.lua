@@ -1,0 +1,32 @@
+-- Takes the running attempts of a worker that stopped beating back to the queue.
+-- ARGV: queue, worker, beats last seen, most lost deliveries. Returns {requeued, given up}, or -1 if it beat since.
+local worker, seen, max_lost = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local beats = redis.call('HGET', 'cp:workers', worker) or '0'
+if beats ~= seen then return -1 end
+local requeued, given_up = 0, 0
+local entries = redis.call('HGETALL', RUNNING)
+for i = 1, #entries, 2 do
+    local id = entries[i]
+    local epoch, holder = string.match(entries[i + 1], '^(%S+) (%S+) ')
+    if holder == worker then
+        local message = redis.call('HGET', MESSAGES, id)
+        local m = parse(message)
+        local lost = m.lost + 1
+        release(id, m)
+        if lost >= max_lost then
+            forget(id, m)
+            publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'worker_lost', outcome = 'lost',
+                                                      epoch = epoch, worker = worker, lost = lost}))
+            given_up = given_up + 1
+        else
+            redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, lost))
+            to_user_queue(id, m.user)
+            redis.call('XADD', RECORDS, '*', 'r', closing_record(id, m, {
+                status = 'queued', outcome = 'lost', epoch = epoch, worker = worker, lost = lost}))
+            requeued = requeued + 1
+        end
+    end
+end
+redis.call('SREM', IDLE, worker)
+wake()
+return {requeued, given_up}

@@ -1,0 +1,112 @@
+-- Shared by every script of the queue; each script is this text followed by its own.
+--
+-- ARGV[1] is the queue's name ("invoke" or "build"). Its places, all under cp:{queue}:
+--   messages          hash  job -> message                everything that is queued, parked or running
+--   user:{user}       zset  job by time accepted          runnable jobs of one user
+--   ring              zset  user by turn                  users with runnable jobs, least recently served first
+--   parked:{function} zset  job by time accepted          jobs over their function's concurrency limit
+--   admitted:{function} set job                           jobs of a limited function that are runnable or running
+--   running           hash  job -> epoch worker user function
+--   using:{user}      set   job                           running jobs of one user
+--   idle              set   worker                        workers that wait for a wake-up
+-- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
+-- cp:workers (hash worker -> beats).
+--
+-- A message is a line for these scripts (user function version limit attempt lost deadline reply), then the rest,
+-- which only Python reads.
+
+local QUEUE = ARGV[1]
+local K = 'cp:' .. QUEUE .. ':'
+local MESSAGES, RING, RUNNING, IDLE = K .. 'messages', K .. 'ring', K .. 'running', K .. 'idle'
+local RECORDS = 'cp:records'
+
+local function clock_ms()
+    local t = redis.call('TIME')
+    return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- The first 48 bits of a UUIDv7 are the millisecond of its making: the order of arrival needs no field of its own.
+local function accepted_ms(id)
+    return tonumber(string.sub(id, 1, 8) .. string.sub(id, 10, 13), 16)
+end
+
+local function parse(message)
+    local user, fn, version, limit, attempt, lost, deadline, reply =
+        string.match(message, '^(%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+)\n')
+    return {user = user, fn = fn, version = version, limit = tonumber(limit), attempt = tonumber(attempt),
+            lost = tonumber(lost), deadline = tonumber(deadline), reply = reply}
+end
+
+local function with_counts(message, m, attempt, lost)
+    local rest = string.sub(message, string.find(message, '\n', 1, true), -1)
+    return table.concat({m.user, m.fn, m.version, m.limit, attempt, lost, string.format('%.0f', m.deadline), m.reply}, ' ')
+        .. rest
+end
+
+local function to_user_queue(id, user)
+    redis.call('ZADD', K .. 'user:' .. user, accepted_ms(id), id)
+    redis.call('ZADD', RING, 'NX', redis.call('INCR', 'cp:turn'), user)
+end
+
+-- Makes a job runnable, or parks it when its function has as many runnable and running jobs as it may.
+local function admit(id, m)
+    if m.limit > 0 then
+        local admitted = K .. 'admitted:' .. m.fn
+        if redis.call('SCARD', admitted) >= m.limit then
+            redis.call('ZADD', K .. 'parked:' .. m.fn, accepted_ms(id), id)
+            return
+        end
+        redis.call('SADD', admitted, id)
+    end
+    to_user_queue(id, m.user)
+end
+
+-- Ends an attempt: the slot of its user is free again.
+local function release(id, m)
+    redis.call('HDEL', RUNNING, id)
+    redis.call('SREM', K .. 'using:' .. m.user, id)
+    if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then
+        redis.call('ZADD', RING, 'NX', redis.call('INCR', 'cp:turn'), m.user)
+    end
+end
+
+-- Ends a job: its message goes, and a parked job of its function takes its place.
+local function forget(id, m)
+    redis.call('HDEL', MESSAGES, id)
+    if m.limit == 0 then return end
+    local admitted, parked = K .. 'admitted:' .. m.fn, K .. 'parked:' .. m.fn
+    redis.call('SREM', admitted, id)
+    while redis.call('SCARD', admitted) < m.limit do
+        local next_job = redis.call('ZPOPMIN', parked)
+        if #next_job == 0 then break end
+        redis.call('SADD', admitted, next_job[1])
+        to_user_queue(next_job[1], m.user)
+    end
+end
+
+-- A record for an end that no worker reports. Same shape as shared/queue/records.py writes, without result.
+local function closing_record(id, m, fields)
+    fields.id, fields.user, fields['function'], fields.version = id, m.user, m.fn, m.version
+    fields.queue, fields.attempt, fields.at_ms = QUEUE, fields.attempt or m.attempt, clock_ms()
+    fields.lost = fields.lost or m.lost
+    return cjson.encode(fields) .. '\n'
+end
+
+local function publish_end(id, m, record)
+    redis.call('XADD', RECORDS, '*', 'r', record)
+    if m.reply ~= '-' then redis.call('PUBLISH', 'cp:reply:' .. m.reply, record) end
+end
+
+-- Wakes one idle worker that still listens. Whoever is woken wakes the next while there is work: no herd.
+local function wake()
+    if redis.call('EXISTS', RING) == 0 then return end
+    local worker = redis.call('SPOP', IDLE)
+    while worker and redis.call('PUBLISH', 'cp:worker:' .. worker, 'wake ' .. QUEUE) == 0 do
+        worker = redis.call('SPOP', IDLE)
+    end
+end
+
+local function generation()
+    local g = redis.call('HMGET', 'cp:generation', 'gen', 'open')
+    return g[1], g[2] == '1'
+end

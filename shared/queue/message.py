@@ -1,0 +1,93 @@
+"""A job as it travels through Redis.
+
+Three parts, so that each reader touches only its own: a line of fields for the Lua scripts (see ``lua/prelude.lua``),
+a line with the job in arq's format as JSON, and the payload, which nobody parses on the way to the sandbox.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+from arq.jobs import serialize_job
+
+from shared.jobs import JobKind
+
+NO_REPLY = "-"
+
+
+class UnreadableMessage(Exception):
+    """A message whose format this process does not know; it goes back to the queue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobMessage:
+    """What a worker gets to know of a job without asking Postgres.
+
+    :param concurrency: most attempts of its function at a time over all workers; 0: no limit.
+    :param attempt: number of the attempt that the next claim starts, from 1.
+    :param deadline_ms: Unix time after which a claim drops the job; 0: never.
+    :param reply: channel of the API process that waits for the outcome, ``-`` for none.
+    :param enqueued_ms: Unix time at which the job was accepted.
+    :param payload: the event as JSON text; empty for jobs whose arguments are in Postgres.
+    """
+
+    id: UUID
+    kind: JobKind
+    user_id: UUID
+    function_id: UUID
+    version_id: UUID
+    concurrency: int = 0
+    attempt: int = 1
+    lost: int = 0
+    deadline_ms: int = 0
+    reply: str = NO_REPLY
+    enqueued_ms: int
+    payload: bytes = b""
+
+    @property
+    def queue(self) -> str:
+        return queue_of(self.kind)
+
+    def encode(self) -> bytes:
+        job = serialize_job(self.kind.value, (), {}, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
+        return (
+            f"{self.user_id} {self.function_id} {self.version_id} {self.concurrency} {self.attempt} {self.lost} "
+            f"{self.deadline_ms} {self.reply}\n"
+        ).encode() + b"%b\n%b" % (job, self.payload)
+
+    @classmethod
+    def decode(cls, identifier: str, message: bytes) -> JobMessage:
+        """:raises UnreadableMessage: also for a job kind that this process does not know."""
+        try:
+            fields, rest = message.split(b"\n", 1)
+            job_line, payload = rest.split(b"\n", 1)
+            user, function, version, concurrency, attempt, lost, deadline, reply = fields.decode().split(" ")
+            job = orjson.loads(job_line)
+            return cls(
+                id=UUID(identifier),
+                kind=JobKind(job["f"]),
+                user_id=UUID(user),
+                function_id=UUID(function),
+                version_id=UUID(version),
+                concurrency=int(concurrency),
+                attempt=int(attempt),
+                lost=int(lost),
+                deadline_ms=int(deadline),
+                reply=reply,
+                enqueued_ms=int(job["et"]),
+                payload=payload,
+            )
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UnreadableMessage(f"job {identifier}: {error}") from error
+
+
+def queue_of(kind: JobKind) -> str:
+    """The name of the queue that carries jobs of ``kind``: builds have slots of their own."""
+    return "invoke" if kind is JobKind.INVOKE else "build"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,191 @@
+"""The queue: enqueue, exchange (settle and claim), cancel. Every step is one atomic round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from redis.asyncio import Redis
+
+from shared.queue import scripts
+from shared.queue.connection import redis_errors
+from shared.queue.message import JobMessage
+from shared.queue.scripts import Script
+
+QUEUES = ("invoke", "build")
+RECORDS = "cp:records"
+RECORDS_GROUP = "postgres"
+GENERATION = "cp:generation"
+WORKERS = "cp:workers"
+FINAL_CHANNEL = "cp:final"
+CHANGED_CHANNEL = "cp:changed"
+
+
+class Enqueued(StrEnum):
+    QUEUED = "queued"
+    THERE = "there"  # the job was on the queue already
+    BACKLOG = "backlog"  # refused: too many records wait for Postgres
+
+
+_ENQUEUED = {1: Enqueued.QUEUED, 0: Enqueued.THERE, -1: Enqueued.BACKLOG}
+
+
+class Verb(StrEnum):
+    FINAL = "final"
+    HAND_BACK = "hand_back"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """The end of an attempt, fenced by ``epoch``; ``record`` is an encoded :class:`shared.queue.records.Record`."""
+
+    id: UUID
+    epoch: str
+    verb: Verb
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to run one attempt. ``raw`` is the message as it stands in Redis, for a later registration."""
+
+    id: str
+    epoch: str
+    raw: bytes
+
+    def decode(self) -> JobMessage:
+        return JobMessage.decode(self.id, self.raw)
+
+
+class CancelledWhere(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    ABSENT = "absent"
+
+
+class Queue:
+    """Stateless client of the queue in Redis; safe to share within a process.
+
+    All methods raise :class:`~shared.queue.scripts.QueueClosed` while the queue is rebuilt and
+    :class:`~shared.errors.Unavailable` when Redis does not answer in time.
+    """
+
+    def __init__(self, redis: Redis, *, max_stream_backlog: int = 100_000, max_running_per_user: int = 100) -> None:
+        self.redis = redis
+        self._max_backlog = max_stream_backlog
+        self._user_max = max_running_per_user
+
+    async def _run(self, script: Script, *args: str | bytes | int | float) -> Any:
+        with redis_errors():
+            return await self.redis.evalsha(script.sha, 0, *args)  # type: ignore[arg-type, misc]
+
+    async def enqueue(self, queue: str, messages: Sequence[JobMessage]) -> list[Enqueued]:
+        args: list[str | bytes] = []
+        for message in messages:
+            args += (str(message.id), message.encode())
+        answer = await self._run(scripts.ENQUEUE, queue, self._max_backlog, *args)
+        return [_ENQUEUED[code] for code in answer]
+
+    async def exchange(
+        self, queue: str, worker: str, *, want: int, settles: Sequence[Settle] = ()
+    ) -> tuple[list[bool], list[Claim]]:
+        """Settle ``settles`` and claim up to ``want`` jobs for ``worker``.
+
+        :returns: one flag a settle, False where the epoch was stale and nothing changed; and the claims.
+        """
+        args: list[str | bytes | int] = [queue, worker, want, self._user_max, len(settles)]
+        for settle in settles:
+            args += (str(settle.id), settle.epoch, settle.verb.value, settle.record)
+        settled, claimed = await self._run(scripts.EXCHANGE, *args)
+        claims = [
+            Claim(id=claimed[i].decode(), epoch=claimed[i + 1].decode(), raw=claimed[i + 2])
+            for i in range(0, len(claimed), 3)
+        ]
+        return [flag == 1 for flag in settled], claims
+
+    async def cancel(
+        self,
+        queue: str,
+        job: UUID,
+        *,
+        queued: tuple[str, str] = ("cancelled", ""),
+        running: tuple[str, str] = ("cancelled", ""),
+    ) -> CancelledWhere:
+        """End ``job`` with the given (status, reason), depending on whether it had started."""
+        answer = await self._run(scripts.CANCEL, queue, str(job), *queued, *running)
+        return CancelledWhere(answer.decode())
+
+    async def beat(self, worker: str) -> None:
+        """Move the heartbeat of ``worker`` on."""
+        with redis_errors():
+            await self.redis.hincrby(WORKERS, worker, 1)  # type: ignore[misc]
+
+    async def beats(self) -> dict[str, int]:
+        """Heartbeats so far, by worker."""
+        with redis_errors():
+            answer = await self.redis.hgetall(WORKERS)  # type: ignore[misc]
+        return {worker.decode(): int(count) for worker, count in answer.items()}
+
+    async def expire_worker(self, worker: str, *, seen: int, max_lost: int) -> tuple[int, int] | None:
+        """Requeue what a silent worker ran, unless its heartbeat moved past ``seen``.
+
+        :returns: (requeued, given up), or None if it beat.
+        """
+        requeued = given_up = 0
+        for queue in QUEUES:
+            answer = await self._run(scripts.EXPIRE_WORKER, queue, worker, seen, max_lost)
+            if answer == -1:
+                return None
+            requeued, given_up = requeued + answer[0], given_up + answer[1]
+        with redis_errors():
+            await self.redis.hdel(WORKERS, worker)  # type: ignore[misc]
+        return requeued, given_up
+
+    async def register(self, queue: str, worker: str, claims: Sequence[Claim]) -> int:
+        """Tell a queue that is being rebuilt what ``worker`` still runs."""
+        args: list[str | bytes] = []
+        for claim in claims:
+            args += (claim.id, claim.epoch, claim.raw)
+        return int(await self._run(scripts.REGISTER, queue, worker, *args))
+
+    async def retire(self, worker: str) -> None:
+        """Forget a worker that ends in good order."""
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.hdel(WORKERS, worker)
+            for queue in QUEUES:
+                pipe.srem(f"cp:{queue}:idle", worker)
+            await pipe.execute()
+
+    async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
+        """Whether each job is anywhere on ``queue``."""
+        if not jobs:
+            return []
+        with redis_errors():
+            answer = await self.redis.hmget(f"cp:{queue}:messages", [str(job) for job in jobs])  # type: ignore[misc]
+        return [value is not None for value in answer]
+
+    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
+        """Whether each job is running right now."""
+        if not jobs:
+            return []
+        with redis_errors():
+            answer = await self.redis.hmget(f"cp:{queue}:running", [str(job) for job in jobs])  # type: ignore[misc]
+        return [value is not None for value in answer]
+
+    async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
+        with redis_errors():
+            answer = await self.redis.smembers(f"cp:{queue}:using:{user}")  # type: ignore[misc]
+        return [UUID(member.decode()) for member in answer]
+
+    async def announce_change(self, function_id: UUID) -> None:
+        """Tell every process to drop what it remembers of a function."""
+        with redis_errors():
+            await self.redis.publish(CHANGED_CHANNEL, str(function_id))
+
+    async def is_open(self) -> bool:
+        with redis_errors():
+            return bool(await self.redis.hget(GENERATION, "open") == b"1")  # type: ignore[misc]

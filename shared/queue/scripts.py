@@ -1,0 +1,38 @@
+"""The queue's atomic steps as Lua, and how they get into Redis.
+
+A process never loads a script by itself: Redis forgets scripts when it restarts, so an unknown script is how everybody
+notices that the queue's fast copy may have lost writes. Only the leader loads them, after it has opened a new
+generation (``scheduler/rebuild.py``). Until then every step answers :class:`QueueClosed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+
+class QueueClosed(Exception):
+    """The queue is being rebuilt, or nobody has opened it yet; try again soon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    name: str
+    source: str
+    sha: str
+
+
+def _load(name: str) -> Script:
+    folder = resources.files("shared.queue") / "lua"
+    source = (folder / "prelude.lua").read_text("utf-8") + "\n" + (folder / f"{name}.lua").read_text("utf-8")
+    return Script(name=name, source=source, sha=hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+ENQUEUE = _load("enqueue")
+EXCHANGE = _load("exchange")
+CANCEL = _load("cancel")
+EXPIRE_WORKER = _load("expire_worker")
+REGISTER = _load("register")
+
+SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER)

@@ -1,0 +1,111 @@
+-- Functions, their versions and aliases.
+
+-- name: upsert_function
+-- The function of a deploy, made if it is new, its row locked so that version numbers have no gaps.
+INSERT INTO functions (id, user_id, name) VALUES ($1, $2, $3)
+ON CONFLICT (user_id, name) WHERE deleted_at IS NULL DO UPDATE SET name = excluded.name
+RETURNING id, last_number
+
+-- name: newest_version
+-- What the newest deploy of a function was made of, to tell whether another changes anything.
+SELECT v.id, v.number, v.status, v.artifact_sha256, v.settings, a.version_id = v.id AS live
+FROM versions v LEFT JOIN aliases a ON a.function_id = v.function_id AND a.name = 'live'
+WHERE v.function_id = $1 ORDER BY v.number DESC LIMIT 1
+
+-- name: insert_version
+-- The next version of a function.
+INSERT INTO versions (id, function_id, number, artifact_sha256, artifact_bytes, settings)
+VALUES ($1, $2, $3, $4, $5, $6)
+
+-- name: set_last_number
+-- Remember the newest version's number.
+UPDATE functions SET last_number = $2 WHERE id = $1
+
+-- name: list_functions
+-- A page of a user's functions by name.
+SELECT f.id, f.name, f.status, f.created_at, f.updated_at, v.number AS live_version, coalesce(v.settings, n.settings) AS settings
+FROM functions f
+LEFT JOIN aliases a ON a.function_id = f.id AND a.name = 'live'
+LEFT JOIN versions v ON v.id = a.version_id
+LEFT JOIN versions n ON n.function_id = f.id AND n.number = f.last_number
+WHERE f.user_id = $1 AND f.deleted_at IS NULL AND f.name > $2
+ORDER BY f.name LIMIT $3
+
+-- name: function_by_reference
+-- A user's function by id or by name.
+SELECT f.id, f.name, f.status, f.created_at, f.updated_at, v.number AS live_version, coalesce(v.settings, n.settings) AS settings
+FROM functions f
+LEFT JOIN aliases a ON a.function_id = f.id AND a.name = 'live'
+LEFT JOIN versions v ON v.id = a.version_id
+LEFT JOIN versions n ON n.function_id = f.id AND n.number = f.last_number
+WHERE f.user_id = $1 AND f.deleted_at IS NULL AND (f.id = $2 OR f.name = $3)
+
+-- name: resolve_live
+-- What an invoke needs to know: the function and its live version.
+SELECT f.id, f.name, f.status, v.id AS version_id, v.number, v.settings
+FROM functions f
+LEFT JOIN aliases a ON a.function_id = f.id AND a.name = 'live'
+LEFT JOIN versions v ON v.id = a.version_id
+WHERE f.user_id = $1 AND f.deleted_at IS NULL AND (f.id = $2 OR f.name = $3)
+
+-- name: version_by_number
+-- One version with its build log.
+SELECT id, number, status, artifact_sha256, artifact_bytes, settings, image, image_bytes, analysis, reason, error,
+       build_log, created_at, activated_at
+FROM versions WHERE function_id = $1 AND number = $2
+
+-- name: list_versions
+-- A page of a function's versions, newest first.
+SELECT id, number, status, artifact_sha256, artifact_bytes, settings, image, image_bytes, analysis, reason, error,
+       '' AS build_log, created_at, activated_at
+FROM versions WHERE function_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3
+
+-- name: version_to_run
+-- What a worker must know of a version to build or start it.
+SELECT v.id, v.function_id, v.number, v.status, v.artifact_sha256, v.settings, v.image, f.name, f.user_id
+FROM versions v JOIN functions f ON f.id = v.function_id
+WHERE v.id = $1
+
+-- name: append_build_log
+-- Add to the log of a build that runs.
+UPDATE versions SET build_log = build_log || $2 WHERE id = $1 AND status = 'building'
+
+-- name: activate_version
+-- A build succeeded: the version can serve.
+UPDATE versions SET status = 'active', image = $2, image_bytes = $3, analysis = $4, activated_at = now()
+WHERE id = $1 AND status = 'building'
+
+-- name: move_live
+-- Point live at a version, unless a newer one serves already.
+INSERT INTO aliases (function_id, name, version_id)
+SELECT v.function_id, 'live', v.id FROM versions v JOIN functions f ON f.id = v.function_id
+WHERE v.id = $1 AND v.status = 'active' AND f.deleted_at IS NULL
+ON CONFLICT (function_id, name) DO UPDATE SET version_id = excluded.version_id
+WHERE (SELECT number FROM versions WHERE id = aliases.version_id) < (SELECT number FROM versions WHERE id = excluded.version_id)
+
+-- name: fail_version
+-- A build failed; whatever is live stays live.
+UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND status = 'building'
+
+-- name: set_version_image
+-- A lost image was built again.
+UPDATE versions SET image = $2, image_bytes = $3 WHERE id = $1
+
+-- name: delete_function
+-- Take a function from its user at once; a delete job clears up behind it.
+UPDATE functions SET deleted_at = now(), status = 'inactive' WHERE id = $1 AND deleted_at IS NULL
+
+-- name: images_of_function
+-- What a delete job has to remove.
+SELECT id, image FROM versions WHERE function_id = $1 AND image IS NOT NULL
+
+-- name: forget_images
+-- The images of a deleted function are gone.
+UPDATE versions SET image = NULL WHERE function_id = $1
+
+-- name: artifacts_only_of_function
+-- Artifacts that no other function's versions use.
+SELECT DISTINCT v.artifact_sha256 FROM versions v
+WHERE v.function_id = $1 AND NOT EXISTS (
+    SELECT 1 FROM versions o JOIN functions f ON f.id = o.function_id
+    WHERE o.artifact_sha256 = v.artifact_sha256 AND o.function_id <> $1 AND f.deleted_at IS NULL)

@@ -1,0 +1,96 @@
+-- Jobs and the records of their attempts.
+
+-- name: insert_jobs
+-- Accept many jobs in one commit.
+INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at)
+SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[])
+     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at)
+ON CONFLICT (id) DO NOTHING
+
+-- name: insert_job
+-- Accept one deploy or delete job, within its caller's transaction.
+INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, created_at)
+VALUES ($1, $2, $3, $4, $5, 'queued', now())
+
+-- name: job_of_user
+-- One job, if it is this user's.
+SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+WHERE j.id = $1 AND j.user_id = $2
+
+-- name: list_jobs
+-- A page of a user's jobs, newest first; filters that are null match everything.
+SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+WHERE j.user_id = $1 AND j.id < $2
+  AND ($3::uuid IS NULL OR j.function_id = $3) AND ($4::text[] IS NULL OR j.status = ANY ($4))
+  AND ($5::uuid[] IS NULL OR j.id = ANY ($5)) AND ($6::uuid[] IS NULL OR j.id <> ALL ($6))
+ORDER BY j.id DESC LIMIT $7
+
+-- name: settle_jobs
+-- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are.
+-- A synchronous job meets Postgres here for the first time.
+INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
+                       error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
+                     $9::int[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::real[], $15::real[],
+                     $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[])
+ON CONFLICT (id) DO UPDATE SET
+    status = excluded.status, reason = excluded.reason, attempt = excluded.attempt, lost = excluded.lost,
+    epoch = coalesce(excluded.epoch, j.epoch), result = excluded.result, error = excluded.error,
+    payload = CASE WHEN excluded.status = 'succeeded' THEN NULL ELSE j.payload END,
+    queue_ms = excluded.queue_ms, sandbox_ms = excluded.sandbox_ms, run_ms = excluded.run_ms,
+    total_ms = excluded.total_ms, started_at = excluded.started_at, finished_at = excluded.finished_at
+WHERE j.status IN ('scheduled', 'queued', 'running')
+  AND (j.epoch IS NULL OR excluded.epoch IS NULL OR j.epoch <= excluded.epoch)
+
+-- name: insert_invocations
+-- The records of attempts; one that is there already stays.
+INSERT INTO invocations (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
+                         reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
+                         peak_memory_bytes, timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at)
+SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::int[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[],
+                     $8::bigint[], $9::text[], $10::text[], $11::text[], $12::text[], $13::int[], $14::real[],
+                     $15::real[], $16::real[], $17::real[], $18::real[], $19::bigint[], $20::int[], $21::int[],
+                     $22::bool[], $23::jsonb[], $24::timestamptz[], $25::timestamptz[])
+ON CONFLICT (accepted_at, job_id, epoch) DO NOTHING
+
+-- name: insert_logs
+-- What attempts printed.
+INSERT INTO logs (accepted_at, job_id, epoch, seq, attempt, function_id, stream, level, message, logged_at)
+SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::uuid[], $7::text[],
+                     $8::text[], $9::text[], $10::timestamptz[])
+ON CONFLICT (accepted_at, job_id, epoch, seq) DO NOTHING
+
+-- name: cancel_job
+-- End a job that is in no queue: the reconciler had not put it there yet.
+UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = $1 AND status IN ('scheduled', 'queued')
+
+-- name: open_jobs
+-- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler.
+SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+WHERE j.status IN ('queued', 'running') AND j.id > $1 AND j.created_at <= $2
+ORDER BY j.id LIMIT $3
+
+-- name: still_open
+-- Of these jobs, those that have not ended.
+SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running')
+
+-- name: list_logs
+-- A page of a function's log, newest first; filters that are null match everything.
+SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at
+FROM logs
+WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND ($3::text[] IS NULL OR level = ANY ($3))
+  AND (accepted_at, job_id, epoch, seq) < ($4, $5, $6, $7)
+ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC LIMIT $8
+
+-- name: list_invocations
+-- A page of a function's invocations, newest first.
+SELECT * FROM invocations
+WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND (accepted_at, job_id, epoch) < ($3, $4, $5)
+ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
+
+-- name: logs_of_invocations
+-- What some attempts printed, in order.
+SELECT job_id, epoch, stream, level, message FROM logs
+WHERE accepted_at = ANY ($1) AND job_id = ANY ($2) ORDER BY job_id, epoch, seq

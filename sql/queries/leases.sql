@@ -1,0 +1,20 @@
+-- Leadership, and what the leader keeps in order.
+
+-- name: take_lease
+-- Become or stay the holder; no row if somebody else's lease still runs.
+INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+WHERE leases.holder = excluded.holder OR leases.expires_at < now()
+RETURNING holder
+
+-- name: drop_lease
+-- Give leadership up, so that the next one need not wait.
+DELETE FROM leases WHERE name = $1 AND holder = $2
+
+-- name: next_generation
+-- A number for a rebuilt queue, above all earlier ones.
+SELECT nextval('queue_generation')
+
+-- name: make_partitions
+-- Months of records ahead of time.
+SELECT make_month_partitions((now() AT TIME ZONE 'UTC')::date, 3)
