@@ -1,0 +1,134 @@
+"""The ``containerpub`` command: ``main(args, env) -> ExitStatus``.
+
+Importing this module must stay quick, since ``--help`` and every mistake on the command line wait for it: commands
+import what they need inside their bodies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from cli.commands import JsonFlag, Run, at_least, output_of
+from cli.commands.accounts import login, logout, me, register
+from cli.commands.deploy import deploy
+from cli.commands.functions import delete, list_functions
+from cli.commands.init import init
+from cli.commands.invoke import invoke
+from cli.commands.jobs import cancel, job, jobs
+from cli.commands.logs import logs
+from cli.environment import Environment
+from cli.errors import CliError, ExitStatus
+from cli.output import Output
+
+
+class EngineChoice(StrEnum):
+    AUTO = "auto"
+    DOCKER = "docker"
+    PROCESS = "process"
+
+
+# No rich help: importing it would double the time that --help takes.
+app = typer.Typer(name="containerpub", rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+app.command()(register)
+app.command()(login)
+app.command()(logout)
+app.command()(me)
+app.command()(init)
+app.command()(deploy)
+app.command(name="list")(list_functions)
+app.command()(invoke)
+app.command()(job)
+app.command()(jobs)
+app.command()(cancel)
+app.command()(logs)
+app.command()(delete)
+
+
+@app.callback()
+def containerpub(
+    ctx: typer.Context,
+    as_json: JsonFlag = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Deploy functions to a ContainerPub server and run them."""
+    output = output_of(ctx, as_json)
+    if version:
+        from importlib.metadata import version as installed
+
+        if output.as_json:
+            output.document({"version": installed("containerpub")})
+        else:
+            output.line(installed("containerpub"))
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    ctx: typer.Context,
+    data: Annotated[Path | None, typer.Option("--data", help="Data folder; the user's own when left out.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8080,
+    workers: Annotated[int, typer.Option("--workers", help="How many worker processes.")] = 2,
+    engine: Annotated[EngineChoice, typer.Option("--engine", help="What runs the functions.")] = EngineChoice.AUTO,
+) -> int:
+    """Start a whole server on this machine."""
+    from cli.commands.up import run_up
+    from cli.config import data_folder
+
+    env = output_of(ctx, False).env
+    at_least("--workers", workers, 1)
+    folder = env.cwd / data if data is not None else data_folder(env.variables)
+    return run_up(folder, host, port, workers, engine.value)
+
+
+@app.command()
+def migrate(ctx: typer.Context) -> int:
+    """Bring the database's schema up to date."""
+    from cli.commands.migrate import run_migrate
+
+    return run_migrate()
+
+
+def main(args: Sequence[str], env: Environment) -> ExitStatus:
+    """Run the command with ``args`` (without the program's name) and say how it ended.
+
+    Writes to the environment's streams only. Raises nothing but what is a mistake in this program.
+    """
+    run = Run(env=env, as_json="--json" in args)
+    try:
+        with contextlib.redirect_stdout(env.stdout), contextlib.redirect_stderr(env.stderr):
+            code = get_command(app).main(list(args), prog_name="containerpub", standalone_mode=False, obj=run)
+        return ExitStatus(code or 0)
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except typer.TyperException as error:
+        return _refused(error, run)
+    except CliError as error:
+        return _ended(error, run)
+
+
+def _ended(error: CliError, run: Run) -> ExitStatus:
+    if error.status is ExitStatus.OUTPUT_CLOSED:
+        return error.status
+    try:
+        Output(run.env, as_json=run.as_json).error(error)
+    except CliError as closed:
+        return closed.status
+    return error.status
+
+
+def _refused(error: typer.TyperException, run: Run) -> ExitStatus:
+    """The command line is wrong, or names no command at all, which shows the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        run.env.stderr.write(error.format_message() + "\n")
+        return ExitStatus.USAGE
+    command = getattr(getattr(error, "ctx", None), "command_path", "containerpub")
+    return _ended(CliError(error.format_message(), hint=f"See `{command} --help`."), run)
