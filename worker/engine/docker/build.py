@@ -1,0 +1,142 @@
+"""Making a version startable: analysis, dependencies, image."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiodocker import Docker
+
+from worker.engine.analysis import analyze
+from worker.engine.buildlog import BuildLog
+from worker.engine.config import EngineConfig
+from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
+from worker.engine.docker.image import Image, Images
+from worker.engine.docker.install import Installer
+from worker.engine.layer import artifact_layer, runtime_layer
+from worker.engine.recipe import Recipe, load_recipe
+from worker.engine.requirements import MAX_BYTES, Requirements, parse_requirements
+
+FUNCTION = "containerpub/function"
+DEPENDENCIES = "containerpub/dependencies"
+RUNTIME = "containerpub/runtime"
+
+
+class ImageBuilder:
+    """Builds images on one engine. Safe for concurrent use; equal dependencies are installed once."""
+
+    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+        self._config = config
+        self._images = Images(docker, config)
+        self._installer = Installer(docker, config)
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._builds: set[asyncio.Task[object]] = set()
+
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
+        """See :meth:`worker.engine.contract.Engine.build`. Cancelling ends and removes whatever runs for it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._builds.add(task)
+        try:
+            async with asyncio.timeout(plan.timeout_s):
+                return await self._build(plan, BuildLog(log, plan.max_log_bytes))
+        except TimeoutError:
+            raise BuildRejected("build_failed", f"The build took longer than {plan.timeout_s:g} s.") from None
+        finally:
+            self._builds.discard(task)
+
+    async def close(self) -> None:
+        """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
+        running = [task for task in self._builds if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
+        recipe = load_recipe(plan.runtime)
+        analysis, requirements = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_requirements, plan.artifact, recipe)
+        )
+        base = await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
+        parent = await self._runtime(recipe, base)
+        if requirements and recipe.install is not None:
+            parent = await self._dependencies(plan, recipe, base, parent, requirements, log)
+        tag = str(plan.version_id)
+        image = await self._images.stack(
+            parent,
+            await asyncio.to_thread(artifact_layer, plan.artifact, "function"),
+            FUNCTION,
+            tag,
+            self._labels() | {"containerpub.version": tag},
+        )
+        if image.size_bytes > self._config.max_image_bytes:
+            await self._images.remove(f"{FUNCTION}:{tag}")
+            raise BuildRejected(
+                "build_failed",
+                f"The image takes {image.size_bytes >> 20} MB, and {self._config.max_image_bytes >> 20} are allowed.",
+            )
+        if self._config.registry:
+            await self._images.push(image, f"{self._config.registry}/{FUNCTION}", tag)
+        return BuiltImage(ref=image.id, size_bytes=image.size_bytes, analysis=analysis)
+
+    async def _runtime(self, recipe: Recipe, base: Image) -> Image:
+        """The base image with the runtime's in-sandbox side; made once a machine."""
+        key = _key(base.id, recipe.fingerprint)
+        async with self._once(key):
+            tag = f"{recipe.name}-{key}"
+            if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
+                return found
+            return await self._images.stack(
+                base, await asyncio.to_thread(runtime_layer, recipe.files), RUNTIME, tag, self._labels()
+            )
+
+    async def _dependencies(
+        self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, requirements: Requirements, log: BuildLog
+    ) -> Image:
+        key = _key(parent.id, recipe.install_fingerprint, requirements.text)
+        async with self._once(key):
+            if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
+                log.line("dependencies are unchanged")
+                return found
+            log.line("installing dependencies")
+            layer = await self._installer.install(plan, recipe, base, requirements, log)
+            return await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        return {"containerpub.installation": self._config.installation}
+
+    @asynccontextmanager
+    async def _once(self, key: str) -> AsyncIterator[None]:
+        """One at a time for a key; a lock lives as long as someone holds or awaits it."""
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, users - 1)
+
+
+def read_requirements(artifact: Path, recipe: Recipe) -> Requirements:
+    """What the artifact's manifest asks for, by our own grammar; blocking.
+
+    :raises BuildRejected: it asks for something that is not allowed.
+    """
+    with tarfile.open(artifact, mode="r|gz") as archive:
+        for member in archive:
+            if member.name.removeprefix("./") in recipe.manifests and member.isreg():
+                content = archive.extractfile(member)
+                return parse_requirements(content.read(MAX_BYTES + 1) if content else b"", member.name)
+    return Requirements(lines=())
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

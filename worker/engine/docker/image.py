@@ -1,0 +1,200 @@
+"""Images: found, pulled, made of layers, pushed.
+
+An image is put together here, as configuration and one tar, and handed to the engine, which has the layers below
+already. So equal content gives an equal image id on every machine, and no container is made. An engine that insists
+on getting every layer is given the same tar through its builder instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tarfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+
+from worker.engine.config import EngineConfig
+from worker.engine.contract import EngineUnavailable
+from worker.engine.layer import Layer
+
+_PULL_TIMEOUT_S = 300.0
+_CHUNK = 1024 * 1024
+_CREATED = "1980-01-02T00:00:00Z"  # part of what an image id is made of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What the engine says of an image."""
+
+    id: str  # sha256:…
+    diff_ids: tuple[str, ...]
+    environment: tuple[str, ...]
+    architecture: str
+    os: str
+    variant: str
+    size_bytes: int
+
+
+class Images:
+    """The images of one engine."""
+
+    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+        self._docker = docker
+        self._config = config
+        self._accepts_single_layers = True
+
+    async def find(self, reference: str) -> Image | None:
+        """The image called ``reference``, a name or an id, if it is on this machine."""
+        with engine_faults():
+            try:
+                async with asyncio.timeout(self._config.engine_call_timeout_s):
+                    found = await self._docker.images.inspect(reference)
+            except DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
+        return Image(
+            id=found["Id"],
+            diff_ids=tuple(found["RootFS"].get("Layers") or ()),
+            environment=tuple((found.get("Config") or {}).get("Env") or ()),
+            architecture=found["Architecture"],
+            os=found["Os"],
+            variant=found.get("Variant") or "",
+            size_bytes=int(found["Size"]),
+        )
+
+    async def base(self, reference: str) -> Image:
+        """A runtime's base image, pulled if it is not here.
+
+        :raises EngineUnavailable: it can neither be found nor pulled.
+        """
+        if (found := await self.find(reference)) is not None:
+            return found
+        try:
+            async with asyncio.timeout(_PULL_TIMEOUT_S):
+                await self._docker.images.pull(reference)
+        except (DockerError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnavailable(
+                f"The base image {reference} is not on this machine and cannot be pulled ({_reason(error)}): "
+                f"run `docker pull {reference}` where the registry can be reached, or `make images` to make stand-ins."
+            ) from error
+        if (found := await self.find(reference)) is None:
+            raise EngineUnavailable(f"The base image {reference} was pulled and is not there.")
+        return found
+
+    async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
+        """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
+        try:
+            with engine_faults():
+                made = None
+                if self._accepts_single_layers:
+                    made = await self._load(parent, layer, name, tag, labels)
+                if made is None:
+                    self._accepts_single_layers = False
+                    made = await self._build(parent, layer, name, tag, labels)
+        finally:
+            await asyncio.to_thread(layer.file.close)
+        return made
+
+    async def push(self, image: Image, name: str, tag: str) -> None:
+        """Tag and push to the installation's registry."""
+        with engine_faults():
+            await self._docker.images.tag(image.id, name, tag=tag)
+            await self._docker.images.push(name, tag=tag)
+
+    async def remove(self, reference: str) -> None:
+        """Drop an image's name, and the image with its last one; absent is fine."""
+        with engine_faults():
+            try:
+                async with asyncio.timeout(self._config.engine_call_timeout_s):
+                    await self._docker.images.delete(reference)
+            except DockerError as error:
+                if error.status != 404:
+                    raise
+
+    async def _load(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image | None:
+        """Hand over configuration and the one new layer; ``None`` if the engine will not have it so."""
+        config = json.dumps(
+            {
+                "architecture": parent.architecture,
+                "os": parent.os,
+                **({"variant": parent.variant} if parent.variant else {}),
+                "created": _CREATED,
+                # nothing else is taken over: no volumes, no entry point, no labels that could pass for ours
+                "config": {"Env": list(parent.environment), "Labels": dict(labels), "WorkingDir": "/function"},
+                "rootfs": {"type": "layers", "diff_ids": [*parent.diff_ids, layer.diff_id]},
+            },
+            sort_keys=True,
+        ).encode()
+        digest = hashlib.sha256(config).hexdigest()
+        below = [f"{number}/layer.tar" for number in range(len(parent.diff_ids))]
+        manifest = [{"Config": f"{digest}.json", "RepoTags": [f"{name}:{tag}"], "Layers": [*below, "new/layer.tar"]}]
+        files = {f"{digest}.json": config, "manifest.json": json.dumps(manifest).encode()}
+        try:
+            await self._docker.images.import_image(_archive(files, "new/layer.tar", layer))
+        except DockerError as error:
+            if error.status == 900:  # no connection, says aiodocker
+                raise
+            return None
+        return await self.find(f"sha256:{digest}")
+
+    async def _build(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
+        recipe = f"FROM {parent.id}\nADD layer.tar /\n".encode()
+        params = {
+            "t": f"{name}:{tag}",
+            "networkmode": "none",
+            "forcerm": "1",
+            "nocache": "1",
+            "labels": json.dumps(dict(labels)),
+        }
+        async with self._docker._query(
+            "build",
+            "POST",
+            params=params,
+            data=_archive({"Dockerfile": recipe}, "layer.tar", layer),
+            headers={"Content-Type": "application/x-tar"},
+            timeout=None,
+        ) as response:
+            async for line in response.content:
+                # a failed build is a 200 whose body says so
+                if line.strip() and "errorDetail" in (step := json.loads(line)):
+                    raise EngineUnavailable(f"The engine cannot assemble an image: {step['errorDetail']['message']}")
+        if (made := await self.find(f"{name}:{tag}")) is None:
+            raise EngineUnavailable("The engine assembled an image and lost it.")
+        return made
+
+
+async def _archive(files: Mapping[str, bytes], layer_name: str, layer: Layer) -> AsyncIterator[bytes]:
+    """A tar of ``files`` and the layer, read off the event loop."""
+    for name, content in files.items():
+        yield _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    yield _header(layer_name, layer.size_bytes)
+    await asyncio.to_thread(layer.file.seek, 0)
+    while chunk := await asyncio.to_thread(layer.file.read, _CHUNK):
+        yield chunk
+    yield bytes(-layer.size_bytes % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+
+
+def _header(name: str, size: int) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    return entry.tobuf(format=tarfile.PAX_FORMAT)
+
+
+@contextmanager
+def engine_faults() -> Iterator[None]:
+    """What goes wrong in talking to the engine becomes :class:`EngineUnavailable`, its cause kept."""
+    try:
+        yield
+    except (DockerError, aiohttp.ClientError, OSError) as error:
+        raise EngineUnavailable(f"The container engine failed: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return error.message if isinstance(error, DockerError) else str(error) or type(error).__name__
