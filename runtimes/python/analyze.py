@@ -83,19 +83,25 @@ def marked(module: ast.Module) -> Iterator[str]:
                     yield node.name
 
 
-def candidates(handler: str) -> tuple[str, str]:
-    """Where the handler's module may be."""
-    path = (handler.partition(":")[0] or "main").replace(".", "/")
+def candidates(module: str) -> tuple[str, str]:
+    """Where a module may be."""
+    path = module.replace(".", "/")
     return f"{path}.py", f"{path}/__init__.py"
+
+
+def default_module(files: set[str]) -> str:
+    """``main``, or the only module there is beside it."""
+    lone = [name for name in files if "/" not in name]
+    return lone[0].removesuffix(".py") if len(lone) == 1 else "main"
 
 
 def find_handler(handler: str, modules: dict[str, ast.Module], files: set[str]) -> tuple[str, str | None]:
     """The handler as ``module:name``, and the sentence that says what is wrong with it."""
     name, _, attribute = handler.partition(":")
-    name = name or "main"
-    path = next((path for path in candidates(handler) if path in files), None)
+    name = name or default_module(files)
+    path = next((path for path in candidates(name) if path in files), None)
     if path is None:
-        return handler, f"{candidates(handler)[0]}:1: there is no such file, but the handler is {handler or name!r}"
+        return handler, f"{candidates(name)[0]}:1: there is no such file, but the handler is {handler or name!r}"
     module = modules.get(path)
     if module is None:
         return handler, None  # already reported: it does not parse
@@ -103,6 +109,8 @@ def find_handler(handler: str, modules: dict[str, ast.Module], files: set[str]) 
         found = list(marked(module))
         if len(found) > 1:
             return handler, f"{path}:1: more than one @{MARK}: {', '.join(found)}; name one as the handler"
+        if not found and any(True for other in modules.values() for _ in marked(other)):
+            return handler, None  # marked elsewhere, and imported from here
         attribute = found[0] if found else "handler"
     bound = {bound for node in top_level(module.body) for bound in names(node)}
     if attribute.split(".")[0] not in bound and not bound & {"*", "__getattr__"}:
@@ -140,8 +148,7 @@ def main() -> None:
                 errors.append(parsed)
                 continue
             imports |= set(imported(parsed))
-            if name in candidates(handler):
-                modules[name] = parsed
+            modules[name] = parsed
     found, problem = find_handler(handler, modules, files)
     if problem is not None:
         errors.append(problem)

@@ -112,6 +112,7 @@ def main() -> int:
         os.write(ARCHIVE_FD, "\n".join(hosts()).encode())
         return 0
     requirements, target = sys.argv[1:3]
+    target = os.path.abspath(target)
     scratch = os.path.join(target, ".scratch")
     os.mkdir(scratch, 0o700)
     proxy = f"http://127.0.0.1:{forward(sys.argv[3])}" if len(sys.argv) > 3 else None

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import tarfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from aiodocker import Docker
 
 from worker.engine.analysis import analyze
 from worker.engine.buildlog import BuildLog
+from worker.engine.builds import Builds, content_key, read_requirements
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
 from worker.engine.layer import artifact_layer, runtime_layer
 from worker.engine.recipe import Recipe, load_recipe
-from worker.engine.requirements import MAX_BYTES, Requirements, parse_requirements
+from worker.engine.requirements import Requirements
 
 FUNCTION = "containerpub/function"
 DEPENDENCIES = "containerpub/dependencies"
@@ -33,28 +30,15 @@ class ImageBuilder:
         self._config = config
         self._images = Images(docker, config)
         self._installer = Installer(docker, config)
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
-        self._builds: set[asyncio.Task[object]] = set()
+        self._builds = Builds()
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         """See :meth:`worker.engine.contract.Engine.build`. Cancelling ends and removes whatever runs for it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._builds.add(task)
-        try:
-            async with asyncio.timeout(plan.timeout_s):
-                return await self._build(plan, BuildLog(log, plan.max_log_bytes))
-        except TimeoutError:
-            raise BuildRejected("build_failed", f"The build took longer than {plan.timeout_s:g} s.") from None
-        finally:
-            self._builds.discard(task)
+        return await self._builds.run(plan, self._build(plan, BuildLog(log, plan.max_log_bytes)))
 
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
-        running = [task for task in self._builds if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._builds.close()
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
@@ -85,8 +69,8 @@ class ImageBuilder:
 
     async def _runtime(self, recipe: Recipe, base: Image) -> Image:
         """The base image with the runtime's in-sandbox side; made once a machine."""
-        key = _key(base.id, recipe.fingerprint)
-        async with self._once(key):
+        key = content_key(base.id, recipe.fingerprint)
+        async with self._builds.once(key):
             tag = f"{recipe.name}-{key}"
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
                 return found
@@ -97,8 +81,8 @@ class ImageBuilder:
     async def _dependencies(
         self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, requirements: Requirements, log: BuildLog
     ) -> Image:
-        key = _key(parent.id, recipe.install_fingerprint, requirements.text)
-        async with self._once(key):
+        key = content_key(parent.id, recipe.install_fingerprint, requirements.text)
+        async with self._builds.once(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
                 return found
@@ -108,35 +92,3 @@ class ImageBuilder:
 
     def _labels(self) -> dict[str, str]:
         return {"containerpub.installation": self._config.installation}
-
-    @asynccontextmanager
-    async def _once(self, key: str) -> AsyncIterator[None]:
-        """One at a time for a key; a lock lives as long as someone holds or awaits it."""
-        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
-        self._locks[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[key]
-            if users == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = (lock, users - 1)
-
-
-def read_requirements(artifact: Path, recipe: Recipe) -> Requirements:
-    """What the artifact's manifest asks for, by our own grammar; blocking.
-
-    :raises BuildRejected: it asks for something that is not allowed.
-    """
-    with tarfile.open(artifact, mode="r|gz") as archive:
-        for member in archive:
-            if member.name.removeprefix("./") in recipe.manifests and member.isreg():
-                content = archive.extractfile(member)
-                return parse_requirements(content.read(MAX_BYTES + 1) if content else b"", member.name)
-    return Requirements(lines=())
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

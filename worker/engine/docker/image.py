@@ -11,9 +11,9 @@ import asyncio
 import hashlib
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from aiodocker import Docker
@@ -21,9 +21,10 @@ from aiodocker.exceptions import DockerError
 
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable
+from worker.engine.docker.container import engine_call
 from worker.engine.layer import Layer
 
-_PULL_TIMEOUT_S = 300.0
+_TRANSFER_TIMEOUT_S = 300.0
 _CHUNK = 1024 * 1024
 _CREATED = "1980-01-02T00:00:00Z"  # part of what an image id is made of
 
@@ -51,14 +52,11 @@ class Images:
 
     async def find(self, reference: str) -> Image | None:
         """The image called ``reference``, a name or an id, if it is on this machine."""
-        with engine_faults():
-            try:
-                async with asyncio.timeout(self._config.engine_call_timeout_s):
-                    found = await self._docker.images.inspect(reference)
-            except DockerError as error:
-                if error.status == 404:
-                    return None
-                raise
+        found: dict[str, Any] | None = None
+        async with engine_call("looking for an image", self._config.engine_call_timeout_s, 404):
+            found = await self._docker.images.inspect(reference)
+        if found is None:
+            return None
         return Image(
             id=found["Id"],
             diff_ids=tuple(found["RootFS"].get("Layers") or ()),
@@ -77,7 +75,7 @@ class Images:
         if (found := await self.find(reference)) is not None:
             return found
         try:
-            async with asyncio.timeout(_PULL_TIMEOUT_S):
+            async with asyncio.timeout(_TRANSFER_TIMEOUT_S):
                 await self._docker.images.pull(reference)
         except (DockerError, aiohttp.ClientError, TimeoutError, OSError) as error:
             raise EngineUnavailable(
@@ -91,7 +89,7 @@ class Images:
     async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
         """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
         try:
-            with engine_faults():
+            async with engine_call("assembling an image", _TRANSFER_TIMEOUT_S):
                 made = None
                 if self._accepts_single_layers:
                     made = await self._load(parent, layer, name, tag, labels)
@@ -104,19 +102,14 @@ class Images:
 
     async def push(self, image: Image, name: str, tag: str) -> None:
         """Tag and push to the installation's registry."""
-        with engine_faults():
+        async with engine_call(f"pushing to {name}", _TRANSFER_TIMEOUT_S):
             await self._docker.images.tag(image.id, name, tag=tag)
             await self._docker.images.push(name, tag=tag)
 
     async def remove(self, reference: str) -> None:
         """Drop an image's name, and the image with its last one; absent is fine."""
-        with engine_faults():
-            try:
-                async with asyncio.timeout(self._config.engine_call_timeout_s):
-                    await self._docker.images.delete(reference)
-            except DockerError as error:
-                if error.status != 404:
-                    raise
+        async with engine_call("removing an image", self._config.engine_call_timeout_s, 404):
+            await self._docker.images.delete(reference)
 
     async def _load(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image | None:
         """Hand over configuration and the one new layer; ``None`` if the engine will not have it so."""
@@ -185,15 +178,6 @@ def _header(name: str, size: int) -> bytes:
     entry = tarfile.TarInfo(name)
     entry.size = size
     return entry.tobuf(format=tarfile.PAX_FORMAT)
-
-
-@contextmanager
-def engine_faults() -> Iterator[None]:
-    """What goes wrong in talking to the engine becomes :class:`EngineUnavailable`, its cause kept."""
-    try:
-        yield
-    except (DockerError, aiohttp.ClientError, OSError) as error:
-        raise EngineUnavailable(f"The container engine failed: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -6,21 +6,24 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from aiodocker import Docker
 from aiodocker.containers import DockerContainer
-from aiodocker.exceptions import DockerError
+from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
+from worker.engine.attach import SOCKET_NAME, SocketFolders
 from worker.engine.buildlog import BuildLog
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, EngineUnavailable
-from worker.engine.docker.image import Image, engine_faults
+from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
+from worker.engine.docker.image import Image
 from worker.engine.egress import EgressProxy
 from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, installed_layer
 from worker.engine.recipe import Recipe
@@ -28,7 +31,9 @@ from worker.engine.requirements import Requirements
 
 _MEBIBYTE = 1024 * 1024
 _INSIDE = "/run/containerpub"  # where the exchange folder appears in the container
+_WANTED = "requirements.txt"
 _TARGET = "/dependencies"
+_ASK_TIMEOUT_S = 30.0
 _STDERR = 2  # as the attached stream numbers it
 _KILLED = 137
 _BATCH = 512 * 1024
@@ -42,6 +47,17 @@ class Ended:
     out_of_memory: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What one container may take."""
+
+    memory_mb: int  # in which the tmpfs count
+    tmpfs: dict[str, int]  # path to bytes
+    bind: Path | None
+    max_stdout_bytes: int
+    timeout_s: float  # of each of its phases
+
+
 class TooMuchOutput(Exception):
     """A container wrote more to its stdout than it may."""
 
@@ -52,6 +68,7 @@ class Installer:
     def __init__(self, docker: Docker, config: EngineConfig) -> None:
         self._docker = docker
         self._config = config
+        self._folders = SocketFolders.of("docker", config)
         self._index_hosts: dict[str, tuple[str, ...]] = {}
 
     async def install(
@@ -67,20 +84,22 @@ class Installer:
             hosts = await self._ask_index_hosts(recipe, base)
         folder = await asyncio.to_thread(self._exchange, requirements)
         spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, used by threads before
-        # every entry may take a block for its header and part of one at its end
-        room = plan.max_unpacked_bytes + MAX_ENTRIES * 1024
         try:
-            async with EgressProxy(folder / "egress", hosts, log.line):
+            async with EgressProxy(folder / SOCKET_NAME, hosts, log.line):
                 ended = await self._run(
                     base,
-                    ["python3", "-c", recipe.install, f"{_INSIDE}/requirements.txt", _TARGET, f"{_INSIDE}/egress"],
-                    memory_bytes=plan.memory_mb * _MEBIBYTE,
-                    # the unpacked packages, and at first the archives that they come from
-                    tmpfs={_TARGET: 2 * plan.max_unpacked_bytes},
-                    bind=folder,
-                    stdout=spool,
-                    max_stdout_bytes=room,
-                    stderr=log.feed,
+                    ["python3", "-c", recipe.install, f"{_INSIDE}/{_WANTED}", _TARGET, f"{_INSIDE}/{SOCKET_NAME}"],
+                    _Run(
+                        memory_mb=plan.memory_mb,
+                        # the unpacked packages, and at first the archives that they come from
+                        tmpfs={_TARGET: 2 * plan.max_unpacked_bytes},
+                        bind=folder,
+                        # every entry may take a block for its header and part of one at its end
+                        max_stdout_bytes=plan.max_unpacked_bytes + MAX_ENTRIES * 1024,
+                        timeout_s=plan.timeout_s,
+                    ),
+                    spool,
+                    log.feed,
                 )
             log.flush()
             self._judge(plan, ended, log)
@@ -114,11 +133,15 @@ class Installer:
             )
 
     def _exchange(self, requirements: Requirements) -> Path:
-        folder = self._config.socket_dir / f"build-{secrets.token_hex(6)}"
-        folder.mkdir(parents=True, mode=0o755)
-        folder.chmod(0o755)  # the container's user has to get in, whatever the umask says
-        (folder / "requirements.txt").write_text(requirements.text, "ascii")
-        (folder / "requirements.txt").chmod(0o644)
+        """A folder among those of this worker's sandboxes, so that a sweep finds it. Blocking."""
+        self._folders.prepare()
+        folder = self._folders.folder(f"b{secrets.token_hex(7)}")
+        folder.mkdir()
+        wanted = folder / _WANTED
+        wanted.write_text(requirements.text, "ascii")
+        # the container's user has to get in, whatever the umask says
+        folder.chmod(0o755)
+        wanted.chmod(0o644)
         return folder
 
     async def _ask_index_hosts(self, recipe: Recipe, base: Image) -> tuple[str, ...]:
@@ -128,12 +151,9 @@ class Installer:
                 ended = await self._run(
                     base,
                     ["python3", "-c", recipe.install or "", "--hosts"],
-                    memory_bytes=256 * _MEBIBYTE,
-                    tmpfs={},
-                    bind=None,
-                    stdout=answer,
-                    max_stdout_bytes=4096,
-                    stderr=lambda _: None,
+                    _Run(memory_mb=256, tmpfs={}, bind=None, max_stdout_bytes=4096, timeout_s=_ASK_TIMEOUT_S),
+                    answer,
+                    lambda _: None,
                 )
                 answer.seek(0)
                 hosts = tuple(answer.read().decode("ascii", "replace").split())
@@ -143,122 +163,89 @@ class Installer:
         return self._index_hosts[base.id]
 
     async def _run(
-        self,
-        image: Image,
-        command: list[str],
-        *,
-        memory_bytes: int,
-        tmpfs: Mapping[str, int],
-        bind: Path | None,
-        stdout: IO[bytes],
-        max_stdout_bytes: int,
-        stderr: Callable[[bytes], None],
+        self, image: Image, command: list[str], run: _Run, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
         """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
         call_s = self._config.engine_call_timeout_s
-        with engine_faults():
-            async with asyncio.timeout(call_s):
-                container = await self._create(self._settings(image, command, memory_bytes, tmpfs, bind))
-            try:
-                # an attached reader that no longer reads would block the kill: this one is let go of first
-                async with AsyncExitStack() as attached:
-                    stream = container.attach(stdout=True, stderr=True)
-                    attached.push_async_callback(stream.close)
-                    async with asyncio.timeout(call_s):
-                        await stream.__aenter__()
-                        await container.start()
-                    held, size = bytearray(), 0
-                    while (message := await stream.read_out()) is not None:
-                        if message.stream == _STDERR:
-                            stderr(message.data)
-                            continue
-                        size += len(message.data)
-                        if size > max_stdout_bytes:
-                            raise TooMuchOutput
-                        held += message.data
-                        if len(held) >= _BATCH:
-                            await asyncio.to_thread(stdout.write, bytes(held))
-                            held.clear()
-                    await asyncio.to_thread(stdout.write, bytes(held))
-                # a child that closed its streams and goes on running is bounded by the build's deadline
+        settings = await asyncio.to_thread(self._settings, image, command, run)
+        container = await self._create(settings)
+        try:
+            # an attached reader that no longer reads would block the kill: this one is let go of first
+            async with AsyncExitStack() as attached:
+                stream = container.attach(stdout=True, stderr=True)
+                attached.push_async_callback(stream.close)
+                async with engine_call("starting an installation", call_s):
+                    await stream.__aenter__()
+                    await container.start()
+                async with engine_call("reading from an installation", run.timeout_s):
+                    await self._receive(stream, stdout, run.max_stdout_bytes, stderr)
+            # a child that closed its streams and goes on running is bounded by the build's deadline
+            async with engine_call("waiting for an installation", run.timeout_s):
                 await container.wait()
-                async with asyncio.timeout(call_s):
-                    state = (await container.show())["State"]
-                return Ended(exit_code=int(state["ExitCode"]), out_of_memory=bool(state["OOMKilled"]))
-            finally:
-                await asyncio.shield(self._remove(container))
+                state = (await container.show())["State"]
+            return Ended(exit_code=int(state["ExitCode"]), out_of_memory=bool(state["OOMKilled"]))
+        finally:
+            await asyncio.shield(remove_container(self._docker, container.id, call_s))
+
+    @staticmethod
+    async def _receive(stream: Stream, stdout: IO[bytes], max_bytes: int, stderr: Callable[[bytes], None]) -> None:
+        held, size = bytearray(), 0
+        while (message := await stream.read_out()) is not None:
+            if message.stream == _STDERR:
+                stderr(message.data)
+                continue
+            size += len(message.data)
+            if size > max_bytes:
+                raise TooMuchOutput
+            held += message.data
+            if len(held) >= _BATCH:
+                await asyncio.to_thread(stdout.write, bytes(held))
+                held.clear()
+        await asyncio.to_thread(stdout.write, bytes(held))
 
     async def _create(self, settings: JSONObject) -> DockerContainer:
-        """Create a container; a cancel that arrives meanwhile removes what the engine made all the same."""
-        creating = asyncio.ensure_future(self._docker.containers.create(settings))
+        """Create a container; a cancel that arrives meanwhile removes what the engine makes all the same."""
+        call_s = self._config.engine_call_timeout_s
+
+        async def create() -> DockerContainer:
+            async with engine_call("creating a container", call_s):
+                return await self._docker.containers.create(settings)
+            raise AssertionError("nothing is ignored above")
+
+        creating = asyncio.ensure_future(create())
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
-            await asyncio.shield(self._remove(await creating))
+            container = await asyncio.shield(creating)
+            await asyncio.shield(remove_container(self._docker, container.id, call_s))
             raise
 
-    async def _remove(self, container: DockerContainer) -> None:
-        try:
-            async with asyncio.timeout(self._config.engine_call_timeout_s):
-                await container.delete(force=True, v=True)
-        except DockerError as error:
-            if error.status not in (404, 409):  # gone, or going
-                raise
-
-    def _settings(
-        self, image: Image, command: list[str], memory_bytes: int, tmpfs: Mapping[str, int], bind: Path | None
-    ) -> JSONObject:
-        owned = "uid=65534,gid=65534,mode=0700"
-        return {
-            "Image": image.id,
-            "Entrypoint": [],
-            "Cmd": command,
-            "WorkingDir": "/",
-            "User": "65534:65534",
-            "Env": list(image.environment),
-            "Tty": False,
-            "AttachStdout": True,
-            "AttachStderr": True,
-            "NetworkDisabled": True,
-            "Healthcheck": {"Test": ["NONE"]},
-            "StopSignal": "SIGKILL",
-            "Labels": {
-                "containerpub.installation": self._config.installation,
-                "containerpub.worker": self._config.worker_id,
-                "containerpub.kind": "build",
+    def _settings(self, image: Image, command: list[str], run: _Run) -> JSONObject:
+        """The sandboxes' settings, with room for an installation. Blocking."""
+        settings = container_config(
+            image=image.id,
+            command=command,
+            working_dir="/",
+            env=dict(variable.split("=", 1) for variable in image.environment if "=" in variable),
+            labels={LABEL_INSTALLATION: self._config.installation, LABEL_WORKER: self._config.worker_id},
+            binds=[f"{run.bind}:{_INSIDE}:ro"] if run.bind else [],
+            memory_mb=run.memory_mb,
+            cpus=1.0,
+            seccomp=seccomp_profile(),
+            oci_runtime=self._config.oci_runtime,
+        )
+        sizes = {"/tmp": 64 * _MEBIBYTE} | run.tmpfs  # noqa: S108 (inside the container)
+        changed = {
+            "PidsLimit": 256,
+            # build scripts run programs from where they are unpacked, so these may hold programs
+            "Tmpfs": {
+                path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={UID},gid={UID},mode=0700"
+                for path, size in sizes.items()
             },
-            "HostConfig": {
-                "NetworkMode": "none",
-                "IpcMode": "private",
-                "CgroupnsMode": "private",
-                "Privileged": False,
-                "CapDrop": ["ALL"],
-                "ReadonlyRootfs": True,
-                "Init": True,
-                "SecurityOpt": ["no-new-privileges:true"],
-                "Memory": memory_bytes,
-                "MemorySwap": memory_bytes,
-                "NanoCpus": 1_000_000_000,
-                "PidsLimit": 256,
-                "OomScoreAdj": 1000,
-                "ShmSize": _MEBIBYTE,
-                # build scripts run programs from where they are unpacked, so these two may hold programs
-                "Tmpfs": {
-                    "/tmp": f"rw,exec,nosuid,nodev,size=64m,nr_inodes=16384,{owned}",  # noqa: S108
-                    **{
-                        path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,{owned}"
-                        for path, size in tmpfs.items()
-                    },
-                },
-                "Ulimits": [
-                    {"Name": "nofile", "Soft": 1024, "Hard": 1024},
-                    {"Name": "core", "Soft": 0, "Hard": 0},
-                    {"Name": "memlock", "Soft": 65536, "Hard": 65536},
-                ],
-                "Binds": [f"{bind}:{_INSIDE}:ro"] if bind else [],
-                "LogConfig": {"Type": "none"},
-                "RestartPolicy": {"Name": "no"},
-                "AutoRemove": False,
-                **({"Runtime": self._config.oci_runtime} if self._config.oci_runtime else {}),
-            },
+            "Ulimits": [
+                {"Name": name, "Soft": limit, "Hard": limit}
+                for name, limit in (("nofile", 1024), ("core", 0), ("memlock", 65536))
+            ],
         }
+        host = cast(dict[str, object], settings["HostConfig"])
+        return cast(JSONObject, settings | {"AttachStdout": True, "AttachStderr": True, "HostConfig": host | changed})

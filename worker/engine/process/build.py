@@ -1,0 +1,194 @@
+"""Making a version startable as a folder, where no container engine answers. For development only.
+
+``<data_dir>/versions/<version>/function`` holds the code, ``dependencies`` beside it leads to
+``<data_dir>/dependencies/<key>``, which all versions with equal requirements share. A folder appears under its name
+only when it is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from worker.engine.analysis import analyze
+from worker.engine.attach import SocketFolders
+from worker.engine.buildlog import BuildLog
+from worker.engine.builds import Builds, content_key, read_requirements
+from worker.engine.config import EngineConfig
+from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
+from worker.engine.egress import EgressProxy
+from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, installed_layer
+from worker.engine.recipe import Recipe, load_recipe
+from worker.engine.requirements import Requirements
+
+_MEBIBYTE = 1024 * 1024
+_READ = 64 * 1024
+
+# Limits itself, then becomes the installation: arguments are memory, CPU seconds, file size, and the command.
+_LIMITED = """
+import os, resource, sys
+for kind, value in (("AS", sys.argv[1]), ("CPU", sys.argv[2]), ("FSIZE", sys.argv[3]), ("CORE", 0), ("NOFILE", 1024)):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (int(value), int(value)))
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+
+
+class ProcessBuilder:
+    """Builds folders below ``config.data_dir``. Safe for concurrent use; equal dependencies are installed once."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._versions = config.data_dir / "versions"
+        self._dependencies = config.data_dir / "dependencies"
+        self._builds = Builds()
+
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
+        """See :meth:`worker.engine.contract.Engine.build`; ``ref`` is the version's folder below ``versions``."""
+        return await self._builds.run(plan, self._build(plan, BuildLog(log, plan.max_log_bytes)))
+
+    async def close(self) -> None:
+        """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
+        await self._builds.close()
+
+    async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
+        recipe = load_recipe(plan.runtime)
+        analysis, requirements = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_requirements, plan.artifact, recipe)
+        )
+        dependencies = None
+        if requirements and recipe.install is not None:
+            dependencies = await self._install(plan, recipe, requirements, log)
+        name = str(plan.version_id)
+        async with self._builds.once(name):
+            size = await asyncio.to_thread(self._place, plan, self._versions / name, dependencies)
+        return BuiltImage(ref=name, size_bytes=size, analysis=analysis)
+
+    def _place(self, plan: BuildPlan, folder: Path, dependencies: Path | None) -> int:
+        """Put a version's folder in place, if it is not there; its size with its dependencies."""
+        if not folder.exists():
+            scratch = _scratch(folder)
+            try:
+                scratch.chmod(0o755)
+                _unpack(artifact_layer(plan.artifact, "function"), scratch)
+                if dependencies is None:
+                    (scratch / "dependencies").mkdir()
+                else:
+                    (scratch / "dependencies").symlink_to(dependencies, target_is_directory=True)
+                scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        size = _size(folder / "function") + (_size(dependencies) if dependencies else 0)
+        if size > self._config.max_image_bytes:
+            shutil.rmtree(folder)
+            raise BuildRejected(
+                "build_failed",
+                f"The version takes {size >> 20} MB, and {self._config.max_image_bytes >> 20} are allowed.",
+            )
+        return size
+
+    async def _install(self, plan: BuildPlan, recipe: Recipe, requirements: Requirements, log: BuildLog) -> Path:
+        key = content_key(sys.version, recipe.install_fingerprint, requirements.text)
+        folder = self._dependencies / key
+        async with self._builds.once(key):
+            if await asyncio.to_thread(folder.is_dir):
+                log.line("dependencies are unchanged")
+                return folder
+            log.line("installing dependencies")
+            scratch = await asyncio.to_thread(_scratch, folder)
+            try:
+                layer = await self._run(plan, recipe, requirements, scratch, log)
+                await asyncio.to_thread(_unpack, layer, scratch)
+                await asyncio.to_thread((scratch / "installed").rename, folder)
+            except UnsafeEntry as error:
+                raise BuildRejected("build_failed", f"The installed dependencies cannot be used: {error}.") from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            return folder
+
+    async def _run(
+        self, plan: BuildPlan, recipe: Recipe, requirements: Requirements, scratch: Path, log: BuildLog
+    ) -> Layer:
+        """Run the install script with ``scratch/target`` as its target; what it sent, under ``installed/``."""
+        wanted, target, egress = scratch / "requirements.txt", scratch / "target", None
+        await asyncio.to_thread(wanted.write_text, requirements.text, "ascii")
+        await asyncio.to_thread(target.mkdir)
+        if self._config.index_hosts is not None:
+            folders = SocketFolders.of("process", self._config)
+            await asyncio.to_thread(folders.prepare)
+            egress = folders.folder(f"b{secrets.token_hex(7)}")
+        command = [sys.executable, "-I", "-c", recipe.install or "", wanted.name, target.name]
+        # the last one bounds each file that is written, and so the archive too
+        limits = [plan.memory_mb * _MEBIBYTE, max(1, round(plan.timeout_s)), plan.max_unpacked_bytes]
+        with tempfile.TemporaryFile() as spool:
+            if egress is None:
+                code = await _run_limited(command, scratch, limits, spool, log)
+            else:
+                async with EgressProxy(egress, self._config.index_hosts or (), log.line):
+                    code = await _run_limited([*command, str(egress)], scratch, limits, spool, log)
+            log.flush()
+            if code != 0:
+                detail = f": {log.last_line}" if log.last_line else ""
+                raise BuildRejected("build_failed", f"Installing the dependencies failed with exit code {code}{detail}")
+            spool.seek(0)
+            return await asyncio.to_thread(installed_layer, spool, "installed", plan.max_unpacked_bytes, log.line)
+
+
+async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout: IO[bytes], log: BuildLog) -> int:
+    """Run ``command`` in a session of its own to its end; whatever happens, all of that session is gone afterwards."""
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _LIMITED, *map(str, limits), *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EngineUnavailable(f"The worker cannot start a process: {error}") from error
+    assert child.stderr is not None
+    try:
+        while data := await child.stderr.read(_READ):
+            log.feed(data)
+        return await child.wait()
+    finally:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await child.wait()
+
+
+def _scratch(folder: Path) -> Path:
+    """A new folder beside ``folder``, so that giving it the final name is one rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+
+
+def _unpack(layer: Layer, target: Path) -> None:
+    """Write out a layer that this process made: plain relative names, no links. Closes it."""
+    with layer.file, tarfile.open(fileobj=layer.file, mode="r|") as archive:
+        for member in archive:
+            path = target / member.name
+            if member.isdir():
+                path.mkdir(exist_ok=True)
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            with path.open("xb") as file:
+                shutil.copyfileobj(content, file)
+            path.chmod(member.mode)
+
+
+def _size(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
