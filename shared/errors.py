@@ -13,6 +13,8 @@
     │   └── ArchiveRejected   an upload that breaks an archive rule
     ├── TooMany               over a quota or a rate                 429
     ├── Unavailable           a dependency is away                   503
+    │   ├── ArtifactMissing   the artifact store does not have it
+    │   └── ArtifactCorrupt   what it has is not what was stored
     ├── WaitTimeout           the caller's wait ran out              504
     └── Misconfigured         settings or environment are wrong      (start-up)
 
@@ -92,6 +94,14 @@ class Unavailable(ContainerPubError):
     default_code = "dependency_down"
 
 
+class ArtifactMissing(Unavailable):
+    default_code = "artifact_missing"
+
+
+class ArtifactCorrupt(Unavailable):
+    default_code = "artifact_corrupt"
+
+
 class WaitTimeout(ContainerPubError):
     default_code = "wait_timeout"
 
@@ -111,6 +121,8 @@ HTTP_STATUS: dict[type[ContainerPubError], int] = {
     ArchiveRejected: 422,
     TooMany: 429,
     Unavailable: 503,
+    ArtifactMissing: 503,
+    ArtifactCorrupt: 503,
     WaitTimeout: 504,
     Misconfigured: 500,
     ContainerPubError: 500,

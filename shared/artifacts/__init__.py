@@ -1,0 +1,63 @@
+"""Where artifacts are kept: content-addressed files, in a local folder or in an S3 bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.artifacts.local import LocalStore
+from shared.artifacts.s3 import S3Store
+from shared.artifacts.store import ArtifactStore, artifact_key
+from shared.errors import ArtifactCorrupt, ArtifactMissing
+
+__all__ = [
+    "ArtifactCorrupt",
+    "ArtifactMissing",
+    "ArtifactStore",
+    "LocalStore",
+    "S3Store",
+    "StoreConfig",
+    "artifact_key",
+    "open_store",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Which store, and how to reach it. S3 is used when ``s3_bucket_name`` is set, else ``functions_dir``.
+
+    The ``s3_*`` fields are those of :class:`S3Store`; ``timeout_s`` bounds every single call.
+    """
+
+    functions_dir: Path
+    s3_bucket_name: str | None = None
+    s3_endpoint: str | None = None
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: str | None = field(default=None, repr=False)
+    s3_session_token: str | None = field(default=None, repr=False)
+    s3_region: str | None = None
+    s3_account_id: str | None = None
+    timeout_s: float = 30.0
+
+
+async def open_store(config: StoreConfig) -> ArtifactStore:
+    """The store that ``config`` names, ready for use; it is not contacted yet (see :meth:`ArtifactStore.check`).
+
+    Raises :class:`shared.errors.Misconfigured` or, if a local folder cannot be made, ``Unavailable``.
+    """
+    if not config.s3_bucket_name:
+        local = LocalStore(config.functions_dir, timeout_s=config.timeout_s)
+        await local.open()
+        return local
+    remote = S3Store(
+        bucket=config.s3_bucket_name,
+        endpoint=config.s3_endpoint,
+        access_key_id=config.s3_access_key_id,
+        secret_access_key=config.s3_secret_access_key,
+        session_token=config.s3_session_token,
+        region=config.s3_region,
+        account_id=config.s3_account_id,
+        timeout_s=config.timeout_s,
+    )
+    await remote.open()
+    return remote

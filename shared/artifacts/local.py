@@ -1,0 +1,144 @@
+"""Artifacts in a folder of this machine (or of a volume that its machines share)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from shared.artifacts.store import CHUNK_BYTES, bounded, corrupt, file_sha256, key_digest, replacing
+from shared.errors import ArtifactMissing
+
+T = TypeVar("T")
+
+STALE_S = 3600.0
+"""Age at which a half-written file in ``incoming`` cannot belong to a living process any more."""
+
+
+class _Abandoned(OSError):
+    """The caller stopped waiting; the thread gives up at its next step."""
+
+
+class LocalStore:
+    """Files ``<folder>/sha256/<first two digits>/<digest>`` of mode 0600 in folders of mode 0700.
+
+    A new file is written to ``<folder>/incoming``, synced, then renamed. All file work happens in threads, so a disk
+    that hangs costs a thread but never the event loop.
+    """
+
+    def __init__(self, folder: Path, *, timeout_s: float = 30.0) -> None:
+        self._folder = folder
+        self._incoming = folder / "incoming"
+        self._timeout_s = timeout_s
+
+    async def open(self) -> None:
+        """Make the folders, and remove what a killed process left half-written. Idempotent."""
+        await self._run("open its folder", self._prepare)
+
+    async def put(self, key: str, source: Path) -> None:
+        path = self._path(key)
+        await self._run("store an artifact", lambda abandoned: self._put(key, source, path, abandoned))
+
+    async def fetch(self, key: str, target: Path) -> None:
+        path = self._path(key)
+        await self._run("read an artifact", lambda abandoned: self._fetch(key, path, target, abandoned))
+
+    async def exists(self, key: str) -> bool:
+        path = self._path(key)
+        return await self._run("look up an artifact", lambda _: self._exists(path))
+
+    async def delete(self, key: str) -> None:
+        path = self._path(key)
+        await self._run("delete an artifact", lambda _: self._delete(path))
+
+    async def check(self) -> None:
+        await self._run("write to its folder", self._probe)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def _path(self, key: str) -> Path:
+        digest = key_digest(key)
+        return self._folder / "sha256" / digest[:2] / digest
+
+    async def _run(self, action: str, step: Callable[[threading.Event], T]) -> T:
+        abandoned = threading.Event()
+        try:
+            async with bounded(action, self._timeout_s, ()):
+                return await asyncio.to_thread(step, abandoned)
+        finally:
+            # A thread cannot be cancelled: it is told that nobody waits, and then leaves nothing behind.
+            abandoned.set()
+
+    def _prepare(self, _: threading.Event) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._folder / "sha256", self._incoming):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        oldest = time.time() - STALE_S
+        for left_over in self._incoming.iterdir():
+            if left_over.stat().st_mtime < oldest:
+                left_over.unlink(missing_ok=True)
+
+    def _put(self, key: str, source: Path, path: Path, abandoned: threading.Event) -> None:
+        digest = key_digest(key)
+        if self._exists(path) and file_sha256(path) == digest:
+            if file_sha256(source) != digest:
+                raise corrupt(key, "file")
+            return
+        with replacing(path, self._incoming) as file:
+            if _copy(source, file, abandoned) != digest:
+                raise corrupt(key, "file")
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(path.parent)
+
+    def _fetch(self, key: str, path: Path, target: Path, abandoned: threading.Event) -> None:
+        if not self._exists(path):
+            raise ArtifactMissing(f"Artifact {key} is not in the artifact store; deploy it again.")
+        with replacing(target) as file:
+            if _copy(path, file, abandoned) != key_digest(key):
+                raise corrupt(key, "stored copy")
+
+    def _exists(self, path: Path) -> bool:
+        if path.is_file():
+            return True
+        # Without its root the store is away (a volume not mounted), which must not look like "not there".
+        (self._folder / "sha256").stat()
+        return False
+
+    def _delete(self, path: Path) -> None:
+        if self._exists(path):
+            path.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+
+    def _probe(self, _: threading.Event) -> None:
+        (self._folder / "sha256").stat()
+        with tempfile.TemporaryFile(dir=self._incoming) as file:
+            file.write(b"probe")
+            file.flush()
+
+
+def _copy(source: Path, file: BinaryIO, abandoned: threading.Event) -> str:
+    """Copy ``source`` and return its SHA-256."""
+    digest = hashlib.sha256()
+    with source.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            if abandoned.is_set():
+                raise _Abandoned("the caller stopped waiting")
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

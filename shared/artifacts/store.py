@@ -1,0 +1,121 @@
+"""The interface of an artifact store, and what every implementation of it shares: keys, time bounds, digests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from shared.errors import ArtifactCorrupt, Unavailable
+
+CHUNK_BYTES = 1024 * 1024
+
+_KEY = re.compile(r"sha256/([0-9a-f]{64})")
+
+
+class ArtifactStore(Protocol):
+    """Immutable files by the SHA-256 of their content; keys are ``sha256/<hex>``, anything else is a ``ValueError``.
+
+    Every call ends within the store's ``timeout_s``, give or take a short clean-up, and raises
+    :class:`shared.errors.Unavailable`, cause kept, for whatever goes wrong on the store's account.
+    """
+
+    async def put(self, key: str, source: Path) -> None:
+        """Keep the file ``source`` under ``key``, completely or not at all.
+
+        What is there already and equal is not sent again; a damaged one is replaced. Raises
+        :class:`ArtifactCorrupt`, and stores nothing, if the content does not have the digest that ``key`` names.
+        """
+
+    async def fetch(self, key: str, target: Path) -> None:
+        """Write the content to ``target``, which appears complete and verified or not at all.
+
+        Raises :class:`ArtifactMissing` or :class:`ArtifactCorrupt`.
+        """
+
+    async def exists(self, key: str) -> bool:
+        """Whether ``key`` is there; says nothing about its content."""
+
+    async def delete(self, key: str) -> None:
+        """Drop ``key``; absent is fine."""
+
+    async def check(self) -> None:
+        """Return if the store can be used at this moment, raise :class:`Unavailable` if not."""
+
+    async def close(self) -> None:
+        """Let go of connections. Idempotent; the store is not used afterwards."""
+
+
+def artifact_key(sha256: str) -> str:
+    """The key of the content with this hex digest."""
+    key = f"sha256/{sha256}"
+    key_digest(key)
+    return key
+
+
+def key_digest(key: str) -> str:
+    """The hex digest in ``key``; ``ValueError`` if it is not a key."""
+    match = _KEY.fullmatch(key)
+    if not match:
+        raise ValueError("an artifact's key is sha256/ and 64 lower-case hex digits")
+    return match[1]
+
+
+def corrupt(key: str, where: str) -> ArtifactCorrupt:
+    return ArtifactCorrupt(f"The {where} of artifact {key} does not have the digest in its name; deploy it again.")
+
+
+@asynccontextmanager
+async def bounded(action: str, timeout_s: float, foreign: tuple[type[Exception], ...]) -> AsyncIterator[None]:
+    """The one place where a store's foreign errors, and its running out of time, become ``Unavailable``."""
+    caught: tuple[type[BaseException], ...] = (OSError, *foreign)  # TimeoutError is an OSError
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except caught as error:
+        why = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else type(error).__name__
+        raise Unavailable(f"The artifact store could not {action} ({why}); retry later.") from error
+
+
+@contextmanager
+def replacing(target: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write to that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    Its mode is 0600. ``folder``, on the same file system, holds it until then; ``target``'s own by default.
+    """
+    descriptor, name = tempfile.mkstemp(dir=folder or target.parent, prefix=".artifact-", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@asynccontextmanager
+async def replacing_off_loop(target: Path) -> AsyncIterator[BinaryIO]:
+    """:func:`replacing` with its file work in threads; cancelled at any point it still cleans up."""
+    manager = replacing(target)
+    opening = asyncio.ensure_future(asyncio.to_thread(manager.__enter__))
+    try:
+        # Shielded: a thread that is making the file cannot be called back, so its file must be waited for.
+        yield await asyncio.shield(opening)
+    except BaseException as error:
+        await opening
+        await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
