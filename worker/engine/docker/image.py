@@ -13,7 +13,6 @@ import json
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from aiodocker import Docker
@@ -52,11 +51,13 @@ class Images:
 
     async def find(self, reference: str) -> Image | None:
         """The image called ``reference``, a name or an id, if it is on this machine."""
-        found: dict[str, Any] | None = None
-        async with engine_call("looking for an image", self._config.engine_call_timeout_s, 404):
-            found = await self._docker.images.inspect(reference)
-        if found is None:
-            return None
+        async with engine_call("looking for an image", self._config.engine_call_timeout_s):
+            try:
+                found = await self._docker.images.inspect(reference)
+            except DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
         return Image(
             id=found["Id"],
             diff_ids=tuple(found["RootFS"].get("Layers") or ()),

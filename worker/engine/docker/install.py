@@ -210,7 +210,6 @@ class Installer:
         async def create() -> DockerContainer:
             async with engine_call("creating a container", call_s):
                 return await self._docker.containers.create(settings)
-            raise AssertionError("nothing is ignored above")
 
         creating = asyncio.ensure_future(create())
         try:

@@ -1,0 +1,4 @@
+def handler(event, context):
+    print("working, and never done")
+    while True:
+        pass
