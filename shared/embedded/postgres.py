@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from importlib.util import find_spec
@@ -71,7 +72,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     async def _launch(self, place: Place, output: int) -> OwnedProcess:
         programs = await asyncio.to_thread(_programs, place.account)
-        await self._initialise(programs / "initdb", place, output)
+        await self._initialise(programs / "initdb", place)
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # stale: we hold the lock, and nothing runs here
         settings = {**SETTINGS, "unix_socket_directories": place.run}
         argv = [str(programs / "postgres"), "-D", f"{place.folder}/data"]
@@ -79,7 +80,7 @@ class EmbeddedPostgres(EmbeddedServer):
             argv += ["-c", f"{key}={value}"]
         return self._spawn(argv, place, output, self.orphan_signal)
 
-    async def _initialise(self, initdb: Path, place: Place, output: int) -> None:
+    async def _initialise(self, initdb: Path, place: Place) -> None:
         """Make the data folder, whole or not at all: it gets its name only when it is complete and on disk."""
         version = self.data / "PG_VERSION"
         if version.exists():
@@ -92,48 +93,51 @@ class EmbeddedPostgres(EmbeddedServer):
         fresh = self.folder / "data.new"
         if fresh.exists():
             await asyncio.to_thread(shutil.rmtree, fresh)
-        inside = f"{place.folder}/data.new"
-        process = self._spawn(
-            [
-                str(initdb),
-                f"--pgdata={inside}",
-                f"--username={USER}",
-                f"--pwfile={place.folder}/password",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-            ],
-            place,
-            output,
-            signal.SIGKILL,
-        )
+        argv = [
+            str(initdb),
+            f"--pgdata={place.folder}/data.new",
+            f"--username={USER}",
+            f"--pwfile={place.folder}/password",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
+        log = await asyncio.to_thread(self._open_log)
         try:
-            code = await process.wait()
+            process = self._spawn(argv, place, log, signal.SIGKILL)
+            try:
+                code = await process.wait()
+            finally:
+                process.kill()
         finally:
-            process.kill()
+            os.close(log)
         if code != 0:
             raise Unavailable(f"initdb ended with {code}.{self._quote()}")
         fresh.rename(self.data)
 
     async def _answers(self) -> bool:
+        if not await asyncio.to_thread(self._says_ready):
+            return False  # asking earlier would fill its log with refusals
         try:
-            connection = await asyncpg.connect(self.dsn, timeout=5)
-        except asyncpg.InvalidCatalogNameError:
-            await self._create_database()
-            return True
+            connection = await asyncpg.connect(self._dsn_of("postgres"), timeout=5)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
             return False
-        await connection.close()
-        return True
-
-    async def _create_database(self) -> None:
-        connection = await asyncpg.connect(self._dsn_of("postgres"), timeout=5)
         try:
-            await connection.execute(f'CREATE DATABASE "{DATABASE}"')
+            if not await connection.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", DATABASE):
+                await connection.execute(f'CREATE DATABASE "{DATABASE}"')
         finally:
             await connection.close()
+        return True
+
+    def _says_ready(self) -> bool:
+        """The eighth line of its pid file is its state."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[7].strip() == "ready"
 
 
 def _programs(account: Account | None) -> Path:

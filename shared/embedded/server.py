@@ -52,7 +52,8 @@ class EmbeddedServer(ABC):
     """A server as a child of this process. Independent of event loops; starting and stopping are idempotent.
 
     :param folder: made when absent, private to the server; never two servers on one folder (it is locked).
-    :param output: descriptor that takes what the server writes; its own ``log`` file when omitted.
+    :param output: descriptor that takes what the server writes; its own ``log`` file when omitted (and always for what
+        makes the data).
     """
 
     name: ClassVar[str]
@@ -92,12 +93,12 @@ class EmbeddedServer(ABC):
             return
         place = await asyncio.to_thread(self._prepare)
         try:
-            log = await asyncio.to_thread(self._open_output)
+            output = await asyncio.to_thread(self._open_log) if self._output is None else self._output
             try:
-                self._process = await self._launch(place, log)
+                self._process = await self._launch(place, output)
             finally:
-                if log != self._output:
-                    os.close(log)
+                if output != self._output:
+                    os.close(output)
         finally:
             for descriptor in place.pass_fds:
                 os.close(descriptor)
@@ -184,9 +185,7 @@ class EmbeddedServer(ABC):
         run = f"{folder}/run" if self._run.parent == self.folder else str(self._run)
         return Place(account=account, folder=folder, run=run, descriptor=descriptor)
 
-    def _open_output(self) -> int:
-        if self._output is not None:
-            return self._output
+    def _open_log(self) -> int:
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if os.fstat(log).st_size > MAX_LOG_BYTES:
             os.ftruncate(log, 0)
@@ -212,7 +211,7 @@ class EmbeddedServer(ABC):
 
     def _quote(self) -> str:
         """The end of its own log, for an error's sentence."""
-        if self._output is not None or not self.log.exists():
+        if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_QUOTED_BYTES))
