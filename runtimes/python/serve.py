@@ -1,0 +1,328 @@
+"""The python runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
+
+Only the standard library of Python 3.9 and later. ``worker/engine/wire.py`` describes what is exchanged and
+``worker/engine/attach.py`` how the connections are made. Function code shares this process: nothing kept here is
+secret from it, and the worker trusts nothing that comes from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PREFIX = "CONTAINERPUB_ATTACH_"
+_READY_NONCE = "0" * 16
+_COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
+_MESSAGE_CHARS = 16 * 1024
+_TRACEBACK_CHARS = 64 * 1024
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+sys.path[0] = os.path.join(_HERE, "sdk")
+from containerpub import Context, FunctionError, Response  # noqa: E402
+from containerpub.marking import marked  # noqa: E402
+
+
+class NoHandler(Exception):
+    """The function's code does not have the handler that it should have."""
+
+
+class Channel:
+    """The control connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._received = bytearray()
+        # A forked child that spoke here would garble the parent's answers.
+        os.register_at_fork(after_in_child=connection.close)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next call, or ``None`` once the worker is gone."""
+        received = self._received
+        while True:
+            if len(received) >= 4:
+                end = 4 + int.from_bytes(received[:4], "big")
+                if len(received) >= end:
+                    call: dict[str, Any] = json.loads(received[4:end])
+                    del received[:end]
+                    return call
+            data = self._connection.recv(262144)
+            if not data:
+                return None
+            received += data
+
+    def send(self, meta: dict[str, Any], result: bytes | None = None) -> None:
+        """``meta`` must begin with its nonce; ``result`` is JSON text."""
+        body = json.dumps(meta, separators=(",", ":")).encode()
+        if result is not None:
+            body += b"\n" + result
+        with self._lock:
+            self._connection.sendall(len(body).to_bytes(4, "big") + body)
+
+
+class CallLog:
+    """Where ``context.logger`` writes: frames of the call that runs, up to its log limit."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._logger: Any = None
+        self.nonce = ""
+        self.room = 0
+
+    def logger(self) -> Any:
+        if self._logger is None:
+            import logging
+
+            log = self
+
+            class ToWorker(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    try:
+                        log.write(record.levelno, self.format(record))
+                    except Exception:  # noqa: BLE001 (as every handler of the standard library)
+                        self.handleError(record)
+
+            self._logger = logging.Logger("function", logging.DEBUG)
+            self._logger.addHandler(ToWorker())
+        return self._logger
+
+    def write(self, level: int, message: str) -> None:
+        # The message that passes the limit is still sent (cut): from it the worker knows that something is missing.
+        if self.room < 0 or not self.nonce:
+            return
+        message = printable(message)[: self.room + 1]
+        self.room -= max(len(message), 1)
+        names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+        name = next((name for bound, name in names if level >= bound), "debug")
+        self._channel.send({"nonce": self.nonce, "kind": "log", "level": name, "message": message})
+
+
+class Function:
+    """The user's code: its handler, or what went wrong while it was imported."""
+
+    def __init__(self, name: str, folder: str, dependencies: str) -> None:
+        self._folders = ((folder, "/function"), (dependencies, "/dependencies"))
+        self._loop: Any = None
+        self._handler: Callable[..., Any] | None = None
+        self._broken: BaseException | None = None
+        sys.path[0:0] = [folder]
+        if os.path.isdir(dependencies):
+            import site
+
+            site.addsitedir(dependencies)
+        try:
+            self._handler = find_handler(name, folder)
+            code = getattr(self._handler, "__code__", None)
+            if code is not None and code.co_flags & _COROUTINE:
+                self._event_loop()
+        except BaseException as error:  # noqa: BLE001 (whatever it is, each call reports it)
+            self._broken, self._broken_at = error, error.__traceback__
+
+    def run(self, event: Any, context: Context) -> Any:
+        if self._handler is None:
+            assert self._broken is not None
+            raise self._broken.with_traceback(self._broken_at)
+        result = self._handler(event, context)
+        if hasattr(result, "__await__"):
+            return self._event_loop().run_until_complete(_await(result))
+        return result
+
+    def describe(self, error: BaseException) -> dict[str, str]:
+        """``error`` for the caller, with a traceback of the function's own frames."""
+        try:
+            message = str(error)
+        except Exception:  # noqa: BLE001 (a user's __str__)
+            message = "(the error has no readable message)"
+        described = {"type": type(error).__name__, "message": printable(message)[:_MESSAGE_CHARS]}
+        if not isinstance(error, (FunctionError, NoHandler)):
+            described["traceback"] = self._traceback(error)
+        return described
+
+    def _event_loop(self) -> Any:
+        # One loop for the sandbox's life, so that clients which a handler keeps stay usable.
+        if self._loop is None:
+            import asyncio
+
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop
+
+    def _traceback(self, error: BaseException) -> str:
+        import traceback
+
+        whole = traceback.TracebackException(type(error), error, error.__traceback__)
+        pending = [whole]
+        while pending:
+            part = pending.pop()
+            own = [frame for frame in part.stack if not _is_platform(frame.filename)]
+            part.stack = traceback.StackSummary.from_list(own)
+            pending += [one for one in (part.__cause__, part.__context__) if one is not None]
+            pending += getattr(part, "exceptions", None) or []
+        text = "".join(whole.format())
+        for folder, shown in self._folders:
+            text = text.replace(folder, shown)
+        return printable(text)[-_TRACEBACK_CHARS:]
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _is_platform(filename: str) -> bool:
+    return filename.startswith((_HERE + os.sep, "<frozen importlib"))
+
+
+def find_handler(name: str, folder: str) -> Callable[..., Any]:
+    """Import the module that ``name`` (``module:attribute``) means, and return the handler.
+
+    Without a name it is the function marked ``@function``, in ``main.py`` or in the only module there is.
+    """
+    module_name, _, attribute = name.partition(":")
+    module_name = module_name or _only_module(folder)
+    try:
+        __import__(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        message = f"there is no module {module_name!r} for the handler {name!r} in the function's folder"
+        raise NoHandler(message) from None
+    found: Any = sys.modules[module_name]
+    if not attribute and marked:
+        if len(marked) > 1:
+            names = ", ".join(sorted(one.__name__ for one in marked))
+            raise NoHandler(f"several functions are marked @function ({names}): name one as the handler")
+        return marked[0]
+    for part in (attribute or "handler").split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        what = f"function {attribute!r}" if attribute else "function that is marked @function or called 'handler'"
+        raise NoHandler(f"the module {module_name!r} has no {what}")
+    return found  # type: ignore[no-any-return]
+
+
+def _only_module(folder: str) -> str:
+    modules = sorted(entry[:-3] for entry in os.listdir(folder) if entry.endswith(".py"))
+    if "main" in modules:
+        return "main"
+    if len(modules) == 1:
+        return modules[0]
+    raise NoHandler("no handler is named, and there is no main.py to look for one in")
+
+
+def printable(text: str) -> str:
+    """``text`` with lone surrogates escaped, which no encoding of ours could carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def encode(result: Any) -> tuple[bytes, bool]:
+    """JSON text of ``result``, and whether it is a :class:`Response`."""
+    shaped = isinstance(result, Response)
+    if shaped:
+        result = {"status": result.status, "headers": result.headers, "body": result.body}
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(), shaped
+
+
+def usage() -> tuple[float, int]:
+    """CPU time of this process and its ended children in ms, and the peak memory of the largest in bytes."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds * 1000, max(own.ru_maxrss, children.ru_maxrss) * _RSS_UNIT
+
+
+def serve(channel: Channel, function: Function, name: str, version: int) -> None:
+    """Answer calls until the worker hangs up."""
+    log = CallLog(channel)
+    channel.send({"nonce": _READY_NONCE, "kind": "ready"})
+    while True:
+        call = channel.receive()
+        if call is None:
+            return
+        log.nonce, log.room = call["nonce"], call["max_log_bytes"]
+        context = Context(call["job_id"], call["attempt"], name, version, call["deadline"], log.logger)
+        meta, result = answer(function, call, context)
+        log.nonce = ""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except Exception:  # noqa: BLE001, S110 (the function closed or replaced it)
+                pass
+        channel.send(meta, result)
+
+
+def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[dict[str, Any], bytes | None]:
+    """Run one call; the frame to send for it."""
+    meta: dict[str, Any] = {"nonce": call["nonce"], "kind": "error"}
+    result: bytes | None = None
+    before_ms, _ = usage()
+    try:
+        returned = function.run(call["event"], context)
+        try:
+            result, meta["response"] = encode(returned)
+            meta["kind"] = "result"
+        except (TypeError, ValueError, RecursionError) as error:
+            message = "the result is not JSON: " + printable(str(error))[:_MESSAGE_CHARS]
+            meta.update(reason="invalid_result", error={"type": "InvalidResult", "message": message})
+        limit = call["max_result_bytes"]
+        if result is not None and len(result) > limit:
+            message = f"the result has {len(result)} bytes, the limit is {limit}"
+            meta.update(kind="error", reason="result_too_large", error={"type": "ResultTooLarge", "message": message})
+            result = None
+    except SystemExit as error:
+        leave(error)
+    except MemoryError:
+        meta.update(reason="out_of_memory", error={"type": "MemoryError", "message": "it ran out of memory"})
+    except BaseException as error:  # noqa: BLE001 (whatever the function raises is its result)
+        meta.update(reason="handler_error", error=function.describe(error))
+    after_ms, peak = usage()
+    meta["cpu_ms"], meta["peak_memory_bytes"] = round(after_ms - before_ms, 3), peak
+    return meta, result
+
+
+def leave(error: SystemExit) -> None:
+    """End the process as ``sys.exit`` would, but without waiting for threads that the function left running."""
+    code = error.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110 (the function closed or replaced it)
+            pass
+    os._exit((code or 0) & 0xFF)
+
+
+def connect(address: str, role: str, token: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(address)
+    connection.sendall(f"{role:<7} {token}".encode())
+    return connection
+
+
+def main() -> None:
+    given = {name[len(_PREFIX) :]: os.environ.pop(name) for name in list(os.environ) if name.startswith(_PREFIX)}
+    channel = Channel(connect(given["ADDRESS"], "control", given["TOKEN"]))
+    for descriptor, role in ((1, "stdout"), (2, "stderr")):
+        with connect(given["ADDRESS"], role, given["TOKEN"]) as connection:
+            os.dup2(connection.fileno(), descriptor)
+    # By the line: whole lines survive whatever ends the process, at a third of the system calls of no buffer.
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+    folder = given.get("FOLDER", "/function")
+    function = Function(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
+    serve(channel, function, given["FUNCTION"], int(given["VERSION"]))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

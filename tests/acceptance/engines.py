@@ -1,0 +1,179 @@
+"""Engines for tests: really running ones, with a version whose code is ``tests/acceptance/functions``."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import orjson
+import pytest
+from aiodocker import Docker, DockerError
+
+from worker.engine.config import EngineConfig
+from worker.engine.contract import Call, CallOutcome, EngineUnavailable, SandboxSpec
+from worker.engine.docker import DockerEngine
+from worker.engine.process import ProcessEngine
+from worker.engine.recipe import load_recipe
+from worker.engine.sandbox import AttachedSandbox
+
+FUNCTIONS = Path(__file__).with_name("functions")
+BASE_IMAGE = "python:3.11-slim"
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """An open engine, and short ways to use it."""
+
+    engine: DockerEngine | ProcessEngine
+    config: EngineConfig
+    image: str
+    started: list[AttachedSandbox] = field(default_factory=list)
+
+    def spec(self, handler: str, **changes: Any) -> SandboxSpec:
+        spec = SandboxSpec(
+            version_id=uuid.uuid4(),
+            function_id=uuid.uuid4(),
+            user_id=uuid.uuid4(),
+            function_name="tested",
+            version=3,
+            runtime="python",
+            handler=handler if not handler or ":" in handler else f"main:{handler}",
+            image=self.image,
+            memory_mb=128,
+            cpus=1.0,
+            timeout_ms=5000,
+        )
+        return replace(spec, **changes)
+
+    async def start(self, handler: str, **changes: Any) -> AttachedSandbox:
+        sandbox = await self.engine.start(self.spec(handler, **changes))
+        self.started.append(sandbox)
+        return sandbox
+
+    async def run(self, handler: str, body: Any = None, **changes: Any) -> CallOutcome:
+        """One call in a sandbox of its own."""
+        names = {"timeout_ms", "max_result_bytes", "max_log_bytes", "query"}
+        for_call = {name: changes[name] for name in names if name in changes}
+        for_spec = {name: value for name, value in changes.items() if name not in names - {"timeout_ms"}}
+        sandbox = await self.start(handler, **for_spec)
+        return await sandbox.call(call(body, **for_call))
+
+
+def call(
+    body: Any = None,
+    *,
+    timeout_ms: int = 5000,
+    max_result_bytes: int = 6 * 1024**2,
+    max_log_bytes: int = 256 * 1024,
+    attempt: int = 1,
+    query: dict[str, str] | None = None,
+) -> Call:
+    event = {"body": body, "query": query or {}, "headers": {}, "method": "POST", "path": "/"}
+    return Call(
+        job_id=uuid.uuid4(),
+        attempt=attempt,
+        event=orjson.dumps(event),
+        timeout_ms=timeout_ms,
+        max_result_bytes=max_result_bytes,
+        max_log_bytes=max_log_bytes,
+    )
+
+
+def text(outcome: CallOutcome, stream: str) -> str:
+    return "".join(entry.message for entry in outcome.logs if entry.stream == stream)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder with a short path: pytest's own are too long for Unix sockets."""
+    folder = Path(mkdtemp(prefix="cp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def engine_config(short_dir: Path) -> EngineConfig:
+    return EngineConfig(
+        installation=f"test-{uuid.uuid4()}",
+        worker_id=f"worker-{uuid.uuid4()}",
+        socket_dir=short_dir / "s",
+        data_dir=short_dir / "d",
+    )
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    """Each engine in turn."""
+    if request.param == "docker":
+        async for one in docker_bench_of(engine_config):
+            yield one
+    else:
+        async for one in process_bench_of(engine_config):
+            yield one
+
+
+@pytest.fixture
+async def docker_bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    async for one in docker_bench_of(engine_config):
+        yield one
+
+
+async def process_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+    version = config.data_dir / "versions" / "tested"
+    shutil.copytree(FUNCTIONS, version / "function", ignore=shutil.ignore_patterns("__pycache__"))
+    (version / "dependencies").mkdir()
+    engine = ProcessEngine(config)
+    await engine.open()
+    try:
+        yield Bench(engine=engine, config=config, image="tested")
+    finally:
+        await engine.close()
+
+
+async def docker_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+    engine = DockerEngine(config)
+    try:
+        await engine.open()
+    except EngineUnavailable as error:
+        if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
+            raise
+        pytest.skip(f"no container engine: {error}")
+    try:
+        yield Bench(engine=engine, config=config, image=await _function_image())
+    finally:
+        await engine.close()
+
+
+async def _function_image() -> str:
+    """The id of an image with the runtime's side and the test functions; the engine's cache makes this cheap."""
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        _add(archive, "Dockerfile", f"FROM {BASE_IMAGE}\nCOPY containerpub /containerpub\nCOPY function /function\n")
+        for file in load_recipe("python").files:
+            _add(archive, f"containerpub/{file.path}", file.content)
+        for path in sorted(FUNCTIONS.iterdir()):
+            if path.is_file():
+                _add(archive, f"function/{path.name}", path.read_bytes())
+    context.seek(0)
+    async with Docker() as docker:
+        try:
+            await docker.images.build(fileobj=context, encoding="identity", tag="containerpub-test/functions:latest")
+            return str((await docker.images.inspect("containerpub-test/functions:latest"))["Id"])
+        except DockerError as error:
+            pytest.fail(f"the test image cannot be built from {BASE_IMAGE}: {error}")
+
+
+def _add(archive: tarfile.TarFile, name: str, content: str | bytes) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    entry.mode = 0o644
+    archive.addfile(entry, io.BytesIO(data))

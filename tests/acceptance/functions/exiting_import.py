@@ -1,0 +1,4 @@
+import os
+
+print("dying early")
+os._exit(4)

@@ -1,0 +1,403 @@
+"""Functions that the engine tests call, good ones and bad ones. Each stands for what a tenant might deploy."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from containerpub import FunctionError, Response
+
+print("imported")
+calls = 0
+
+
+def echo(event, context):
+    return event["body"]
+
+
+async def async_echo(event, context):
+    await asyncio.sleep(0)
+    return event["body"]
+
+
+def whole_event(event, context):
+    return event
+
+
+def response(event, context):
+    return Response(201, {"X-Answer": "42"}, {"made": True})
+
+
+def describe_context(event, context):
+    return {
+        "job_id": context.job_id,
+        "attempt": context.attempt,
+        "function": context.function,
+        "version": context.version,
+        "remaining_s": context.deadline - time.time(),
+    }
+
+
+def log(event, context):
+    print("before")
+    context.logger.info("value is %d", 7)
+    print("after")
+    context.logger.error("broken \ud800 text")
+    print("to stderr", file=sys.stderr)
+
+
+def log_many(event, context):
+    for number in range(event["body"]):
+        context.logger.info("entry %d %s", number, "x" * 100)
+
+
+def say(event, context):
+    print("out", event["body"])
+    print("err", event["body"], file=sys.stderr)
+
+
+def write_bytes(event, context):
+    os.write(1, bytes.fromhex(event["body"]))
+
+
+def write_later(event, context):
+    def later():
+        time.sleep(0.05)
+        print("late")
+        open("/tmp/late" if os.environ["HOME"] == "/tmp" else os.environ["HOME"] + "/late", "w").close()
+
+    threading.Thread(target=later, daemon=True).start()
+
+
+def late_is_written(event, context):
+    return os.path.exists(os.environ["HOME"] + "/late")
+
+
+def flood(event, context):
+    line = b"x" * 1023 + b"\n"
+    for _ in range(event["body"] * 1024):
+        os.write(1, line)
+    return "done"
+
+
+def flood_forever(event, context):
+    while True:
+        os.write(2, b"y" * 65536)
+
+
+def sleep(event, context):
+    time.sleep(event["body"])
+    return "slept"
+
+
+def ignore_signals(event, context):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    print("still here")
+    while True:
+        pass
+
+
+def stop_itself(event, context):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def exit_at_once(event, context):
+    print("last words")
+    os._exit(event["body"])
+
+
+def sys_exit(event, context):
+    print("leaving")
+    sys.exit(event["body"])
+
+
+def kill_itself(event, context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hog_memory(event, context):
+    held = []
+    while True:
+        held.append(bytearray(1024 * 1024))
+
+
+def hog_memory_in_child(event, context):
+    if os.fork() == 0:
+        hog_memory(event, context)
+    _, status = os.wait()
+    return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) != 0
+
+
+def fail(event, context):
+    try:
+        int("one")
+    except ValueError as error:
+        raise KeyError("outer") from error
+
+
+def fail_on_purpose(event, context):
+    raise FunctionError("no such customer")
+
+
+def fail_unprintably(event, context):
+    class Bad(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    raise Bad
+
+
+def fail_with_surrogate(event, context):
+    raise ValueError("lone \ud800 surrogate")
+
+
+def raise_memory_error(event, context):
+    raise MemoryError
+
+
+def give(event, context):
+    """Results that JSON cannot say, by name."""
+    circle = []
+    circle.append(circle)
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    return {
+        "object": object(),
+        "nan": float("nan"),
+        "infinity": float("inf"),
+        "nan_inside": {"a": [1, float("nan")]},
+        "bytes": b"raw",
+        "set": {1},
+        "surrogate": "\ud800",
+        "circle": circle,
+        "deep": deep,
+        "huge_int": 10**5000,
+    }[event["body"]]
+
+
+def large(event, context):
+    return "x" * event["body"]
+
+
+def count(event, context):
+    global calls
+    calls += 1
+    return calls
+
+
+def environment(event, context):
+    return dict(os.environ)
+
+
+def environments_of_all(event, context):
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/environ") as file:
+                    found[entry] = file.read()
+            except OSError:
+                pass
+    return found
+
+
+def descriptors(event, context):
+    return {entry: os.readlink("/proc/self/fd/" + entry) for entry in os.listdir("/proc/self/fd") if entry.isdigit()
+            and os.path.exists("/proc/self/fd/" + entry)}
+
+
+def control_descriptor():
+    for number in range(3, 64):
+        try:
+            if socket.socket(fileno=os.dup(number)).getpeername().endswith("/s"):
+                return number
+        except (OSError, AttributeError):
+            continue
+    raise RuntimeError("no control connection found")
+
+
+def write_to_control(event, context):
+    os.write(control_descriptor(), bytes.fromhex(event["body"]))
+    return "unharmed"
+
+
+def write_to_control_and_hang(event, context):
+    os.write(control_descriptor(), bytes.fromhex(event["body"]))
+    time.sleep(60)
+
+
+def close_control(event, context):
+    os.close(control_descriptor())
+    time.sleep(60)
+
+
+def forge_answer(event, context):
+    """Answers its own call over the control connection, with the right nonce and the given rest."""
+    import gc
+
+    nonce = next(
+        one["nonce"] for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one and "nonce" in one
+    )
+    body = event["body"].replace("NONCE", nonce).encode()
+    length = event["query"].get("length", len(body))
+    os.write(control_descriptor(), int(length).to_bytes(4, "big") + body)
+    time.sleep(60)
+
+
+def forge_on_stdout(event, context):
+    body = b'{"nonce":"0000000000000000","kind":"result","response":false,"cpu_ms":0,"peak_memory_bytes":0}\n"forged"'
+    os.write(1, len(body).to_bytes(4, "big") + body)
+    return "real"
+
+
+def close_output(event, context):
+    os.close(1)
+    os.close(2)
+    return "quiet"
+
+
+def leave_child_behind(event, context):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    return os.getpid()
+
+
+def exit_later(event, context):
+    threading.Thread(target=lambda: (time.sleep(0.05), os._exit(9))).start()
+    return "for now"
+
+
+def libc_call(event, context):
+    """The error number of a system call by number, 0 when it is let through."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, *arguments = event["body"]
+    ctypes.set_errno(0)
+    return 0 if libc.syscall(number, *arguments) != -1 else ctypes.get_errno()
+
+
+def open_socket(event, context):
+    family, kind, protocol = event["body"]
+    try:
+        socket.socket(family, kind, protocol).close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def connect(event, context):
+    host, port = event["body"]
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def connect_abstract(event, context):
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("\0" + event["body"])
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def interfaces(event, context):
+    return [name for _, name in socket.if_nameindex()]
+
+
+def status(event, context):
+    with open("/proc/self/status") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def write_file(event, context):
+    path, size = event["body"]
+    try:
+        with open(path, "wb") as file:
+            while size > 0:
+                file.write(b"x" * min(size, 65536))
+                size -= 65536
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def make_files(event, context):
+    made = 0
+    try:
+        for number in range(event["body"]):
+            open(f"/tmp/inode{number}", "w").close()
+            made += 1
+    except OSError as error:
+        return [made, error.errno]
+    return [made, 0]
+
+
+def open_many(event, context):
+    opened = []
+    try:
+        while True:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        return [len(opened), error.errno]
+    finally:
+        for one in opened:
+            os.close(one)
+
+
+def fork_bomb(event, context):
+    children = []
+    try:
+        for _ in range(1000):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(child)
+    except OSError as error:
+        return [len(children), error.errno]
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def make_zombies(event, context):
+    for _ in range(event["body"]):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+    return len([entry for entry in os.listdir("/proc") if entry.isdigit()])
+
+
+def read_files(event, context):
+    found = {}
+    for path in event["body"]:
+        try:
+            with open(path, "rb") as file:
+                found[path] = len(file.read(1))
+        except OSError as error:
+            found[path] = -error.errno
+    return found
+
+
+def list_folder(event, context):
+    return sorted(os.listdir(event["body"]))
+
+
+def read_own_data(event, context):
+    with open("data.txt") as file:
+        return file.read()

@@ -1,0 +1,5 @@
+def prepare():
+    raise ValueError("not prepared")
+
+
+prepare()

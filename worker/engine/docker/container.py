@@ -1,0 +1,119 @@
+"""One sandbox container through the engine's API, and the funnel for what goes wrong there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from aiodocker import Docker, DockerError
+from aiodocker.types import JSONObject
+
+from worker.engine.attach import Rendezvous, remove_folder
+from worker.engine.contract import EngineUnavailable
+from worker.engine.sandbox import ExitStatus
+
+_END_WAIT_S = 2.0
+"""How long after its connection closed a container may take to be gone."""
+_KILLED = 137
+
+
+@asynccontextmanager
+async def engine_call(doing: str, timeout_s: float, *ignored: int) -> AsyncIterator[None]:
+    """Bounds a talk with the engine and turns whatever fails in it into :class:`EngineUnavailable`.
+
+    HTTP statuses in ``ignored`` are no failures: the body ends there.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except DockerError as error:
+        if error.status not in ignored:
+            raise EngineUnavailable(f"{doing}: {error.message}") from error
+    except TimeoutError as error:
+        raise EngineUnavailable(f"{doing}: the container engine did not answer within {timeout_s:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise EngineUnavailable(f"{doing}: the container engine does not answer ({error})") from error
+
+
+class Container:
+    """Implements :class:`worker.engine.fleet.Startable`.
+
+    It is known by its name, which is ours to choose, so that it can be removed even if we were cancelled before the
+    engine told us its id.
+    """
+
+    def __init__(
+        self,
+        docker: Docker,
+        name: str,
+        folder: Path,
+        timeout_s: float,
+        new_config: Callable[[Rendezvous], JSONObject],
+    ) -> None:
+        self.name = name
+        self._folder = folder
+        self._docker = docker
+        self._container = docker.containers.container(name)
+        self._timeout_s = timeout_s
+        self._new_config = new_config
+        self._killing: asyncio.Task[None] | None = None
+
+    async def start(self, rendezvous: Rendezvous) -> None:
+        async with engine_call("creating a container", self._timeout_s):
+            await self._docker.containers.create(self._new_config(rendezvous), name=self.name)
+        async with engine_call("starting a container", self._timeout_s):
+            await self._container.start()
+
+    def kill(self) -> None:
+        if self._killing is None:
+            self._killing = asyncio.get_running_loop().create_task(self._kill(), name=f"kill-{self.name}")
+
+    async def ended(self) -> int | None:
+        async with engine_call("looking at a container", self._timeout_s):
+            state = (await self._container.show())["State"]
+        return None if state["Running"] else int(state["ExitCode"])
+
+    async def exit_status(self) -> ExitStatus:
+        async with engine_call("waiting for a container", self._timeout_s):
+            try:
+                async with asyncio.timeout(_END_WAIT_S):
+                    await self._container.wait()
+            except TimeoutError:
+                return ExitStatus(code=None, out_of_memory=False)
+            state = (await self._container.show())["State"]
+        code = int(state["ExitCode"])
+        # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
+        # went on: only together with the main process's own SIGKILL does it explain the end.
+        return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+
+    async def remove(self) -> None:
+        if self._killing is not None:
+            await asyncio.wait((self._killing,))
+        await remove_container(self._docker, self.name, self._timeout_s)
+        await asyncio.to_thread(remove_folder, self._folder)
+
+    async def _kill(self) -> None:
+        try:
+            async with engine_call("killing a container", self._timeout_s, 404, 409):
+                await self._container.kill(signal="SIGKILL")
+        except EngineUnavailable:
+            # remove() comes next, kills too, and reports.
+            pass
+
+
+async def remove_container(docker: Docker, container_id: str, timeout_s: float) -> None:
+    """Kill and remove a container with its volumes; returns when it is gone, absent is fine."""
+    container = docker.containers.container(container_id)
+    async with engine_call("removing a container", timeout_s, 404):
+        while True:
+            try:
+                await container.delete(force=True, v=True)
+                return
+            except DockerError as error:
+                # 409: another removal is in progress; once it is through, 404 ends this one.
+                if error.status != 409:
+                    raise
+            await asyncio.sleep(0.05)

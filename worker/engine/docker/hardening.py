@@ -1,0 +1,104 @@
+"""What every sandbox container is created with.
+
+Each line closes something a hostile function would use; ``tests/acceptance/test_docker_hardening.py`` tries them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aiodocker.types import JSONValue
+
+UID = 65534
+TMP_BYTES = 16 * 1024**2
+TMP_INODES = 1024
+PIDS = 64
+OPEN_FILES = 256
+FILE_BYTES = 32 * 1024**2
+LOCKED_BYTES = 64 * 1024
+SHM_BYTES = 1024**2
+
+LABEL_INSTALLATION = "containerpub.installation"
+LABEL_WORKER = "containerpub.worker"
+LABEL_SANDBOX = "containerpub.sandbox"
+LABEL_VERSION = "containerpub.version"
+LABEL_FUNCTION = "containerpub.function"
+
+_SECCOMP = Path(__file__).with_name("seccomp.json")
+
+
+def seccomp_profile() -> str:
+    """The profile as the engine takes it: its text, since the engine may run on another machine. Blocking."""
+    return _SECCOMP.read_text("utf-8")
+
+
+def container_config(
+    *,
+    image: str,
+    command: Sequence[str],
+    working_dir: str,
+    env: Mapping[str, str],
+    labels: Mapping[str, str],
+    binds: Sequence[str],
+    memory_mb: int,
+    cpus: float,
+    seccomp: str,
+    oci_runtime: str | None,
+) -> dict[str, JSONValue]:
+    """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image."""
+    memory_bytes = memory_mb * 1024**2
+    host: dict[str, JSONValue] = {
+        "Binds": list(binds),
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Privileged": False,
+        "CapDrop": ["ALL"],
+        "CapAdd": [],
+        "ReadonlyRootfs": True,
+        "Init": True,
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp}"],
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        "NanoCpus": int(cpus * 1e9),
+        "PidsLimit": PIDS,
+        "OomScoreAdj": 1000,
+        # uid and gid, because the mode alone gives way to that of the image's own /tmp.
+        "Tmpfs": {
+            "/tmp": (  # noqa: S108 (inside the sandbox)
+                f"rw,noexec,nosuid,nodev,size={TMP_BYTES},nr_inodes={TMP_INODES},uid={UID},gid={UID},mode=0700"
+            )
+        },
+        "ShmSize": SHM_BYTES,
+        # No nproc: it counts over all containers of the same uid.
+        "Ulimits": [
+            {"Name": name, "Soft": limit, "Hard": limit}
+            for name, limit in (("nofile", OPEN_FILES), ("fsize", FILE_BYTES), ("core", 0), ("memlock", LOCKED_BYTES))
+        ],
+        # Output comes over sockets of ours: none of it on the host's disk, and no stalled reader can wedge a kill.
+        "LogConfig": {"Type": "none"},
+        "RestartPolicy": {"Name": "no"},
+        # The exit state is asked for after the end.
+        "AutoRemove": False,
+    }
+    if oci_runtime is not None:
+        host["Runtime"] = oci_runtime
+    return {
+        "Image": image,
+        "Entrypoint": [command[0]],
+        "Cmd": list(command[1:]),
+        "User": f"{UID}:{UID}",
+        "WorkingDir": working_dir,
+        "Env": [f"{name}={value}" for name, value in env.items()],
+        "Labels": dict(labels),
+        "Tty": False,
+        "OpenStdin": False,
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "NetworkDisabled": True,
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGKILL",
+        "HostConfig": host,
+    }

@@ -1,0 +1,47 @@
+"""Clears away what workers that are gone left on this engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from aiodocker import Docker
+
+from worker.engine.attach import SocketFolders, remove_folder
+from worker.engine.config import EngineConfig
+from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+
+
+async def sweep(
+    docker: Docker,
+    config: EngineConfig,
+    folders: SocketFolders,
+    live_workers: frozenset[str],
+    own_sandboxes: frozenset[str],
+) -> int:
+    """Remove containers, in whatever state, and socket folders of this installation whose worker is not live.
+
+    Of our own worker's, sandboxes that are not in ``own_sandboxes`` go too: a start that was cancelled while the
+    engine was still at it can leave one. Returns how many containers and folders of workers went. Raises
+    :class:`EngineUnavailable`.
+    """
+    filters = json.dumps({"label": [f"{LABEL_INSTALLATION}={config.installation}"]})
+    async with engine_call("listing containers", config.engine_call_timeout_s):
+        containers = await docker.containers.list(all=1, filters=filters)
+    count = 0
+    for container in containers:
+        labels = container["Labels"]
+        worker, sandbox = labels.get(LABEL_WORKER), labels.get(LABEL_SANDBOX)
+        if worker == config.worker_id:
+            stale = sandbox is not None and sandbox not in own_sandboxes
+        else:
+            stale = worker not in live_workers
+        if stale:
+            await remove_container(docker, container.id, config.engine_call_timeout_s)
+            count += 1
+    # Folders last: until here a container may still have one mounted.
+    for folder in await asyncio.to_thread(folders.stale, live_workers):
+        await asyncio.to_thread(remove_folder, folder)
+        count += 1
+    return count

@@ -1,0 +1,35 @@
+"""The environment that function code starts with, the same in both engines."""
+
+from __future__ import annotations
+
+from worker.engine.contract import SandboxSpec
+
+_DEFAULTS = {
+    "PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/tmp",  # noqa: S108 (inside the sandbox)
+    "TMPDIR": "/tmp",  # noqa: S108
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # Threads would otherwise reserve an arena each, of which every one counts against the memory cap.
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
+    """What ``spec`` sets, over our defaults, and under the names that the platform keeps for itself.
+
+    ``attachment`` tells the runtime's side how to connect; it takes these names away before function code runs.
+    """
+    return {
+        **_DEFAULTS,
+        **dict(spec.env),
+        "FUNCTION_TIMEOUT_MS": str(spec.timeout_ms),
+        "FUNCTION_MAX_MEMORY_MB": str(spec.memory_mb),
+        "CONTAINERPUB_RESTRICTED": "true",
+        "DART_CLOUD_RESTRICTED": "true",
+        "CONTAINERPUB_ATTACH_HANDLER": spec.handler,
+        "CONTAINERPUB_ATTACH_FUNCTION": spec.function_name,
+        "CONTAINERPUB_ATTACH_VERSION": str(spec.version),
+        **{f"CONTAINERPUB_ATTACH_{name.upper()}": value for name, value in attachment.items()},
+    }

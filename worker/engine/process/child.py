@@ -1,0 +1,172 @@
+"""One sandbox as a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from worker.engine.attach import Rendezvous, remove_folder
+from worker.engine.contract import EngineUnavailable
+from worker.engine.process.namespaces import Namespaces
+from worker.engine.sandbox import ExitStatus
+
+PID_FILE = "pid"
+TEMP_FOLDER = "tmp"
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+_END_WAIT_S = 2.0
+_KILL_WAIT_S = 5.0
+
+
+class Child:
+    """Implements :class:`worker.engine.fleet.Startable`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        namespaces: Namespaces,
+        command: Sequence[str],
+        working_dir: Path,
+        limits: Mapping[str, int],
+        new_env: Callable[[Rendezvous], Mapping[str, str]],
+    ) -> None:
+        self._folder = folder
+        self._namespaces = namespaces
+        self._command = command
+        self._working_dir = working_dir
+        self._limits = limits
+        self._new_env = new_env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killing: asyncio.Future[None] | None = None
+
+    async def start(self, rendezvous: Rendezvous) -> None:
+        try:
+            await asyncio.to_thread(self._spawn, rendezvous)
+        except OSError as error:
+            raise EngineUnavailable(f"A sandbox's process cannot be started: {error}") from error
+
+    async def ended(self) -> int | None:
+        return None if self._process is None else self._exit_code(self._process.poll())
+
+    def kill(self) -> None:
+        if self._killing is not None or self._process is None:
+            return
+        if self._namespaces.contains_processes:
+            self._kill_group(self._process)
+        self._killing = asyncio.ensure_future(asyncio.to_thread(self._kill_all, self._process))
+
+    async def exit_status(self) -> ExitStatus:
+        process = self._process
+        assert process is not None
+        code = self._exit_code(await asyncio.to_thread(_wait, process, _END_WAIT_S))
+        return ExitStatus(code=code, out_of_memory=False)
+
+    async def remove(self) -> None:
+        self.kill()
+        if self._killing is not None:
+            killing, self._killing = self._killing, None
+            await killing
+        await asyncio.to_thread(remove_folder, self._folder)
+
+    def _spawn(self, rendezvous: Rendezvous) -> None:
+        """In a thread: a fork of the worker takes milliseconds."""
+        (self._folder / TEMP_FOLDER).mkdir(mode=0o700)
+        python = (sys.executable, "-I", "-S", "-B")
+        process = subprocess.Popen(
+            (*self._namespaces.wrapper, *python, str(_LAUNCHER), json.dumps(dict(self._limits)), *self._command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self._working_dir,
+            env=dict(self._new_env(rendezvous)),
+            close_fds=True,
+            start_new_session=True,
+        )
+        self._process = process
+        write_pid(self._folder, process.pid)
+
+    def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
+        if not self._namespaces.contains_processes:
+            kill_descendants(process.pid)
+        self._kill_group(process)
+        if _wait(process, _KILL_WAIT_S) is None:
+            raise EngineUnavailable(f"Process {process.pid} did not end within {_KILL_WAIT_S:g} s of being killed.")
+
+    @staticmethod
+    def _kill_group(process: subprocess.Popen[bytes]) -> None:
+        # Not yet reaped, so the number is still this process's.
+        if process.poll() is None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    @staticmethod
+    def _exit_code(code: int | None) -> int | None:
+        return 128 - code if code is not None and code < 0 else code
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def kill_descendants(pid: int) -> None:
+    """SIGKILL everything below ``pid``, a launcher, until nothing is left. Blocking."""
+    deadline = time.monotonic() + _KILL_WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            below = [one for one in psutil.Process(pid).children(recursive=True) if _alive(one)]
+        except psutil.NoSuchProcess:
+            return
+        if not below:
+            return
+        # First all are stopped, or those not yet killed could start others.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for one in below:
+                try:
+                    one.send_signal(number)
+                except psutil.NoSuchProcess:
+                    continue
+        psutil.wait_procs(below, timeout=1.0)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def write_pid(folder: Path, pid: int) -> None:
+    """Leave in ``folder`` which process it belongs to: its id and, since ids are used again, when it started."""
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return
+    (folder / PID_FILE).write_text(f"{pid} {started}\n", "ascii")
+
+
+def kill_recorded(folder: Path) -> None:
+    """SIGKILL the process that ``folder`` names, and all below it, if it is still the same one. Blocking."""
+    try:
+        pid, started = (folder / PID_FILE).read_text("ascii").split()
+        process = psutil.Process(int(pid))
+        if process.create_time() != float(started):
+            return
+        kill_descendants(process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(_KILL_WAIT_S)
+    except (OSError, ValueError, psutil.Error):
+        # Gone, or never started.
+        return
