@@ -80,11 +80,12 @@ def up(
     engine: Annotated[EngineChoice, typer.Option("--engine", help="What runs the functions.")] = EngineChoice.AUTO,
 ) -> int:
     """Start a whole server on this machine."""
+    env = output_of(ctx, False).env
+    at_least("--workers", workers, 1)
+
     from cli.commands.up import run_up
     from cli.config import data_folder
 
-    env = output_of(ctx, False).env
-    at_least("--workers", workers, 1)
     folder = env.cwd / data if data is not None else data_folder(env.variables)
     return run_up(folder, host, port, workers, engine.value)
 
@@ -102,7 +103,7 @@ def main(args: Sequence[str], env: Environment) -> ExitStatus:
 
     Writes to the environment's streams only. Raises nothing but what is a mistake in this program.
     """
-    run = Run(env=env, as_json="--json" in args)
+    run = Run(env=env)
     try:
         with contextlib.redirect_stdout(env.stdout), contextlib.redirect_stderr(env.stderr):
             code = get_command(app).main(list(args), prog_name="containerpub", standalone_mode=False, obj=run)
@@ -110,6 +111,7 @@ def main(args: Sequence[str], env: Environment) -> ExitStatus:
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except typer.TyperException as error:
+        run.as_json = run.as_json or "--json" in args
         return _refused(error, run)
     except CliError as error:
         return _ended(error, run)

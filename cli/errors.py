@@ -43,6 +43,8 @@ EXIT_STATUS: Mapping[str, ExitStatus] = {
     "invalid": ExitStatus.REJECTED,
     "archive_rejected": ExitStatus.REJECTED,
     "too_many": ExitStatus.REJECTED,
+    "artifact_missing": ExitStatus.UNAVAILABLE,
+    "artifact_corrupt": ExitStatus.UNAVAILABLE,
     "error": ExitStatus.UNAVAILABLE,
     "misconfigured": ExitStatus.UNAVAILABLE,
     "dependency_down": ExitStatus.UNAVAILABLE,
@@ -144,4 +146,6 @@ def _hint(code: str, http_status: int, retry_after_s: float | None) -> str | Non
         return "See `containerpub list` for functions and `containerpub jobs` for jobs."
     if retry_after_s is not None:
         return f"Try again in {retry_after_s:.0f} s."
+    if http_status >= 500:
+        return "Try again later; the server's log says more."
     return None

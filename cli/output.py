@@ -13,7 +13,7 @@ from cli.environment import Environment
 from cli.errors import CliError, OutputClosed
 from cli.terminal import escape, escape_json, escape_line
 
-_PIPE_WIDTH = 10_000  # a reader that is not a terminal gets whole cells, never shortened ones
+_TABLE_WIDTH = 10_000  # whole cells, never shortened or folded ones: an id has to be copied in one piece
 
 
 class Output:
@@ -50,10 +50,9 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        tty = self.env.stdout.isatty()
         console = Console(
             file=self.env.stdout,
-            width=None if tty else _PIPE_WIDTH,
+            width=_TABLE_WIDTH,
             color_system=None,
             highlight=False,
             markup=False,
@@ -62,7 +61,7 @@ class Output:
         )
         table = Table(box=None, pad_edge=False, show_edge=False)
         for column in columns:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(column))
         for row in rows:
             table.add_row(*(Text(escape_line(shown_value(cell))) for cell in row))
         with console.capture() as capture:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 from cli.client import Answer, Client, Request
-from cli.config import Config, ConfigFile, resolve
+from cli.config import Config, ConfigFile, Target, resolve
 from cli.errors import ApiError, NotLoggedIn, Unreachable, UsageError
 from cli.output import Output
 
@@ -28,19 +28,19 @@ _LOCK_PAUSE_S = 0.05
 class Session:
     """Open one a command with :meth:`open`; ``call`` is what commands use."""
 
-    def __init__(self, client: Client, output: Output, file: ConfigFile) -> None:
+    def __init__(self, client: Client, output: Output, file: ConfigFile, target: Target) -> None:
         self.client = client
         self.output = output
         self.file = file
-        self.variables = output.env.variables
-        self.target = resolve(file.load(), self.variables)
+        self.target = target
 
     @classmethod
     @asynccontextmanager
     async def open(cls, output: Output) -> AsyncIterator[Self]:
         file = ConfigFile(output.env.variables)
-        async with Client(resolve(file.load(), output.env.variables).api_url) as client:
-            yield cls(client, output, file)
+        target = resolve(file.load(), output.env.variables)
+        async with Client(target.api_url) as client:
+            yield cls(client, output, file, target)
 
     async def call(self, request: Request, *, may_ask: bool = True) -> Answer:
         """Send ``request`` as the account that is logged in.
@@ -48,8 +48,7 @@ class Session:
         :param may_ask: whether a person may be asked to log in.
         :raises NotLoggedIn: no token, or none that the server accepts.
         """
-        token = self.target.access_token
-        if token is None:
+        if self.target.access_token is None:
             await self._log_in_again(None, may_ask=may_ask)
         try:
             return await self.client.send(request, token=self.target.access_token)
@@ -100,7 +99,7 @@ class Session:
         if self.target.from_environment:
             return False
         async with self._turn():
-            self.target = resolve(self.file.load(), self.variables)
+            self.target = resolve(self.file.load(), self.output.env.variables)
             if self.target.access_token is not None and self.target.access_token != refused:
                 return True  # another command renewed it while this one waited for its turn
             if self.target.refresh_token is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -11,13 +12,13 @@ from cli.errors import ExitStatus
 from cli.session import Session, job_path
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
-LONGEST_POLL_S = 20.0  # shorter than what proxies commonly allow an answer to take
+LONGEST_POLL_S = 20  # shorter than what proxies commonly allow an answer to take
 _SHORTEST_ROUND_S = 0.2
 
 
-async def job_state(session: Session, job_id: str, *, wait_s: float = 0.0) -> dict[str, Any]:
+async def job_state(session: Session, job_id: str, *, wait_s: int = 0) -> dict[str, Any]:
     """The job now, or when it becomes final within ``wait_s``."""
-    params = {"wait": f"{wait_s:g}"} if wait_s else {}
+    params = {"wait": str(wait_s)} if wait_s else {}
     answer = await session.call(Request(method="GET", path=job_path(job_id), params=params, wait_s=wait_s))
     return answer.document
 
@@ -28,7 +29,7 @@ async def wait_for_job(session: Session, job_id: str, *, wait_s: float) -> dict[
     while True:
         left = max(0.0, until - time.monotonic())
         began = time.monotonic()
-        job = await job_state(session, job_id, wait_s=min(LONGEST_POLL_S, round(left, 1)))
+        job = await job_state(session, job_id, wait_s=min(LONGEST_POLL_S, math.ceil(left)))
         if is_final(job) or time.monotonic() >= until:
             return job
         await pause_after(began)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cli.project import Project
     from cli.session import Session
 
-LAST_LOG_LINES = 20
 _PHASES = {"scheduled": "Waiting to be tried again", "queued": "Waiting for a builder", "running": "Building"}
 
 
@@ -37,6 +36,10 @@ def deploy(
     following = Following()
 
     async def action(session: Session) -> ExitStatus:
+        from cli.client import Request
+
+        # A login that ran out is found here, rather than by a server that hangs up in the middle of the upload.
+        await session.call(Request(method="GET", path="/api/auth/me"))
         with Progress(output) as progress:
             accepted = await upload(session, project, progress)
             following.job_id = accepted.get("job_id")
@@ -72,8 +75,6 @@ async def upload(session: Session, project: Project, progress: Progress) -> dict
     progress.phase(f"Packing {project.folder}")
     archive = await asyncio.to_thread(pack, project.folder)
     with archive.content:
-        # A login that ran out is found here, rather than by a server that hangs up in the middle of the upload.
-        await session.call(Request(method="GET", path="/api/auth/me"))
         progress.phase(f"Uploading {archive.files} files, {max(1, round(archive.size / 1024))} KB")
         fields = {"name": project.name, "settings": json.dumps(project.settings)}
         sent = Request(method="POST", path="/api/functions/deploy", upload=Upload(fields=fields, archive=archive))
@@ -87,9 +88,10 @@ async def follow(session: Session, accepted: dict[str, Any], progress: Progress)
     shown = LogTail(progress)
     while True:
         began = time.monotonic()
-        job = await job_state(session, str(accepted["job_id"]), wait_s=1.0)
+        job = await job_state(session, str(accepted["job_id"]), wait_s=1)
         final = is_final(job)
-        progress.phase(_PHASES.get(str(job.get("status")), str(job.get("status"))))
+        if not final:
+            progress.phase(_PHASES.get(str(job.get("status")), str(job.get("status"))))
         shown.update(await _build_log(session, accepted), final=final)
         if final:
             return job, shown.text
@@ -158,10 +160,5 @@ def _finished(output: Output, project: Project, accepted: dict[str, Any], job: d
         output.note(f"Error: version {accepted.get('version')} of {project.name} did not deploy: {job.get('reason')}.")
         if job.get("error") is not None:
             show_error(output, job["error"])
-        last = log.splitlines()[-LAST_LOG_LINES:]
-        if last:
-            output.note(f"The last {len(last)} lines of the build log:")
-        for line in last:
-            output.note(f"  {line}")
         output.note("What served before still serves.")
     return ExitStatus.OK if succeeded else ExitStatus.FAILED

@@ -28,7 +28,7 @@ def list_functions(ctx: typer.Context, as_json: JsonFlag = False) -> ExitStatus:
         elif not found:
             output.note("There is no function yet. Make one with `containerpub init`, then `containerpub deploy`.")
         else:
-            columns = ("name", "status", "runtime", "live_version", "timeout_s", "memory_mb", "updated_at", "id")
+            columns = ("name", "status", "runtime", "live_version", "updated_at", "id")
             output.table([name.upper() for name in columns], [[each.get(name) for name in columns] for each in found])
         return ExitStatus.OK
 

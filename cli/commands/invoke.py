@@ -37,7 +37,7 @@ def invoke(
     path: Annotated[str | None, typer.Option("--path", help="The event's path.")] = None,
     asynchronous: Annotated[bool, typer.Option("--async", help="Do not wait: print the job's id.")] = False,
     wait: Annotated[
-        float | None,
+        int | None,
         typer.Option("--wait", metavar="SECONDS", help="Wait this long; the job goes on when it takes longer."),
     ] = None,
     as_json: JsonFlag = False,
@@ -62,7 +62,7 @@ def invoke(
     if asynchronous:
         headers["Prefer"] = "respond-async"
     elif wait is not None:
-        headers["Prefer"] = f"wait={wait:g}"
+        headers["Prefer"] = f"wait={wait}"
 
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request

@@ -20,7 +20,7 @@ def job(
     ctx: typer.Context,
     job_id: JobId,
     wait: Annotated[
-        float | None, typer.Option("--wait", metavar="SECONDS", help="Wait until it is final, at most this long.")
+        int | None, typer.Option("--wait", metavar="SECONDS", help="Wait until it is final, at most this long.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
@@ -31,10 +31,10 @@ def job(
     async def action(session: Session) -> ExitStatus:
         from cli.waiting import is_final, status_of, wait_for_job
 
-        found = await wait_for_job(session, job_id, wait_s=wait or 0.0)
+        found = await wait_for_job(session, job_id, wait_s=wait or 0)
         show(output, found)
         if wait is not None and not is_final(found):
-            output.note(f"Still {found.get('status')} after {wait:g} s.")
+            output.note(f"Still {found.get('status')} after {wait} s.")
             return ExitStatus.WAIT_RAN_OUT
         return status_of(found)
 

@@ -1,0 +1,194 @@
+"""The command against a running API: every test is an account of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PASSWORD = "correct horse battery staple"
+CODE = """
+import sys
+
+
+def handler(event, context):
+    body = event["body"]
+    if body == "fail":
+        raise ValueError("asked to \\x1b[31mfail")
+    print("hello \\x1b[2J\\x9b31m\\u202e[red]log[/red]")
+    return {"got": body, "method": event["method"], "query": event["query"]}
+"""
+
+Done = subprocess.CompletedProcess[str]
+Command = Callable[..., Done]
+
+
+def variables(tmp_path: Path, api_url: str) -> dict[str, str]:
+    own = {"API_URL": api_url, "CONTAINERPUB_CONFIG_DIR": str(tmp_path / "config"), "HOME": str(tmp_path)}
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm", **own}
+
+
+@pytest.fixture
+def containerpub(api_url: str, tmp_path: Path) -> Command:
+    def call(*args: str, stdin: str = "") -> Done:
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *args],
+            cwd=tmp_path,
+            env=variables(tmp_path, api_url),
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=100,
+        )
+
+    return call
+
+
+@pytest.fixture
+def email() -> str:
+    return f"user-{uuid.uuid4().hex[:12]}@example.org"
+
+
+@pytest.fixture
+def account(containerpub: Command, email: str) -> Command:
+    name = email.partition("@")[0]
+    done = containerpub("register", "--email", email, "--username", name, "--password-stdin", stdin=PASSWORD)
+    assert done.returncode == 0, done.stderr
+    return containerpub
+
+
+@pytest.fixture
+def greeter(account: Command, tmp_path: Path) -> Command:
+    """An account with the function ``greeter`` deployed."""
+    write_project(tmp_path, CODE)
+    done = account("deploy", "greeter")
+    assert done.returncode == 0, done.stderr
+    assert "greeter version 1 is live." in done.stdout
+    return account
+
+
+def write_project(tmp_path: Path, code: str) -> None:
+    (tmp_path / "greeter").mkdir(exist_ok=True)
+    (tmp_path / "greeter" / "containerpub.toml").write_text('runtime = "python"\nhandler = "main:handler"\n')
+    (tmp_path / "greeter" / "main.py").write_text(code)
+
+
+def test_an_account_registers_leaves_and_comes_back(account: Command, email: str, tmp_path: Path) -> None:
+    assert json.loads(account("me", "--json").stdout)["email"] == email
+    assert (tmp_path / "config" / "config.json").stat().st_mode & 0o777 == 0o600
+    assert account("logout").returncode == 0
+    assert account("me").returncode == 3
+    assert account("login", "--email", email, "--password-stdin", stdin="wrong " + PASSWORD).returncode == 3
+    assert account("login", "--email", email, "--password-stdin", stdin=PASSWORD + "\n").returncode == 0
+    assert account("me").returncode == 0
+
+
+def test_an_access_token_that_is_not_accepted_is_renewed(account: Command, tmp_path: Path) -> None:
+    file = tmp_path / "config" / "config.json"
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps({**stored, "access_token": "not a token"}))
+    assert account("me").returncode == 0
+    assert json.loads(file.read_text())["refresh_token"] != stored["refresh_token"]
+
+
+def test_the_template_of_init_deploys_and_answers(account: Command) -> None:
+    made = account("init", "fresh", "--runtime", "python", "--name", "fresh", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["name"] == "fresh"
+    assert account("init", "fresh").returncode == 2
+    done = account("deploy", "fresh")
+    assert done.returncode == 0, done.stderr
+    assert account("invoke", "fresh").returncode == 0
+
+
+def test_a_function_is_deployed_invoked_listed_and_deleted(greeter: Command) -> None:
+    done = greeter("invoke", "greeter", "--body", '{"a": "é"}', "--query", "q=1", "--method", "PUT")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"got": {"a": "é"}, "method": "PUT", "query": {"q": "1"}}
+    assert json.loads(greeter("invoke", "greeter", "--json", stdin="[1]").stdout)["result"]["got"] == [1]
+    items = json.loads(greeter("list", "--json").stdout)["items"]
+    assert [(item["name"], item["live_version"]) for item in items] == [("greeter", 1)]
+    assert greeter("delete", "greeter").returncode == 2
+    assert greeter("delete", "greeter", "--yes").returncode == 0
+    assert greeter("invoke", "greeter").returncode == 4
+    assert json.loads(greeter("list", "--json").stdout) == {"items": []}
+
+
+def test_deploying_the_same_again_says_so(greeter: Command) -> None:
+    again = greeter("deploy", "greeter")
+    assert again.returncode == 0, again.stderr
+    assert "unchanged" in again.stdout
+
+
+def test_a_function_that_fails_ends_with_1_and_shows_why(greeter: Command) -> None:
+    done = greeter("invoke", "greeter", "--body", '"fail"')
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "ValueError: asked to \\x1b[31mfail" in done.stderr
+    assert "handler_error" in done.stderr
+    document = json.loads(greeter("invoke", "greeter", "--body", '"fail"', "--json").stdout)
+    assert document["success"] is False
+
+
+def test_a_deploy_that_does_not_build_ends_with_1_and_the_old_version_serves(greeter: Command, tmp_path: Path) -> None:
+    write_project(tmp_path, "def handler(event, context:\n")
+    done = greeter("deploy", "greeter", "--json")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["status"] == "failed"
+    assert document["reason"] in ("analysis_rejected", "build_failed")
+    assert greeter("invoke", "greeter", "--body", "1").returncode == 0
+
+
+def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> None:
+    job_id = greeter("invoke", "greeter", "--body", "7", "--async").stdout.strip()
+    job = json.loads(greeter("job", job_id, "--wait", "30", "--json").stdout)
+    assert (job["status"], job["result"]["got"]) == ("succeeded", 7)
+    listed = json.loads(greeter("jobs", "--function", "greeter", "--status", "succeeded", "--json").stdout)["items"]
+    assert job_id in [each["id"] for each in listed]
+    assert greeter("cancel", job_id).returncode == 5
+
+
+def test_what_is_not_there_ends_with_4(account: Command) -> None:
+    assert account("invoke", "nothing").returncode == 4
+    assert account("logs", "nothing").returncode == 4
+    assert account("job", str(uuid.uuid4())).returncode == 4
+
+
+def test_a_value_that_the_server_rejects_ends_with_5_and_names_its_field(account: Command, tmp_path: Path) -> None:
+    write_project(tmp_path, CODE)
+    with (tmp_path / "greeter" / "containerpub.toml").open("a") as file:
+        file.write("memory_mb = 999999999\n")
+    done = account("deploy", "greeter", "--json")
+    assert done.returncode == 5, done.stderr
+    assert "memory_mb" in json.loads(done.stdout)["error"]["field"]
+
+
+def test_h10_escape_sequences_in_logs_are_inert_on_a_terminal(greeter: Command, api_url: str, tmp_path: Path) -> None:
+    job_id = greeter("invoke", "greeter", "--body", "1", "--async").stdout.strip()
+    assert greeter("job", job_id, "--wait", "30").returncode == 0
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "cli", "logs", "greeter", "--job", job_id]
+        os.execve(sys.executable, command, variables(tmp_path, api_url))
+    shown = b""
+    while True:
+        assert select.select([terminal], [], [], 60)[0]
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        shown += chunk
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown
+    assert "\\x1b[2J\\x9b31m\\u202e[red]log[/red]" in shown.decode()
+    assert shown.decode().replace("\r\n", "").isprintable()
