@@ -85,6 +85,7 @@ async def follow(session: Session, accepted: dict[str, Any], progress: Progress)
     """The deploy job once it is final, and the build log; its lines appear as they come."""
     from cli.waiting import is_final, job_state, pause_after
 
+    progress.phase(_PHASES["queued"])
     shown = LogTail(progress)
     while True:
         began = time.monotonic()
@@ -160,5 +161,6 @@ def _finished(output: Output, project: Project, accepted: dict[str, Any], job: d
         output.note(f"Error: version {accepted.get('version')} of {project.name} did not deploy: {job.get('reason')}.")
         if job.get("error") is not None:
             show_error(output, job["error"])
-        output.note("What served before still serves.")
+        if accepted.get("version") != 1:
+            output.note("What served before still serves.")
     return ExitStatus.OK if succeeded else ExitStatus.FAILED
