@@ -27,6 +27,7 @@ _CHUNK = 64 * 1024
 _NOBODYS = tuple(
     ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 )
+_UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -42,6 +43,8 @@ def leads_outside(address: str) -> bool:
             carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if carried is not None:
             return leads_outside(str(carried))
+        if ip not in _UNICAST:
+            return False
     if ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or ip.is_link_local:
         return False
     return ip.is_global or any(ip.version == net.version and ip in net for net in _NOBODYS)

@@ -1,0 +1,44 @@
+"""Runtimes say what they need in their recipe, and nothing is guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import Invalid
+from worker.engine.recipe import Contract, known_runtimes, load_recipe
+
+
+def test_the_python_recipe_is_complete() -> None:
+    recipe = load_recipe("python")
+    assert recipe.contract is Contract.HANDLER
+    assert recipe.base_image
+    assert recipe.command[-1] == "/containerpub/serve.py"
+    assert recipe.manifests == ("requirements.txt",)
+    assert recipe.install is not None
+    assert recipe.analyze is not None
+
+
+def test_every_known_runtime_loads() -> None:
+    assert "python" in known_runtimes()
+    for name in known_runtimes():
+        assert load_recipe(name).name == name
+
+
+def test_an_unknown_runtime_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(Invalid, match="python") as caught:
+        load_recipe("cobol")
+    assert caught.value.code == "unknown_runtime"
+    assert caught.value.field == "runtime"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../shared", "python/template", "python/../python", "__pycache__"])
+def test_a_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(Invalid):
+        load_recipe(name)
+
+
+def test_the_image_holds_the_runtimes_files_and_no_build_scripts() -> None:
+    paths = {file.path for file in load_recipe("python").files}
+    assert "serve.py" in paths
+    assert "sdk/containerpub/__init__.py" in paths
+    assert not {path for path in paths if path.startswith(("template/", "install", "analyze")) or "__pycache__" in path}

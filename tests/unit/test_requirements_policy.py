@@ -1,0 +1,178 @@
+"""B11: a requirements.txt reaches the index of packages and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.engine.contract import BuildRejected
+from worker.engine.requirements import MAX_BYTES, MAX_LINES, parse_requirements
+
+SHA = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("given", "accepted"),
+    [
+        ("numpy", ("numpy",)),
+        ("numpy==2.2.6\n", ("numpy==2.2.6",)),
+        ("  numpy == 2.2.6  # why not\n\n# a comment\n", ("numpy==2.2.6",)),
+        ("numpy>=1,<3 , !=2.0", ("numpy>=1,<3,!=2.0",)),
+        ("numpy (>=1)", ("numpy>=1",)),
+        ("requests[socks, use-chardet-on-py3]>=2", ("requests[socks,use-chardet-on-py3]>=2",)),
+        ('tomli>=2; python_version < "3.11"', ('tomli>=2 ; python_version < "3.11"',)),
+        (
+            "uvloop; sys_platform != 'win32' and (extra == 'x')",
+            ("uvloop ; sys_platform != 'win32' and (extra == 'x')",),
+        ),
+        ("zope.interface===5.0\r\nruamel.yaml.clib~=0.2", ("zope.interface===5.0", "ruamel.yaml.clib~=0.2")),
+        ("torch==2.1.0+cpu", ("torch==2.1.0+cpu",)),
+        ("a==1.*\nb==1!2.0", ("a==1.*", "b==1!2.0")),
+        (f"a==1 --hash=sha256:{SHA} --hash=sha256:{SHA}", (f"a==1 --hash=sha256:{SHA} --hash=sha256:{SHA}",)),
+        (
+            f"a==1 \\\n    --hash=sha256:{SHA} \\\n    --hash=sha256:{SHA}\nb",
+            (f"a==1 --hash=sha256:{SHA} --hash=sha256:{SHA}", "b"),
+        ),
+        ("--require-hashes\n--prefer-binary\n--pre", ("--require-hashes", "--prefer-binary", "--pre")),
+        ("--only-binary :all:\n--no-binary=a,b", ("--only-binary=:all:", "--no-binary=a,b")),
+        ("\ufeffnumpy", ("numpy",)),
+        ("", ()),
+    ],
+)
+def test_b11_packages_of_the_index_are_accepted_in_normal_form(given: str, accepted: tuple[str, ...]) -> None:
+    assert parse_requirements(given.encode()).lines == accepted
+
+
+def test_b11_options_alone_ask_for_nothing() -> None:
+    assert not parse_requirements(b"--pre\n# nothing\n")
+    assert parse_requirements(b"a")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--index-url https://evil.example/simple",
+        "--index-url=https://evil.example/simple",
+        "-i https://evil.example/simple",
+        "-ihttps://evil.example/simple",
+        "--extra-index-url https://evil.example/simple",
+        "--no-index",
+        "--find-links /etc",
+        "-f /etc",
+        "--trusted-host evil.example",
+        "--use-feature x",
+        "--config-settings x=y",
+        "--global-option x",
+        "-r /etc/passwd",
+        "-r other.txt",
+        "-rother.txt",
+        "--requirement other.txt",
+        "-c constraints.txt",
+        "--constraint=constraints.txt",
+        "-e .",
+        "--editable .",
+        "-e git+https://evil.example/x",
+        "--only-binary :all: --index-url https://evil.example",
+        "--pre --index-url https://evil.example",
+        "--require-hashes -r /etc/passwd",
+        "--PRE",
+        "--ind https://evil.example",
+        "git+https://evil.example/x.git",
+        "git+ssh://git@evil.example/x.git",
+        "https://evil.example/x.whl",
+        "http://127.0.0.1/x.whl",
+        "file:///etc/passwd",
+        "file:x",
+        "x @ https://evil.example/x.whl",
+        "x@https://evil.example/x.whl",
+        "x @ file:///x",
+        "x[a] @ git+https://evil.example/x",
+        ".",
+        "./x",
+        "../x",
+        "/x",
+        "~/x",
+        "x/y",
+        "x\\y",
+        "C:\\x",
+        "x.whl",
+        "x-1.0-py3-none-any.whl",
+        "x.tar.gz",
+        "X.ZIP",
+        "x.tar.gz[extra]",
+        "x==${TOKEN}",
+        "${TOKEN}",
+        "x==$TOKEN",
+        "x --index-url https://evil.example",
+        "x==1 --global-option=--evil",
+        "x==1 --config-settings=a=b",
+        f"x==1 --hash=md5:{SHA}",
+        f"x==1 --hash=sha256:{SHA} --index-url=https://evil.example",
+        f"--hash=sha256:{SHA}",
+        "x==1; python_version < '3' @ https://evil.example",
+        "x; $(reboot)",
+        "x; `reboot`",
+        "x y",
+        "x,y",
+        "x==1,",
+        "x[",
+        "x[]]",
+        "x\x00",
+        "x\x0b--index-url https://evil.example",
+        "x\x0c--index-url https://evil.example",
+        "x\r--index-url https://evil.example",
+        "x\u2028--index-url https://evil.example",
+        "x\x85--index-url https://evil.example",
+        "\u2010-index-url https://evil.example",
+        "ｘ",
+        "numрy",  # a Cyrillic letter
+        "x" * 200_000 + "!",
+    ],
+)
+def test_b11_anything_else_is_refused_with_its_line(line: str) -> None:
+    with pytest.raises(BuildRejected) as caught:
+        parse_requirements(f"numpy\n{line}\n".encode())
+    assert caught.value.reason == "build_failed"
+    assert caught.value.message.startswith("requirements.txt:2: ")
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"--index\\\n-url https://evil.example",
+        b"-\\\nr /etc/passwd",
+        b"x \\\n--index-url https://evil.example",
+        b"x \\\n\\\n@ https://evil.example",
+        b"# fine \\\n--index-url https://evil.example",
+        b"x==1 \\\n# a comment ends the continuation\n--index-url https://evil.example",
+    ],
+)
+def test_b11_a_continued_line_is_judged_as_a_whole(content: bytes) -> None:
+    with pytest.raises(BuildRejected):
+        parse_requirements(content)
+
+
+def test_b11_a_continuation_may_lead_nowhere() -> None:
+    assert parse_requirements(b"x\\").lines == ("x",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# -*- coding: utf-7 -*-\n+AC0-index-url https://evil.example",
+        "--index-url x".encode("utf-16"),
+        "numpy".encode("utf-32"),
+        b"\xff\xfe",
+        b"x\n" * (MAX_LINES + 1),
+        b"#" * (MAX_BYTES + 1),
+    ],
+)
+def test_b11_encodings_and_sizes_are_bounded(content: bytes) -> None:
+    with pytest.raises(BuildRejected):
+        parse_requirements(content)
+
+
+def test_b11_what_is_accepted_is_accepted_again_unchanged() -> None:
+    once = parse_requirements(b"A [x] >= 1 , < 2 ; python_version>'3'\n--no-binary :all:\n")
+    assert parse_requirements(once.text.encode()) == once
