@@ -64,7 +64,7 @@ def encode_call(call: Call, nonce: str) -> bytes:
     """The frame that asks a sandbox to run ``call``. The deadline counts from now, in Unix seconds."""
     head = (
         f'{{"nonce":"{nonce}","job_id":"{call.job_id}","attempt":{call.attempt},'
-        f'"deadline":{time.time() + call.timeout_ms / 1000:.3f},'
+        f'"deadline":{time.time() + call.timeout_ms / 1000:.6f},'
         f'"max_result_bytes":{call.max_result_bytes},"max_log_bytes":{call.max_log_bytes},"event":'
     ).encode()
     length = len(head) + len(call.event) + 1

@@ -1,0 +1,524 @@
+"""What every execution engine must do. Runs against each of them, with real containers and real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+
+import orjson
+import psutil
+import pytest
+from engines import Bench, bench, call, engine_config, short_dir, text
+
+from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
+from worker.engine.sandbox import AttachedSandbox
+
+__all__ = ["bench", "engine_config", "short_dir"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 1.0, 12345678901234567890, "", "text", [1, [2, {}]], {"a": {"b": None}}, "\0 \x1b[31m ü 😀  \n"],
+)
+async def test_a_result_arrives_as_it_was_returned(bench: Bench, value: object) -> None:
+    outcome = await bench.run("echo", value)
+    assert outcome.reason is None
+    assert outcome.exit_code == 0
+    assert outcome.result is not None
+    assert orjson.loads(outcome.result) == value
+
+
+async def test_a_result_is_handed_on_verbatim(bench: Bench) -> None:
+    outcome = await bench.run("echo", 1.0)
+    assert outcome.result == b"1.0"
+
+
+async def test_a_result_of_megabytes_and_an_event_of_megabytes_pass(bench: Bench) -> None:
+    value = "ü" * (2 * 1024 * 1024)
+    outcome = await bench.run("echo", value)
+    assert outcome.result is not None
+    assert orjson.loads(outcome.result) == value
+
+
+async def test_an_async_handler_is_awaited(bench: Bench) -> None:
+    sandbox = await bench.start("async_echo")
+    for number in range(3):
+        assert (await sandbox.call(call(number))).result == str(number).encode()
+
+
+async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -> None:
+    assert (await bench.run("marked:", 5)).result == b'["marked",5]'
+
+
+async def test_a_response_becomes_an_object(bench: Bench) -> None:
+    outcome = await bench.run("response")
+    assert outcome.result is not None
+    assert orjson.loads(outcome.result) == {"status": 201, "headers": {"X-Answer": "42"}, "body": {"made": True}}
+
+
+async def test_the_event_has_its_five_members(bench: Bench) -> None:
+    outcome = await bench.run("whole_event", "b", query={"q": "1"})
+    assert outcome.result is not None
+    event = {"body": "b", "query": {"q": "1"}, "headers": {}, "method": "POST", "path": "/"}
+    assert orjson.loads(outcome.result) == event
+
+
+async def test_the_context_tells_what_runs(bench: Bench) -> None:
+    sandbox = await bench.start("describe_context")
+    asked = call(timeout_ms=4000, attempt=2)
+    outcome = await sandbox.call(asked)
+    assert outcome.result is not None
+    told = orjson.loads(outcome.result)
+    assert 2 < told.pop("remaining_s") <= 4.001
+    assert told == {"job_id": str(asked.job_id), "attempt": 2, "function": "tested", "version": 3}
+
+
+async def test_a_function_reads_files_beside_its_code(bench: Bench) -> None:
+    assert (await bench.run("read_own_data")).result == b'"beside the code"'
+
+
+async def test_state_survives_in_the_same_sandbox(bench: Bench) -> None:
+    sandbox = await bench.start("count")
+    assert [(await sandbox.call(call())).result for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+async def test_cost_is_reported(bench: Bench) -> None:
+    outcome = await bench.run("echo", 1)
+    assert outcome.cpu_ms is not None
+    assert outcome.cpu_ms >= 0
+    assert outcome.peak_memory_bytes is not None
+    assert 4 * 1024**2 < outcome.peak_memory_bytes < 128 * 1024**2
+    assert outcome.run_ms > 0
+
+
+async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) -> None:
+    sandbox = await bench.start("say")
+    first, second = await sandbox.call(call(1)), await sandbox.call(call(2))
+    assert text(first, "stdout") == "imported\nout 1\n"
+    assert text(first, "stderr") == "err 1\n"
+    assert text(second, "stdout") == "out 2\n"
+    assert text(second, "stderr") == "err 2\n"
+    assert not second.logs_truncated
+
+
+async def test_bytes_that_are_no_text_are_kept_escaped(bench: Bench) -> None:
+    outcome = await bench.run("write_bytes", "00c3bcff1b5b3331")
+    assert text(outcome, "stdout") == "imported\n\0ü\\xff\x1b[31"
+
+
+async def test_the_logger_keeps_levels(bench: Bench) -> None:
+    outcome = await bench.run("log")
+    logged = [entry for entry in outcome.logs if entry.stream == "logger"]
+    assert logged == [
+        LogEntry(stream=LogStream.LOGGER, level="info", message="value is 7"),
+        LogEntry(stream=LogStream.LOGGER, level="error", message="broken \\ud800 text"),
+    ]
+
+
+async def test_logged_entries_are_capped(bench: Bench) -> None:
+    outcome = await bench.run("log_many", 1000, max_log_bytes=2000)
+    assert outcome.reason is None
+    assert outcome.logs_truncated
+    assert sum(len(entry.message) for entry in outcome.logs) <= 2000
+
+
+async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
+    sandbox = await bench.start("write_later")
+    await sandbox.call(call())
+    probe = replace(call(), event=orjson.dumps({"body": None}))
+    async with asyncio.timeout(5):
+        # The thread prints before it leaves its mark, and the mark is looked for through the sandbox's folder.
+        while not await _late(bench, sandbox.id):
+            await asyncio.sleep(0.01)
+    outcome = await sandbox.call(probe)
+    assert "late" not in text(outcome, "stdout")
+
+
+async def _late(bench: Bench, sandbox_id: str) -> bool:
+    if bench.engine.name == "process":
+        return any(bench.config.socket_dir.glob(f"*/{sandbox_id}/tmp/late"))
+    container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+    stream = (await container.exec(["ls", "/tmp"])).start()
+    async with stream:
+        listing = b""
+        while (message := await stream.read_out()) is not None:
+            listing += message.data
+    return b"late" in listing
+
+
+async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) -> None:
+    sandbox = await bench.start("flood")
+    started = time.monotonic()
+    outcome = await sandbox.call(call(20, max_log_bytes=10_000))
+    assert outcome.reason is None
+    assert outcome.result == b'"done"'
+    assert outcome.logs_truncated
+    assert sum(len(entry.message) for entry in outcome.logs) == 10_000
+    assert time.monotonic() - started < 4
+    assert sandbox.reusable
+
+
+async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
+    sandbox = await bench.start("flood_forever")
+    before = psutil.Process().memory_info().rss
+    started = time.monotonic()
+    outcome = await sandbox.call(call(timeout_ms=1000))
+    assert outcome.reason == "timeout"
+    assert outcome.logs_truncated
+    assert time.monotonic() - started < 1.6
+    await sandbox.destroy()
+    assert psutil.Process().memory_info().rss - before < 16 * 1024**2
+
+
+@pytest.mark.parametrize("handler", ["ignore_signals", "stop_itself", "sleep"])
+async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
+    sandbox = await bench.start(handler)
+    started = time.monotonic()
+    outcome = await sandbox.call(call(60, timeout_ms=1000))
+    assert time.monotonic() - started < 1.6
+    assert outcome.reason == "timeout"
+    assert outcome.exit_code == -1
+    assert outcome.error is not None
+    assert outcome.error["message"] == "Function execution timed out (1000ms)"
+    assert not sandbox.reusable
+    if handler == "ignore_signals":
+        assert text(outcome, "stdout") == "imported\nstill here\n"
+    await sandbox.destroy()
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "words"),
+    [("exit_at_once", 3, "last words\n"), ("sys_exit", 3, "leaving\n"), ("sys_exit", 0, "leaving\n")],
+)
+async def test_a_function_that_exits_has_crashed(bench: Bench, handler: str, code: int, words: str) -> None:
+    sandbox = await bench.start(handler)
+    outcome = await sandbox.call(call(code))
+    assert outcome.reason == "crashed"
+    assert outcome.exit_code == code
+    assert outcome.error is not None
+    assert outcome.error["message"].startswith(f"Function execution failed: the process ended with exit code {code}")
+    assert text(outcome, "stdout") == f"imported\n{words}"
+    assert not sandbox.reusable
+
+
+async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
+    outcome = await bench.run("kill_itself")
+    assert (outcome.reason, outcome.exit_code) == ("crashed", 137)
+
+
+async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -> None:
+    sandbox = await bench.start("exit_later")
+    assert (await sandbox.call(call())).result == b'"for now"'
+    async with asyncio.timeout(5):
+        while sandbox.reusable:
+            await asyncio.sleep(0.01)
+    outcome = await sandbox.call(call())
+    assert (outcome.reason, outcome.exit_code) == ("crashed", 9)
+
+
+@pytest.mark.parametrize("handler", ["hog_memory", "hungry_import:handler"])
+async def test_memory_runs_out(bench: Bench, handler: str) -> None:
+    sandbox = await bench.start(handler, memory_mb=64)
+    outcome = await sandbox.call(call())
+    assert outcome.reason == "out_of_memory"
+    assert outcome.error is not None
+    assert outcome.error["message"].startswith("Function execution failed: ")
+    assert not sandbox.reusable
+
+
+async def test_r4_a_child_that_runs_out_of_memory_does_not_fail_its_parent(bench: Bench) -> None:
+    outcome = await bench.run("hog_memory_in_child", memory_mb=64)
+    assert (outcome.reason, outcome.result) == (None, b"true")
+
+
+async def test_a_memory_error_is_out_of_memory(bench: Bench) -> None:
+    assert (await bench.run("raise_memory_error")).reason == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["object", "nan", "infinity", "nan_inside", "bytes", "set", "surrogate", "circle", "deep", "huge_int"],
+)
+async def test_what_json_cannot_say_is_an_invalid_result(bench: Bench, name: str) -> None:
+    sandbox = await bench.start("give")
+    outcome = await sandbox.call(call(name))
+    assert outcome.reason == "invalid_result"
+    assert outcome.error is not None
+    assert outcome.error["message"].startswith("Function execution failed: the result is not JSON")
+    assert sandbox.reusable
+    assert (await sandbox.call(call(name))).reason == "invalid_result"
+
+
+async def test_a_result_over_the_limit_is_refused_and_one_at_it_is_not(bench: Bench) -> None:
+    sandbox = await bench.start("large")
+    outcome = await sandbox.call(call(1000, max_result_bytes=1001))
+    assert outcome.reason == "result_too_large"
+    assert outcome.result is None
+    assert outcome.error is not None
+    assert "1002 bytes" in outcome.error["message"]
+    assert sandbox.reusable
+    assert (await sandbox.call(call(999, max_result_bytes=1001))).reason is None
+
+
+async def test_an_error_has_type_message_and_a_traceback_of_the_function_alone(bench: Bench) -> None:
+    sandbox = await bench.start("fail")
+    outcome = await sandbox.call(call())
+    assert (outcome.reason, outcome.exit_code) == ("handler_error", 1)
+    error = outcome.error
+    assert error is not None
+    assert error["type"] == "KeyError"
+    assert error["message"] == "Function execution failed: 'outer'"
+    assert 'File "/function/main.py"' in error["traceback"]
+    assert "ValueError: invalid literal" in error["traceback"]
+    assert "direct cause" in error["traceback"]
+    for platform in ("serve.py", "containerpub", str(bench.config.data_dir)):
+        assert platform not in error["traceback"]
+    assert sandbox.reusable
+
+
+async def test_an_expected_failure_has_no_traceback(bench: Bench) -> None:
+    outcome = await bench.run("fail_on_purpose")
+    assert outcome.reason == "handler_error"
+    assert outcome.error == {"type": "FunctionError", "message": "Function execution failed: no such customer"}
+
+
+@pytest.mark.parametrize("handler", ["fail_unprintably", "fail_with_surrogate"])
+async def test_an_error_that_cannot_be_written_is_still_one(bench: Bench, handler: str) -> None:
+    assert (await bench.run(handler)).reason == "handler_error"
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        ("main:nothing", "the module 'main' has no function 'nothing'"),
+        ("main:calls", "the module 'main' has no function 'calls'"),
+        ("nowhere:handler", "there is no module 'nowhere' for the handler 'nowhere:handler'"),
+        ("main:", "the module 'main' has no function that is marked @function or called 'handler'"),
+    ],
+)
+async def test_a_missing_handler_is_named(bench: Bench, handler: str, says: str) -> None:
+    sandbox = await bench.start(handler)
+    for _ in range(2):
+        outcome = await sandbox.call(call())
+        assert outcome.reason == "handler_error"
+        assert outcome.error is not None
+        assert says in outcome.error["message"]
+        assert "traceback" not in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "line"),
+    [
+        ("broken_import", "ModuleNotFoundError", "import no_such_library"),
+        ("broken_syntax", "SyntaxError", "/function/broken_syntax.py"),
+        ("raising_import", "ValueError", "in prepare"),
+    ],
+)
+async def test_an_import_that_fails_is_reported_by_each_call(bench: Bench, module: str, kind: str, line: str) -> None:
+    sandbox = await bench.start(f"{module}:handler")
+    first, second = await sandbox.call(call()), await sandbox.call(call())
+    assert first.reason == "handler_error"
+    assert first.error is not None
+    assert first.error["type"] == kind
+    assert line in first.error["traceback"]
+    assert "serve.py" not in first.error["traceback"]
+    assert second.error == first.error
+
+
+@pytest.mark.parametrize(("module", "code"), [("exiting_import", 4), ("sys_exiting_import", 6)])
+async def test_an_import_that_exits_is_a_crash_of_the_first_call(bench: Bench, module: str, code: int) -> None:
+    outcome = await bench.run(f"{module}:handler")
+    assert (outcome.reason, outcome.exit_code) == ("crashed", code)
+    if module == "exiting_import":
+        assert text(outcome, "stdout") == "dying early\n"
+
+
+async def test_an_endless_import_uses_up_the_first_calls_time(bench: Bench) -> None:
+    started = time.monotonic()
+    outcome = await bench.run("endless_import:handler", timeout_ms=1000)
+    assert outcome.reason == "timeout"
+    assert time.monotonic() - started < 3
+
+
+async def test_r11_a_frame_forged_on_stdout_is_output(bench: Bench) -> None:
+    outcome = await bench.run("forge_on_stdout")
+    assert outcome.result == b'"real"'
+    assert "forged" in text(outcome, "stdout")
+
+
+@pytest.mark.parametrize(
+    "stray",
+    ["00", "ffffffff", "00000005", "68656c6c6f2c20776f726c6421", "00100000", "0000000568656c6c6f", "00" * 64],
+)
+async def test_stray_bytes_on_the_control_connection_are_a_crash(bench: Bench, stray: str) -> None:
+    sandbox = await bench.start("write_to_control")
+    started = time.monotonic()
+    outcome = await sandbox.call(call(stray))
+    assert outcome.reason == "crashed"
+    assert time.monotonic() - started < 3
+    assert not sandbox.reusable
+
+
+async def test_a_forged_length_is_never_buffered(bench: Bench) -> None:
+    body = '{"nonce":"NONCE","kind":"result"'
+    sandbox = await bench.start("forge_answer")
+    outcome = await sandbox.call(call(body, query={"length": str(2**31)}))
+    assert outcome.reason == "result_too_large"
+    assert not sandbox.reusable
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"nonce":"NONCE","kind":"result","cpu_ms":0,"peak_memory_bytes":0}\nnot json', "invalid_result"),
+        ('{"nonce":"NONCE","kind":"result","cpu_ms":0,"peak_memory_bytes":0}\nNaN', "invalid_result"),
+        ('{"nonce":"NONCE","kind":"result","cpu_ms":0,"peak_memory_bytes":0}', "crashed"),
+        ('{"nonce":"NONCE","kind":"result","cpu_ms":"much","peak_memory_bytes":0}\n1', "crashed"),
+        ('{"nonce":"NONCE","kind":"error","reason":"worker_lost","cpu_ms":0,"peak_memory_bytes":0}', "crashed"),
+        ('{"nonce":"NONCE","kind":["error"]}', "timeout"),
+        ('{"nonce":"NONCE","kind":"error","reason":{},"error":1,"cpu_ms":0,"peak_memory_bytes":0}', "crashed"),
+    ],
+)
+async def test_a_forged_answer_cannot_pass_for_more_than_the_functions_own(
+    bench: Bench, body: str, reason: str
+) -> None:
+    sandbox = await bench.start("forge_answer")
+    assert (await sandbox.call(call(body, timeout_ms=1000))).reason == reason
+
+
+async def test_closing_the_control_connection_is_a_crash(bench: Bench) -> None:
+    sandbox = await bench.start("close_control")
+    started = time.monotonic()
+    outcome = await sandbox.call(call())
+    assert outcome.reason == "crashed"
+    assert time.monotonic() - started < 4
+
+
+async def test_r22_closing_its_output_does_not_fail_a_call(bench: Bench) -> None:
+    outcome = await bench.run("close_output")
+    assert outcome.result == b'"quiet"'
+
+
+async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(bench: Bench) -> None:
+    sandbox = await bench.start("sleep")
+    running = asyncio.ensure_future(sandbox.call(call(60)))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not sandbox.reusable
+    await sandbox.destroy()
+    assert await _left(bench) == []
+
+
+async def test_r21_no_secret_of_the_platform_is_in_the_environment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", "canary-of-the-worker")
+    outcome = await bench.run("environment", env=(("GREETING", "hello"), ("FUNCTION_TIMEOUT_MS", "1")))
+    assert outcome.result is not None
+    env = orjson.loads(outcome.result)
+    assert env["GREETING"] == "hello"
+    assert env["FUNCTION_TIMEOUT_MS"] == "5000"
+    assert env["FUNCTION_MAX_MEMORY_MB"] == "128"
+    assert env["CONTAINERPUB_RESTRICTED"] == env["DART_CLOUD_RESTRICTED"] == "true"
+    assert not [name for name in env if name.startswith("CONTAINERPUB_ATTACH")]
+    assert "canary" not in str(env)
+    others = (await bench.run("environments_of_all")).result
+    assert others is not None
+    assert b"canary" not in others
+
+
+async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
+    outcome = await bench.run("descriptors")
+    assert outcome.result is not None
+    held = orjson.loads(outcome.result)
+    assert sorted(target.split(":")[0] for target in held.values()) == ["/dev/null", "socket", "socket", "socket"]
+
+
+@pytest.mark.parametrize("handler", ["echo", "leave_child_behind", "ignore_signals"])
+async def test_a_destroyed_sandbox_leaves_nothing(bench: Bench, handler: str) -> None:
+    sandbox = await bench.start(handler)
+    await sandbox.call(call(timeout_ms=1000))
+    assert await _left(bench) != []
+    await asyncio.gather(sandbox.destroy(), sandbox.destroy())
+    await sandbox.destroy()
+    assert await _left(bench) == []
+
+
+async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
+    for _ in range(3):
+        await bench.start("echo")
+    await bench.engine.close()
+    if bench.engine.name == "docker":
+        await bench.engine.open()
+    assert await _left(bench) == []
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
+    for delay_s in (0.0, 0.02, 0.08):
+        starting = asyncio.ensure_future(bench.start("echo"))
+        await asyncio.sleep(delay_s)
+        starting.cancel()
+        (started,) = await asyncio.gather(starting, return_exceptions=True)
+        if isinstance(started, AttachedSandbox):
+            await started.destroy()
+        else:
+            assert isinstance(started, asyncio.CancelledError)
+    assert await bench.engine.sweep(frozenset()) <= 3
+    assert await _left(bench) == []
+
+
+async def test_an_image_that_is_not_there_is_the_engines_fault(bench: Bench) -> None:
+    absent = "sha256:" + "0" * 64
+    assert not await bench.engine.has_image(absent)
+    assert await bench.engine.has_image(bench.image)
+    await bench.engine.remove_image(absent)
+    with pytest.raises(EngineUnavailable):
+        await bench.start("echo", image=absent)
+    assert await _left(bench) == []
+
+
+async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
+    engine_type = type(bench.engine)
+    live = replace(bench.config, worker_id=f"live-{uuid.uuid4()}")
+    dead = replace(bench.config, worker_id=f"dead-{uuid.uuid4()}")
+    foreign = replace(bench.config, installation="another", worker_id=dead.worker_id)
+    others = [engine_type(config) for config in (live, dead, foreign)]
+    own = await bench.start("echo")
+    try:
+        started = []
+        for engine in others:
+            await engine.open()
+            started.append(await engine.start(bench.spec("echo")))
+        assert await bench.engine.sweep(frozenset((live.worker_id,))) >= 1
+        assert await bench.engine.sweep(frozenset((live.worker_id,))) == 0
+        for sandbox in (own, started[0], started[2]):
+            assert (await sandbox.call(call(1))).result == b"1"
+        async with asyncio.timeout(5):
+            while started[1].reusable:
+                await asyncio.sleep(0.01)
+    finally:
+        for engine in others:
+            await engine.close()
+
+
+async def _left(bench: Bench) -> list[str]:
+    """Containers, processes and folders that are there because of ``bench``'s sandboxes."""
+    left = [str(folder) for folder in bench.config.socket_dir.glob("*/*")]
+    if bench.engine.name == "docker":
+        filters = orjson.dumps({"label": [f"containerpub.installation={bench.config.installation}"]}).decode()
+        containers = await bench.engine._client().containers.list(all=1, filters=filters)
+        left += [container.id for container in containers]
+    else:
+        mark = str(bench.config.socket_dir)
+        for process in psutil.process_iter():
+            try:
+                if mark in str(process.environ()):
+                    left.append(f"process {process.pid}")
+            except psutil.Error:
+                continue
+    return left
