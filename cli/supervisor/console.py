@@ -10,7 +10,7 @@ from typing import TextIO
 
 from cli.terminal import escape
 
-NAME_WIDTH = 9
+NAME_WIDTH = 10
 MAX_LINE_BYTES = 64 * 1024
 MAX_QUEUED_LINES = 10_000
 FLUSH_S = 2.0

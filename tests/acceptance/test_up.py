@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ import asyncpg
 import psutil
 import pytest
 
+from cli.supervisor.engine import ANSWER_TIMEOUT_S, choose_engine
+from cli.supervisor.ledger import Ledger
 from shared.embedded.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +41,7 @@ class Up:
 
     async def url(self) -> str:
         file = self.data / "api.url"
-        await until(lambda: file.exists() or self.process.poll() is not None, READY_S, self.text)
+        await until(lambda: "ready: " in self.text() or self.process.poll() is not None, READY_S, self.text)
         assert self.process.poll() is None, self.text()
         return file.read_text().strip()
 
@@ -58,6 +61,9 @@ class Up:
     async def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
         return await asyncio.to_thread(self.process.wait, STOP_S + 5)
+
+    async def says(self, text: str) -> None:
+        await until(lambda: text in self.text(), 10, self.text)
 
     def text(self) -> str:
         return self.said.read_text(errors="replace")
@@ -90,7 +96,7 @@ async def until_ready(up: Up) -> None:
 
 def assert_gone(processes: list[psutil.Process], within_s: float) -> None:
     _, alive = psutil.wait_procs(processes, timeout=within_s)
-    assert [process.cmdline() for process in alive] == []
+    assert [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 Start = Callable[..., Up]
@@ -123,7 +129,7 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
     secrets = [(up.data / name).read_text() for name in ("jwt_secret", "postgres/password", "redis/password")]
     shown = up.text() + " ".join(word for process in up.family() for word in process.cmdline())
     assert [secret for secret in secrets if secret in shown] == []
-    await until(lambda: "containerpub register" in up.text(), 5, up.text)
+    await up.says("containerpub register")
     assert "development only" in up.text()
 
 
@@ -208,16 +214,95 @@ async def account(url: str, path: str, within_s: float = 30) -> int:
             return answer.status
 
 
-async def test_killed_supervisor_leaves_no_process_and_loses_nothing(start: Start) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_killed_supervisor_leaves_no_process_and_loses_nothing(start: Start, at_once: bool) -> None:
     up = start()
     assert await account(await up.url(), "register") in (200, 201)
     family = up.family()
     up.process.kill()
     await asyncio.to_thread(up.process.wait, 10)
+    if not at_once:
+        assert_gone(family, within_s=5)
     again = start()
     assert await account(await again.url(), "login") == 200
     assert_gone(family, within_s=0)
     assert await again.end(signal.SIGTERM) == 0, again.text()
+
+
+async def test_child_that_does_not_last_is_started_again_ever_later(start: Start) -> None:
+    up = start("--workers", "1")
+    await up.url()
+    for delay in ("0.2 s", "0.4 s", "0.8 s"):
+        await until(lambda: up.child("-m worker"), READY_S, up.text)
+        worker = up.child("-m worker")
+        assert worker is not None
+        worker.kill()
+        await up.says(f"worker-1 was ended by SIGKILL; starting it again in {delay}")
+
+
+async def test_child_that_ignores_the_stop_is_killed_within_30_seconds(start: Start) -> None:
+    up = start("--workers", "1")
+    await up.url()
+    family = up.family()
+    worker = up.child("-m worker")
+    assert worker is not None
+    worker.suspend()
+    began = asyncio.get_running_loop().time()
+    assert await up.end(signal.SIGTERM) == 0, up.text()
+    assert asyncio.get_running_loop().time() - began < STOP_S
+    assert_gone(family, within_s=0)
+
+
+async def test_second_signal_kills_what_is_still_there(start: Start) -> None:
+    up = start("--workers", "1")
+    await up.url()
+    family = up.family()
+    worker = up.child("-m worker")
+    assert worker is not None
+    worker.suspend()
+    up.process.send_signal(signal.SIGINT)
+    await up.says("SIGINT: stopping")
+    began = asyncio.get_running_loop().time()
+    assert await up.end(signal.SIGINT) == 0, up.text()
+    assert asyncio.get_running_loop().time() - began < 10
+    assert_gone(family, within_s=0)
+
+
+def test_leftovers_are_ended_only_while_they_are_the_same_process(tmp_path: Path) -> None:
+    file = tmp_path / "processes.json"
+    with subprocess.Popen(["sleep", "600"]) as same, subprocess.Popen(["sleep", "600"]) as reused:
+        try:
+            ledger = Ledger(file)
+            ledger.record("same", same.pid)
+            ledger.record("reused", reused.pid)
+            recorded = json.loads(file.read_text())
+            recorded["reused"][1] -= 60
+            file.write_text(json.dumps(recorded))
+            assert Ledger(file).end_leftovers() == ["same"]
+            same.wait(10)
+            assert reused.poll() is None
+            assert Ledger(file).end_leftovers() == []
+        finally:
+            same.kill()
+            reused.kill()
+
+
+@pytest.mark.docker
+async def test_engine_that_answers_is_found_by_itself() -> None:
+    engine = await choose_engine("auto", os.environ)
+    assert engine.name == "docker"
+    assert engine.docker_host is not None
+    assert await choose_engine("docker", {"DOCKER_HOST": engine.docker_host}) == engine
+
+
+async def test_engine_that_never_answers_is_given_two_seconds(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute.sock"))
+        mute.listen()  # takes connections, and that is all
+        async with asyncio.timeout(ANSWER_TIMEOUT_S + 2):
+            engine = await choose_engine("auto", {"DOCKER_HOST": f"unix://{tmp_path}/mute.sock"})
+    assert engine.name == "process"
+    assert "did not answer within 2 s" in engine.notes[0]
 
 
 async def test_process_engine_lets_one_user_register(start: Start) -> None:
