@@ -9,6 +9,7 @@ from shared.artifacts.local import LocalStore
 from shared.artifacts.s3 import S3Store
 from shared.artifacts.store import ArtifactStore, artifact_key
 from shared.errors import ArtifactCorrupt, ArtifactMissing
+from shared.settings import Settings
 
 __all__ = [
     "ArtifactCorrupt",
@@ -19,6 +20,7 @@ __all__ = [
     "StoreConfig",
     "artifact_key",
     "open_store",
+    "store_config",
 ]
 
 
@@ -61,3 +63,18 @@ async def open_store(config: StoreConfig) -> ArtifactStore:
     )
     await remote.open()
     return remote
+
+
+def store_config(settings: Settings) -> StoreConfig:
+    """The store that a process's settings name."""
+    return StoreConfig(
+        functions_dir=settings.functions_dir,
+        s3_bucket_name=settings.s3_bucket_name or None,
+        s3_endpoint=settings.s3_endpoint or None,
+        s3_access_key_id=settings.s3_access_key_id or None,
+        s3_secret_access_key=settings.s3_secret_access_key.get_secret_value() or None,
+        s3_session_token=settings.s3_session_token.get_secret_value() or None,
+        s3_region=settings.s3_region or None,
+        s3_account_id=settings.s3_account_id or None,
+        timeout_s=settings.artifact_timeout_seconds,
+    )

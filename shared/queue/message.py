@@ -7,7 +7,8 @@ a line with the job in arq's format as JSON, and the payload, which nobody parse
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -16,6 +17,7 @@ from arq.jobs import serialize_job
 from shared.jobs import JobKind
 
 NO_REPLY = "-"
+NO_VERSION = UUID(int=0)  # of jobs that are about a function as a whole
 
 
 class UnreadableMessage(Exception):
@@ -32,6 +34,7 @@ class JobMessage:
     :param reply: channel of the API process that waits for the outcome, ``-`` for none.
     :param enqueued_ms: Unix time at which the job was accepted.
     :param payload: the event as JSON text; empty for jobs whose arguments are in Postgres.
+    :param request: the event's description for the record (:func:`shared.event.describe`).
     """
 
     id: UUID
@@ -46,13 +49,15 @@ class JobMessage:
     reply: str = NO_REPLY
     enqueued_ms: int
     payload: bytes = b""
+    request: dict[str, Any] = field(default_factory=dict)
 
     @property
     def queue(self) -> str:
         return queue_of(self.kind)
 
     def encode(self) -> bytes:
-        job = serialize_job(self.kind.value, (), {}, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
+        details = {"request": self.request} if self.request else {}
+        job = serialize_job(self.kind.value, (), details, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
         return (
             f"{self.user_id} {self.function_id} {self.version_id} {self.concurrency} {self.attempt} {self.lost} "
             f"{self.deadline_ms} {self.reply}\n"
@@ -79,8 +84,9 @@ class JobMessage:
                 reply=reply,
                 enqueued_ms=int(job["et"]),
                 payload=payload,
+                request=job["k"].get("request", {}),
             )
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableMessage(f"job {identifier}: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """Push: one subscription connection a process, that comes back by itself and says so.
 
-A push is a hint, never the only copy: after a loss ``on_reconnect`` tells the owner to look again at whatever it is
+A push is a hint, never the only copy: after a loss ``on_standing`` tells the owner to look again at whatever it is
 waiting for.
 """
 
@@ -23,7 +23,7 @@ class Push:
     """Delivers messages of named channels to callbacks, which must not block.
 
     :param channels: channel to callback; fixed for the life of the object.
-    :param on_reconnect: called each time the subscription stands again after a loss.
+    :param on_standing: called each time the subscription stands, at first and again after a loss.
     :param on_loss: called when the connection is lost.
     """
 
@@ -32,12 +32,12 @@ class Push:
         redis: Redis,
         channels: dict[str, Callable[[bytes], None]],
         *,
-        on_reconnect: Callable[[], None] = lambda: None,
+        on_standing: Callable[[], None] = lambda: None,
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis = redis
         self._channels = {name.encode(): callback for name, callback in channels.items()}
-        self._on_reconnect = on_reconnect
+        self._on_standing = on_standing
         self._on_loss = on_loss
         self._task: asyncio.Task[None] | None = None
         self.standing = asyncio.Event()
@@ -53,7 +53,6 @@ class Push:
             self._task = None
 
     async def _run(self) -> None:
-        first = True
         while True:
             pubsub = self._redis.pubsub()
             try:
@@ -77,9 +76,7 @@ class Push:
                         pending -= 1
                         if pending == 0:
                             self.standing.set()
-                            if not first:
-                                self._on_reconnect()
-                            first = False
+                            self._on_standing()
             except (redis.exceptions.RedisError, OSError) as error:
                 if self.standing.is_set():
                     log.warning("push connection lost", extra={"error": type(error).__name__})

@@ -90,13 +90,13 @@ class Queue:
         return [_ENQUEUED[code] for code in answer]
 
     async def exchange(
-        self, queue: str, worker: str, *, want: int, settles: Sequence[Settle] = ()
+        self, queue: str, worker: str, *, generation: str, want: int, settles: Sequence[Settle] = ()
     ) -> tuple[list[bool], list[Claim]]:
-        """Settle ``settles`` and claim up to ``want`` jobs for ``worker``.
+        """Settle ``settles`` and claim up to ``want`` jobs for ``worker``, which has joined ``generation``.
 
         :returns: one flag a settle, False where the epoch was stale and nothing changed; and the claims.
         """
-        args: list[str | bytes | int] = [queue, worker, want, self._user_max, len(settles)]
+        args: list[str | bytes | int] = [queue, worker, generation, want, self._user_max, len(settles)]
         for settle in settles:
             args += (str(settle.id), settle.epoch, settle.verb.value, settle.record)
         settled, claimed = await self._run(scripts.EXCHANGE, *args)
@@ -151,6 +151,20 @@ class Queue:
             args += (claim.id, claim.epoch, claim.raw)
         return int(await self._run(scripts.REGISTER, queue, worker, *args))
 
+    async def claims_of(self, queue: str, worker: str) -> list[Claim]:
+        """What Redis holds ``worker`` to be running."""
+        with redis_errors():
+            entries = await self.redis.hgetall(f"cp:{queue}:running")  # type: ignore[misc]
+            mine = {
+                job: entry.split(b" ")[0] for job, entry in entries.items() if entry.split(b" ")[1] == worker.encode()
+            }
+            messages = await self.redis.hmget(f"cp:{queue}:messages", list(mine)) if mine else []  # type: ignore[misc]
+        return [
+            Claim(id=job.decode(), epoch=epoch.decode(), raw=raw)
+            for (job, epoch), raw in zip(mine.items(), messages, strict=True)
+            if raw is not None
+        ]
+
     async def retire(self, worker: str) -> None:
         """Forget a worker that ends in good order."""
         with redis_errors():
@@ -186,6 +200,12 @@ class Queue:
         with redis_errors():
             await self.redis.publish(CHANGED_CHANNEL, str(function_id))
 
-    async def is_open(self) -> bool:
+    async def generation(self) -> tuple[str, bool] | None:
+        """The generation and whether claims are open; None while there is none."""
         with redis_errors():
-            return bool(await self.redis.hget(GENERATION, "open") == b"1")  # type: ignore[misc]
+            gen, is_open = await self.redis.hmget(GENERATION, ["gen", "open"])  # type: ignore[misc]
+        return None if gen is None else (gen.decode(), is_open == b"1")
+
+    async def is_open(self) -> bool:
+        state = await self.generation()
+        return state is not None and state[1]

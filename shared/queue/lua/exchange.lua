@@ -1,14 +1,16 @@
 -- Settles attempts and claims new ones, in one step.
--- ARGV: queue, worker, most to claim, most running of one user, number of settles, then a settle as
+-- ARGV: queue, worker, generation that the worker knows, most to claim, most running of one user, number of settles,
+-- then a settle as
 --   (id, epoch, verb, record): verb "final" ends the job, "hand_back" returns the attempt unspent.
 -- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
-local worker, want, user_max, settles = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local worker, want, user_max, settles = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local gen, open = generation()
-if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
+-- A worker that has not joined this generation would see its settles refused as stale: it must register first.
+if gen ~= ARGV[3] then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 
 local settled = {}
 for s = 0, settles - 1 do
-    local base = 6 + s * 4
+    local base = 7 + s * 4
     local id, epoch, verb, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
     local entry = redis.call('HGET', RUNNING, id)
     if not entry or string.sub(entry, 1, #epoch + 1) ~= epoch .. ' ' then

@@ -89,6 +89,7 @@ local function closing_record(id, m, fields)
     fields.id, fields.user, fields['function'], fields.version = id, m.user, m.fn, m.version
     fields.queue, fields.attempt, fields.at_ms = QUEUE, fields.attempt or m.attempt, clock_ms()
     fields.lost = fields.lost or m.lost
+    fields.kind = QUEUE == 'invoke' and 'invoke' or 'deploy'
     return cjson.encode(fields) .. '\n'
 end
 

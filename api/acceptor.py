@@ -1,0 +1,105 @@
+"""The way of a job onto the queue: by Postgres when it is durable, straight to Redis when somebody waits for it.
+
+Concurrent callers share commits and round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+
+from shared.errors import Unavailable
+from shared.postgres.jobs import Jobs
+from shared.queue.coalesce import Coalescer
+from shared.queue.message import JobMessage
+from shared.queue.queue import Enqueued, Queue
+from shared.queue.scripts import QueueClosed
+
+log = logging.getLogger(__name__)
+
+MOST_IN_ONE_COMMIT = 500
+CLOSED_RETRY_S = 0.1
+
+
+class Acceptor:
+    """:param patience_s: how long a synchronous call waits for a queue that is being rebuilt."""
+
+    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float) -> None:
+        self._jobs = jobs
+        self._queue = queue
+        self._patience_s = patience_s
+        self._commit: Coalescer[JobMessage, None] = Coalescer(self._accept, most=MOST_IN_ONE_COMMIT, name="accept")
+        self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
+        self._later: set[asyncio.Task[None]] = set()
+
+    async def accept(self, message: JobMessage) -> None:
+        """Commit a durable job; it is accepted when this returns, whatever becomes of Redis.
+
+        :raises Unavailable: if Postgres cannot take it. Nothing was accepted then, or it is not known.
+        """
+        await self._commit.submit(message)
+
+    async def send(self, message: JobMessage) -> None:
+        """Put a synchronous job on the queue.
+
+        :raises Unavailable: if Redis is away, or records wait for Postgres past the bound.
+        """
+        deadline = asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            try:
+                answer = await self._send.submit(message)
+                break
+            except QueueClosed as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Unavailable("The queue is being rebuilt; try again.", retry_after_s=1) from error
+                await asyncio.sleep(CLOSED_RETRY_S)
+        if answer is Enqueued.BACKLOG:
+            raise Unavailable("Records wait for Postgres; try again.", code="backlog", retry_after_s=1)
+
+    def hand_over(self, messages: Sequence[JobMessage]) -> None:
+        """Put committed jobs on the queue without anybody waiting; the reconciler does it if this fails."""
+        self._hold(self._hand_over(messages))
+
+    def _hold(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name="acceptor-later")
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def keep(self, message: JobMessage) -> None:
+        """Make a job durable that went to the queue without Postgres; one whose record is there already stays as it is.
+
+        :raises Unavailable: if Postgres cannot take it.
+        """
+        await self._jobs.accept([message])
+
+    def abandon(self, message: JobMessage) -> None:
+        """Cancel a synchronous job whose caller went away."""
+        self._hold(self._abandon(message))
+
+    async def close(self) -> None:
+        await self._commit.close()
+        await self._send.close()
+        if self._later:
+            await asyncio.wait(self._later, timeout=5)
+
+    async def _accept(self, messages: list[JobMessage]) -> list[None]:
+        await self._jobs.accept(messages)
+        self.hand_over(messages)
+        return [None] * len(messages)
+
+    async def _enqueue(self, messages: list[JobMessage]) -> list[Enqueued]:
+        return await self._queue.enqueue(messages[0].queue, messages)
+
+    async def _hand_over(self, messages: Sequence[JobMessage]) -> None:
+        try:
+            await self._queue.enqueue(messages[0].queue, messages)
+        except (Unavailable, QueueClosed) as error:
+            log.warning("queue away; left to the reconciler", extra={"jobs": len(messages), "error": str(error)})
+
+    async def _abandon(self, message: JobMessage) -> None:
+        await self._send.close()  # it may be on its way to the queue just now
+        try:
+            await self._queue.cancel(message.queue, message.id)
+        except (Unavailable, QueueClosed) as error:
+            log.warning("an abandoned call was not cancelled", extra={"job": str(message.id), "error": str(error)})

@@ -1,0 +1,117 @@
+"""The application: its parts, in the order in which they are opened, and its routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from importlib.metadata import version as installed_version
+
+from aiohttp import web
+
+from api import keys
+from api.acceptor import Acceptor
+from api.accounts import Accounts
+from api.contract import Operation
+from api.middleware import around
+from api.openapi import document
+from api.resolver import Resolver
+from api.routes import accounts, deploy, functions, invoke, jobs, operations, records
+from api.waiting import Waiting
+from shared.artifacts import open_store, store_config
+from shared.ids import new_id
+from shared.postgres.functions import Functions
+from shared.postgres.invocations import Invocations
+from shared.postgres.jobs import Jobs
+from shared.postgres.migrate import check_schema
+from shared.postgres.pool import close_pool, open_pool, postgres_errors
+from shared.postgres.users import Users
+from shared.queue.connection import connect, refuse_evicting_policy
+from shared.queue.push import Push
+from shared.queue.queue import CHANGED_CHANNEL, FINAL_CHANNEL, Queue
+from shared.settings import Settings
+
+OPERATIONS: tuple[Operation, ...] = (
+    *accounts.OPERATIONS,
+    *deploy.OPERATIONS,
+    *functions.OPERATIONS,
+    *invoke.OPERATIONS,
+    *jobs.OPERATIONS,
+    *records.OPERATIONS,
+    *operations.OPERATIONS,
+)
+
+
+def build_app(settings: Settings) -> web.Application:
+    """The application for ``settings``; opens nothing until it is started."""
+    # The one limit of aiohttp's own holds for JSON bodies; a deploy bounds its parts as it reads them.
+    app = web.Application(middlewares=[around], client_max_size=settings.max_body_bytes)
+    app[keys.SETTINGS] = settings
+    app[keys.CORS_ORIGINS] = frozenset(settings.cors_origins)
+    app[keys.VERSION] = installed_version("containerpub")
+    app[keys.API_ID] = new_id().hex
+    app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
+    app.cleanup_ctx.extend((_postgres, _store, _queue))
+    for operation in OPERATIONS:
+        app.router.add_route(operation.method, operation.path, operation.handler)
+    return app
+
+
+async def _postgres(app: web.Application) -> AsyncIterator[None]:
+    settings = app[keys.SETTINGS]
+    pool = await open_pool(
+        settings.database_url.get_secret_value(),
+        size=settings.database_pool_size,
+        timeout_s=settings.dependency_timeout_seconds,
+        name="api",
+    )
+    with postgres_errors():
+        async with pool.acquire() as connection:
+            await check_schema(connection)
+    app[keys.POOL] = pool
+    app[keys.FUNCTIONS] = Functions(pool)
+    app[keys.JOBS] = Jobs(pool)
+    app[keys.INVOCATIONS] = Invocations(pool)
+    app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
+    yield
+    await close_pool(pool)
+
+
+async def _store(app: web.Application) -> AsyncIterator[None]:
+    app[keys.STORE] = await open_store(store_config(app[keys.SETTINGS]))
+    yield
+    await app[keys.STORE].close()
+
+
+async def _queue(app: web.Application) -> AsyncIterator[None]:
+    settings = app[keys.SETTINGS]
+    redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
+    await refuse_evicting_policy(redis)
+    queue = app[keys.QUEUE] = Queue(
+        redis,
+        max_stream_backlog=settings.max_stream_backlog,
+        max_running_per_user=settings.max_running_per_user,
+    )
+    waiting, resolver = Waiting(), app[keys.RESOLVER]
+    app[keys.WAITING] = waiting
+
+    def back() -> None:
+        waiting.connection_back()
+        resolver.forget_all()
+
+    push = Push(
+        redis,
+        {
+            f"cp:reply:{app[keys.API_ID]}": waiting.replied,
+            FINAL_CHANNEL: waiting.ended,
+            CHANGED_CHANNEL: resolver.changed,
+        },
+        on_standing=back,
+        on_loss=waiting.connection_lost,
+    )
+    app[keys.ACCEPTOR] = Acceptor(app[keys.JOBS], queue, patience_s=settings.dependency_timeout_seconds)
+    app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
+    await push.start()
+    yield
+    await app[keys.ACCEPTOR].close()
+    app[keys.ACCOUNTS].close()
+    await push.stop()
+    await redis.aclose()

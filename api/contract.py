@@ -1,0 +1,60 @@
+"""What an endpoint declares: its route, the models that validate it and, from the same, its OpenAPI description."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from pydantic import BaseModel
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A query parameter or header."""
+
+    name: str
+    description: str
+    where: str = "query"
+    schema: Mapping[str, object] = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One endpoint.
+
+    :param responses: status to model; ``None`` for an answer without a body.
+    :param public: whether it may be called without credentials.
+    :param form: multipart fields, name to description, for uploads.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    responses: Mapping[int, type[BaseModel] | None]
+    body: type[BaseModel] | None = None
+    parameters: tuple[Parameter, ...] = ()
+    form: Mapping[str, str] | None = None
+    public: bool = False
+
+    @property
+    def tag(self) -> str:
+        parts = self.path.split("/")
+        return parts[2] if len(parts) > 2 else "operations"
+
+
+LIMIT = Parameter(name="limit", description="Most items of the page.", schema={"type": "integer", "minimum": 1})
+CURSOR = Parameter(name="cursor", description="`next` of the page before.")
+PREFER = Parameter(
+    name="Prefer",
+    where="header",
+    description="`respond-async`: answer 202 at once. `wait=N`: wait up to N seconds.",
+)
+WAIT = Parameter(
+    name="wait",
+    description="Seconds to wait for the job's end.",
+    schema={"type": "number", "minimum": 0},
+)

@@ -1,0 +1,131 @@
+"""JSON in and out of the HTTP boundary: bounded, validated, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import BadRequest, Invalid
+
+Model = TypeVar("Model", bound=BaseModel)
+_PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\";,]*)\"?)?\s*(?:[;,]|$)")
+
+
+def answer(document: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(body=orjson.dumps(document), status=status, headers=headers, content_type="application/json")
+
+
+def raw_answer(body: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer whose body is JSON text already."""
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+def parse_json(data: bytes, *, max_depth: int) -> Any:
+    """Parse JSON text; raises :class:`BadRequest` for what is not, for numbers out of range and for deep nesting."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
+    # Only a document with that many brackets can be nested that deep.
+    if data.count(b"[") + data.count(b"{") > max_depth and _deeper_than(value, max_depth):
+        raise BadRequest(f"The body is nested deeper than {max_depth} levels.", code="json_too_deep")
+    return value
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [child for child in item.values() if isinstance(child, dict | list)]
+    if isinstance(item, list):
+        return [child for child in item if isinstance(child, dict | list)]
+    return []
+
+
+def validate(model: type[Model], value: Any) -> Model:
+    """:raises Invalid: naming the first member at fault."""
+    if not isinstance(value, dict):
+        raise Invalid("The body must be a JSON object.", code="invalid_body")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"{field}: {first['msg']}", code="invalid_field", field=field) from error
+
+
+def number_parameter(request: web.Request, name: str, *, most: float) -> float | None:
+    """A non-negative number of the query, at most ``most`` (a larger one is cut, as waiting shorter is safe)."""
+    text = request.query.get(name)
+    return None if text is None else _seconds(text, name, most)
+
+
+def _seconds(text: str, name: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise BadRequest(f"{name} must be a number of seconds.", code="invalid_parameter", field=name)
+    return min(value, most)
+
+
+def page_limit(request: web.Request, *, default: int, most: int) -> int:
+    text = request.query.get("limit")
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise BadRequest(f"limit must be a whole number from 1 to {most}.", code="invalid_parameter", field="limit")
+    return int(text)
+
+
+def preferences(request: web.Request, *, max_wait: float) -> tuple[bool, float | None]:
+    """The ``Prefer`` header (RFC 7240): whether to respond asynchronously, and how long to wait if it says."""
+    respond_async, wait = False, None
+    for header in request.headers.getall("Prefer", ()):
+        for name, value in _PREFERENCE.findall(header):
+            if name.lower() == "respond-async":
+                respond_async = True
+            elif name.lower() == "wait" and wait is None:
+                wait = _seconds(value, "Prefer: wait", max_wait)
+    return respond_async, wait
+
+
+def uuid_in_path(request: web.Request, name: str) -> UUID | None:
+    try:
+        return UUID(request.match_info[name])
+    except ValueError:
+        return None
+
+
+def encode_cursor(position: object) -> str:
+    return urlsafe_b64encode(orjson.dumps(position)).rstrip(b"=").decode()
+
+
+def decode_cursor(text: str | None) -> Any:
+    """What :func:`encode_cursor` was given; None without a cursor. Raises :class:`BadRequest`."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except ValueError as error:
+        raise bad_cursor() from error
+
+
+def bad_cursor() -> BadRequest:
+    return BadRequest(
+        "cursor is not one of ours; take `next` of the page before.", code="invalid_cursor", field="cursor"
+    )

@@ -1,0 +1,35 @@
+"""Where the parts of the application stand in it."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from api.acceptor import Acceptor
+from api.accounts import Accounts
+from api.resolver import Resolver
+from api.waiting import Waiting
+from shared.artifacts import ArtifactStore
+from shared.postgres.functions import Functions
+from shared.postgres.invocations import Invocations
+from shared.postgres.jobs import Jobs
+from shared.postgres.pool import Pool
+from shared.queue.queue import Queue
+from shared.settings import Settings
+
+REQUEST_ID = "containerpub.request_id"
+
+SETTINGS = web.AppKey("settings", Settings)
+VERSION = web.AppKey("version", str)
+OPENAPI = web.AppKey("openapi", bytes)
+API_ID = web.AppKey("api_id", str)  # names this process's reply channel
+POOL: web.AppKey[Pool] = web.AppKey("pool")
+CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")
+QUEUE = web.AppKey("queue", Queue)
+ACCOUNTS = web.AppKey("accounts", Accounts)
+FUNCTIONS = web.AppKey("functions", Functions)
+JOBS = web.AppKey("jobs", Jobs)
+INVOCATIONS = web.AppKey("invocations", Invocations)
+STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
+RESOLVER = web.AppKey("resolver", Resolver)
+ACCEPTOR = web.AppKey("acceptor", Acceptor)
+WAITING = web.AppKey("waiting", Waiting)

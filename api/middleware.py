@@ -1,0 +1,118 @@
+"""Around every request: an id, errors as problem documents, a log line, CORS, and headers that keep browsers safe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from api.keys import CORS_ORIGINS, REQUEST_ID
+from shared.errors import ContainerPubError, http_status
+from shared.ids import new_id
+
+log = logging.getLogger("api.request")
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CODES = {400: "bad_request", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+def problem(error: ContainerPubError, request_id: str, *, status: int | None = None) -> web.Response:
+    """``error`` as ``application/problem+json``, with its class's status unless another is given."""
+    status = status or http_status(error)
+    document: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": error.code,
+        "detail": error.message,
+        "request_id": request_id,
+    }
+    if error.field is not None:
+        document["field"] = error.field
+    document.update(error.extra)
+    response = web.Response(body=orjson.dumps(document), status=status, content_type="application/problem+json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _http_problem(error: web.HTTPException, request_id: str) -> web.Response:
+    sentence = {
+        404: "There is nothing at this address.",
+        405: "This address does not take that method.",
+        413: "The request is larger than this installation takes.",
+    }.get(error.status, error.reason or "The request cannot be served.")
+    own = ContainerPubError(sentence, code=_CODES.get(error.status, f"http_{error.status}"))
+    response = problem(own, request_id, status=error.status)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+@web.middleware
+async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The one middleware: a second layer would cost every request for nothing."""
+    started = time.perf_counter()
+    given = request.headers.get("X-Request-ID", "")
+    request_id = given if _GIVEN_ID.fullmatch(given) else str(new_id())
+    request[REQUEST_ID] = request_id
+    response: web.StreamResponse
+    try:
+        origin = request.headers.get("Origin")
+        if origin is not None and request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            response = web.Response(status=204)
+        else:
+            response = await handler(request)
+    except ContainerPubError as error:
+        response = problem(error, request_id)
+    except web.HTTPException as error:
+        response = _http_problem(error, request_id) if error.status >= 400 else error
+    except (asyncio.CancelledError, ConnectionResetError):
+        log.info("request abandoned", extra={"request": request_id, "method": request.method, "path": request.path})
+        raise
+    except Exception:
+        log.exception("request failed", extra={"request": request_id, "method": request.method, "path": request.path})
+        response = problem(
+            ContainerPubError("Something is wrong on our side; the log has the request id.", code="internal_error"),
+            request_id,
+        )
+    headers = response.headers
+    headers["X-Request-ID"] = request_id
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
+    if origin is not None:
+        _allow_origin(request, response, origin)
+    if log.isEnabledFor(logging.INFO):
+        took_ms = round((time.perf_counter() - started) * 1000, 2)
+        log.info(
+            "request",
+            extra={
+                "request": request_id,
+                "method": request.method,
+                "path": request.path,
+                "status": response.status,
+                "ms": took_ms,
+            },
+        )
+    return response
+
+
+def _allow_origin(request: web.Request, response: web.StreamResponse, origin: str) -> None:
+    response.headers["Vary"] = "Origin"
+    if origin not in request.app[CORS_ORIGINS]:
+        return
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Access-Control-Expose-Headers"] = "Location, Retry-After, X-Request-ID"
+    if request.method == "OPTIONS":
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
+        response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Prefer, X-Request-ID"
+        response.headers["Access-Control-Max-Age"] = "600"

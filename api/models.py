@@ -1,0 +1,194 @@
+"""The documents that cross the HTTP boundary."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, EmailStr, Field
+
+
+class Body(BaseModel):
+    """A request body: unknown members are refused, so that a misspelt one is not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class RegisterBody(Body):
+    email: EmailStr
+    username: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{1,38}$")]
+    password: Annotated[str, Field(min_length=8, max_length=72)]
+
+
+class LoginBody(Body):
+    email: Annotated[str, Field(max_length=254)]
+    password: Annotated[str, Field(max_length=1024)]
+
+
+class RefreshBody(Body):
+    refresh_token: Annotated[str, Field(max_length=1024)]
+
+
+class InvokeBody(Body):
+    """The event; ``body`` is any JSON value."""
+
+    body: Any = None
+    query: dict[str, Any] | None = None
+    headers: dict[str, Any] | None = None
+    method: str | None = None
+    path: str | None = None
+
+
+class Problem(BaseModel):
+    """``application/problem+json`` (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    field: str | None = None
+
+
+class Tokens(BaseModel):
+    access_token: str
+    refresh_token: str
+    token_type: str
+    expires_in: int
+
+
+class UserView(BaseModel):
+    id: UUID
+    email: str
+    username: str
+    created_at: datetime
+
+
+class FunctionView(BaseModel):
+    id: UUID
+    name: str
+    status: str
+    runtime: str | None
+    handler: str | None
+    timeout_s: float | None
+    memory_mb: int | None
+    live_version: int | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class FunctionPage(BaseModel):
+    items: list[FunctionView]
+    next: str | None
+
+
+class VersionView(BaseModel):
+    id: UUID
+    number: int
+    status: str
+    reason: str | None
+    error: str | None
+    artifact_sha256: str
+    artifact_bytes: int
+    image: str | None
+    image_bytes: int | None
+    settings: dict[str, Any]
+    build_log: str
+    created_at: datetime
+    activated_at: datetime | None
+
+
+class VersionPage(BaseModel):
+    items: list[VersionView]
+    next: str | None
+
+
+class DeployView(BaseModel):
+    job_id: UUID | None
+    function_id: UUID
+    version: int
+    status: str
+
+
+class Accepted(BaseModel):
+    job_id: UUID
+
+
+class InvokeResult(BaseModel):
+    success: bool
+    result: Any = None
+    error: dict[str, Any] | None = None
+    reason: str | None = None
+    job_id: UUID
+
+
+class JobView(BaseModel):
+    id: UUID
+    kind: str
+    status: str
+    reason: str | None
+    function_id: UUID
+    version: int | None
+    attempt: int
+    result: Any
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    timings: dict[str, float | None]
+
+
+class JobPage(BaseModel):
+    items: list[JobView]
+    next: str | None
+
+
+class LogView(BaseModel):
+    job_id: UUID
+    attempt: int
+    stream: str
+    level: str
+    message: str
+    at: datetime
+
+
+class LogPage(BaseModel):
+    items: list[LogView]
+    next: str | None
+
+
+class InvocationView(BaseModel):
+    job_id: UUID
+    attempt: int
+    version_id: UUID
+    worker_id: str
+    outcome: str
+    reason: str | None
+    start_kind: str | None
+    exit_code: int | None
+    timings: dict[str, float | None]
+    peak_memory_bytes: int | None
+    logs_truncated: bool
+    request: dict[str, Any]
+    logs: dict[str, Any]
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class InvocationPage(BaseModel):
+    items: list[InvocationView]
+    next: str | None
+
+
+class Health(BaseModel):
+    status: str
+    version: str
+    engine: str
+    notice: str | None = None
+
+
+class Readiness(BaseModel):
+    status: str
+    checks: dict[str, str]

@@ -1,0 +1,209 @@
+"""Deploy: an upload becomes an artifact, a version and a job, or is refused with nothing stored."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import BodyPartReader, web
+
+from api import documents, models
+from api.contract import PREFER, Operation
+from api.keys import ACCEPTOR, FUNCTIONS, SETTINGS, STORE
+from api.routes.jobs import await_end
+from api.session import authenticated
+from shared import archive
+from shared.artifacts import artifact_key
+from shared.errors import BadRequest, Invalid, TooLarge
+from shared.functions import NAME_PATTERN, project_settings
+from shared.jobs import JobKind, JobStatus
+from shared.queue.message import JobMessage, now_ms
+from shared.runtimes import known_runtimes
+from shared.settings import Settings
+
+_CHUNK = 256 * 1024
+_MAX_TEXT = 64 * 1024
+_FIELDS = ("name", "archive", "settings")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Upload:
+    name: str | None = None
+    settings: bytes | None = None
+    archive: Path | None = None
+
+
+async def deploy(request: web.Request) -> web.Response:
+    """Check and store the upload, commit a version and its job, answer 202.
+
+    Nothing is unpacked here: the archive is read entry by entry off the event loop and written anew.
+    """
+    app = request.app
+    caller = await authenticated(request)
+    settings = app[SETTINGS]
+    _, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="containerpub-upload-"))
+    try:
+        upload = await _receive(request, folder, settings)
+        if upload.archive is None:
+            raise BadRequest("The upload has no field archive.", code="missing_field", field="archive")
+        canonical_file = folder / "canonical.tar.gz"
+        canonical = await asyncio.to_thread(archive.rewrite, upload.archive, canonical_file, _limits(settings))
+        function_settings, name = project_settings(
+            settings,
+            file_name=canonical.project_file_name,
+            file=canonical.project_file,
+            overrides=upload.settings,
+        )
+        name = upload.name or name
+        if name is None:
+            raise Invalid("The function has no name: send name or put it into containerpub.toml.", field="name")
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise Invalid(
+                "A function name has 1 to 63 characters out of a-z, 0-9, - and _, starting and ending with a letter "
+                "or digit.",
+                code="invalid_name",
+                field="name",
+            )
+        await asyncio.to_thread(_known_runtime, function_settings.runtime)
+        await app[STORE].put(artifact_key(canonical.sha256), canonical_file)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    accepted = await app[FUNCTIONS].deploy(
+        user=caller.user.id,
+        name=name,
+        artifact_sha256=canonical.sha256,
+        artifact_bytes=canonical.size_bytes,
+        settings=function_settings,
+    )
+    document = {
+        "job_id": accepted.job_id,
+        "function_id": accepted.function_id,
+        "version": accepted.version,
+        "status": accepted.status,
+    }
+    if accepted.job_id is None:
+        return documents.answer(document)
+    app[ACCEPTOR].hand_over(
+        [
+            JobMessage(
+                id=accepted.job_id,
+                kind=JobKind.DEPLOY,
+                user_id=caller.user.id,
+                function_id=accepted.function_id,
+                version_id=accepted.version_id,
+                enqueued_ms=now_ms(),
+            )
+        ]
+    )
+    if wait_s:
+        job = await await_end(app, caller.user.id, accepted.job_id, wait_s)
+        if job is not None and job.final:
+            if job.status is not JobStatus.SUCCEEDED:
+                version = await app[FUNCTIONS].version(accepted.function_id, accepted.version)
+                reason = job.reason or "cancelled"
+                sentence = (version.error if version else None) or f"The deploy ended as {job.status}."
+                raise Invalid(
+                    sentence,
+                    code=reason,
+                    extra={"job_id": str(accepted.job_id), "version": accepted.version},
+                )
+            return documents.answer(document | {"status": "active"}, status=201)
+    return documents.answer(document, status=202, headers={"Location": f"/api/jobs/{accepted.job_id}"})
+
+
+async def _receive(request: web.Request, folder: Path, settings: Settings) -> _Upload:
+    """Write the archive to ``folder`` and read the other fields, each bounded as it arrives."""
+    if not request.content_type.startswith("multipart/"):
+        raise BadRequest("Send the deploy as multipart/form-data with name and archive.", code="not_multipart")
+    if request.content_length is not None and request.content_length > settings.max_upload_bytes + 2 * _MAX_TEXT:
+        raise _too_large(settings)
+    upload = _Upload()
+    try:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            # A part more than there are fields is refused, so that their number is bounded too.
+            if not isinstance(part, BodyPartReader) or part.name not in _FIELDS:
+                raise BadRequest(f"A deploy has the fields {', '.join(_FIELDS)} and no others.", code="unknown_field")
+            if part.name == "archive":
+                if upload.archive is not None:
+                    raise BadRequest("archive was sent twice.", code="duplicate_field", field="archive")
+                upload.archive = folder / "upload"
+                await _save(part, upload.archive, settings)
+                continue
+            data = await _read_text(part)
+            if part.name == "settings":
+                upload.settings = data or None
+            else:
+                upload.name = data.decode("utf-8", "replace").strip() or None
+    except ValueError as error:
+        raise BadRequest(f"The multipart body is broken: {error}", code="broken_multipart") from error
+    return upload
+
+
+async def _save(part: BodyPartReader, target: Path, settings: Settings) -> None:
+    size = 0
+    file = await asyncio.to_thread(target.open, "wb")
+    try:
+        while chunk := await part.read_chunk(_CHUNK):
+            size += len(chunk)
+            if size > settings.max_upload_bytes:
+                raise _too_large(settings)
+            await asyncio.to_thread(file.write, chunk)
+    finally:
+        await asyncio.to_thread(file.close)
+
+
+async def _read_text(part: BodyPartReader) -> bytes:
+    data = bytearray()
+    while chunk := await part.read_chunk(8192):
+        data += chunk
+        if len(data) > _MAX_TEXT:
+            raise TooLarge(f"The field {part.name} may have at most {_MAX_TEXT} bytes.", field=part.name)
+    return bytes(data)
+
+
+def _too_large(settings: Settings) -> TooLarge:
+    return TooLarge(
+        f"The upload may have at most {settings.max_upload_bytes} bytes.", code="upload_too_large", field="archive"
+    )
+
+
+def _limits(settings: Settings) -> archive.ArchiveLimits:
+    return archive.ArchiveLimits(
+        max_upload_bytes=settings.max_upload_bytes,
+        max_unpacked_bytes=settings.max_unpacked_bytes,
+        max_entries=settings.max_archive_entries,
+        max_path_chars=settings.max_path_chars,
+        max_path_depth=settings.max_path_depth,
+    )
+
+
+def _known_runtime(name: str) -> None:
+    known = known_runtimes()
+    if name not in known:
+        raise Invalid(
+            f"There is no runtime {name}; there are: {', '.join(known)}.", code="unknown_runtime", field="runtime"
+        )
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/functions/deploy",
+        handler=deploy,
+        summary="Upload a function; a job builds it",
+        parameters=(PREFER,),
+        form={
+            "archive": "The function as tar.gz, tar or zip.",
+            "name": "The function's name; the project file's if omitted.",
+            "settings": "JSON object that overrides the project file.",
+        },
+        responses={200: models.DeployView, 201: models.DeployView, 202: models.DeployView},
+    ),
+)

@@ -1,0 +1,162 @@
+"""Functions and their versions: list, read, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from api import documents, models
+from api.contract import CURSOR, LIMIT, Operation
+from api.keys import ACCEPTOR, FUNCTIONS, QUEUE, RESOLVER, SETTINGS
+from api.resolver import no_such_function
+from api.session import authenticated, function_of
+from shared.errors import NotFound, Unavailable
+from shared.functions import Function, Version
+from shared.jobs import JobKind
+from shared.queue.message import NO_VERSION, JobMessage, now_ms
+
+
+def function_view(function: Function) -> dict[str, Any]:
+    settings = function.settings
+    return {
+        "id": function.id,
+        "name": function.name,
+        "status": function.status,
+        "runtime": settings.runtime if settings else None,
+        "handler": settings.handler if settings else None,
+        "timeout_s": settings.timeout_s if settings else None,
+        "memory_mb": settings.memory_mb if settings else None,
+        "live_version": function.live_version,
+        "created_at": function.created_at,
+        "updated_at": function.updated_at,
+    }
+
+
+def version_view(version: Version) -> dict[str, Any]:
+    return {
+        "id": version.id,
+        "number": version.number,
+        "status": version.status,
+        "reason": version.reason,
+        "error": version.error,
+        "artifact_sha256": version.artifact_sha256,
+        "artifact_bytes": version.artifact_bytes,
+        "image": version.image,
+        "image_bytes": version.image_bytes,
+        "settings": version.settings.model_dump(),
+        "build_log": version.build_log,
+        "created_at": version.created_at,
+        "activated_at": version.activated_at,
+    }
+
+
+async def list_functions(request: web.Request) -> web.Response:
+    caller = await authenticated(request)
+    settings = request.app[SETTINGS]
+    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
+    after = documents.decode_cursor(request.query.get("cursor")) or ""
+    if not isinstance(after, str):
+        raise documents.bad_cursor()
+    found = await request.app[FUNCTIONS].list(caller.user.id, after=after, limit=limit + 1)
+    following = documents.encode_cursor(found[limit - 1].name) if len(found) > limit else None
+    return documents.answer({"items": [function_view(item) for item in found[:limit]], "next": following})
+
+
+async def read_function(request: web.Request) -> web.Response:
+    caller = await authenticated(request)
+    return documents.answer(function_view(await function_of(request, caller)))
+
+
+async def delete_function(request: web.Request) -> web.Response:
+    caller = await authenticated(request)
+    function = await function_of(request, caller)
+    job = await request.app[FUNCTIONS].delete(caller.user.id, function.id)
+    if job is None:
+        raise no_such_function(request.match_info["function"])
+    request.app[RESOLVER].changed(str(function.id).encode())
+    request.app[ACCEPTOR].hand_over(
+        [
+            JobMessage(
+                id=job,
+                kind=JobKind.DELETE,
+                user_id=caller.user.id,
+                function_id=function.id,
+                version_id=NO_VERSION,
+                enqueued_ms=now_ms(),
+            )
+        ]
+    )
+    try:
+        await request.app[QUEUE].announce_change(function.id)
+    except Unavailable:
+        pass  # it is deleted; others forget it within seconds, and at their reconnection
+    return documents.answer({"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}"})
+
+
+async def list_versions(request: web.Request) -> web.Response:
+    caller = await authenticated(request)
+    settings = request.app[SETTINGS]
+    function = await function_of(request, caller)
+    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
+    before = documents.decode_cursor(request.query.get("cursor"))
+    if before is None:
+        before = 2**31 - 1
+    if not isinstance(before, int) or not 0 < before < 2**31:
+        raise documents.bad_cursor()
+    found = await request.app[FUNCTIONS].versions(function.id, before=before, limit=limit + 1)
+    following = documents.encode_cursor(found[limit - 1].number) if len(found) > limit else None
+    return documents.answer({"items": [version_view(item) for item in found[:limit]], "next": following})
+
+
+async def read_version(request: web.Request) -> web.Response:
+    caller = await authenticated(request)
+    function = await function_of(request, caller)
+    text = request.match_info["number"]
+    version = None
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        version = await request.app[FUNCTIONS].version(function.id, int(text))
+    if version is None:
+        raise NotFound(f"The function {function.name} has no version {text[:20]}.", code="version_not_found")
+    return documents.answer(version_view(version))
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/functions",
+        handler=list_functions,
+        summary="List your functions by name",
+        parameters=(LIMIT, CURSOR),
+        responses={200: models.FunctionPage},
+    ),
+    Operation(
+        method="GET",
+        path="/api/functions/{function}",
+        handler=read_function,
+        summary="Read a function, by id or name",
+        responses={200: models.FunctionView},
+    ),
+    Operation(
+        method="DELETE",
+        path="/api/functions/{function}",
+        handler=delete_function,
+        summary="Delete a function; a job clears up behind it",
+        responses={202: models.Accepted},
+    ),
+    Operation(
+        method="GET",
+        path="/api/functions/{function}/versions",
+        handler=list_versions,
+        summary="List a function's versions, newest first, without their build logs",
+        parameters=(LIMIT, CURSOR),
+        responses={200: models.VersionPage},
+    ),
+    Operation(
+        method="GET",
+        path="/api/functions/{function}/versions/{number}",
+        handler=read_version,
+        summary="Read a version with its build log",
+        responses={200: models.VersionView},
+    ),
+)

@@ -1,0 +1,179 @@
+"""Invoke: at once and waited for, or accepted and answered with a job id."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+
+from api import documents, models
+from api.contract import PREFER, Operation
+from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
+from api.routes.jobs import await_end
+from api.session import authenticated
+from shared.errors import BadRequest, Unavailable, WaitTimeout
+from shared.event import describe
+from shared.ids import new_id
+from shared.jobs import PLATFORM_REASONS, Job, JobKind
+from shared.queue.message import NO_REPLY, JobMessage, now_ms
+from shared.queue.queue import CancelledWhere
+from shared.queue.records import Record
+from shared.queue.scripts import QueueClosed
+
+_LATE_REPLY_S = 1.0
+
+
+async def invoke(request: web.Request) -> web.Response:
+    """Run a function.
+
+    Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one; the job meets
+    Postgres with the record of its end. With ``respond-async`` it is committed first and answered with its id.
+    """
+    app = request.app
+    caller = await authenticated(request)
+    settings = app[SETTINGS]
+    data = await request.read()
+    event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
+    documents.validate(models.InvokeBody, event)
+    if request.query or "Idempotency-Key" in request.headers:
+        name = next(iter(request.query), "Idempotency-Key")
+        raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
+    respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
+    if wait_s == 0:
+        respond_async, wait_s = True, None
+    target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
+    patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
+    accepted_ms = now_ms()
+    message = JobMessage(
+        id=new_id(),
+        kind=JobKind.INVOKE,
+        user_id=caller.user.id,
+        function_id=target.function_id,
+        version_id=version_id,
+        concurrency=function_settings.concurrency,
+        # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
+        deadline_ms=0 if respond_async or wait_s is not None else accepted_ms + round(patience_s * 1000),
+        reply=NO_REPLY if respond_async else app[API_ID],
+        enqueued_ms=accepted_ms,
+        payload=data or b"{}",
+        request=describe(event),
+    )
+    if respond_async:
+        await app[ACCEPTOR].accept(message)
+        if wait_s is None:
+            return _accepted(message.id)
+        job = await await_end(app, caller.user.id, message.id, wait_s)
+        return _accepted(message.id) if job is None or not job.final else _job_answer(job)
+    return await _wait(app, message, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
+
+
+async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, durable: bool) -> web.Response:
+    waiting = app[WAITING]
+    if not waiting.listening:
+        raise Unavailable("The queue is away; try again.", retry_after_s=1)
+    reply = waiting.expect_reply(message.id)
+    try:
+        async with asyncio.timeout(wait_s):
+            await app[ACCEPTOR].send(message)
+            return _reply_answer(await reply)
+    except TimeoutError:
+        return await (_make_durable(app, message) if durable else _give_up(app, message, reply))
+    except asyncio.CancelledError:
+        # The client went away: nobody will read the result. The slot is worth more than the answer.
+        app[ACCEPTOR].abandon(message)
+        raise
+    finally:
+        waiting.drop_reply(message.id)
+
+
+async def _make_durable(app: web.Application, message: JobMessage) -> web.Response:
+    """The caller's wait is over, the job goes on: put it into Postgres, and answer what stands there then."""
+    await app[ACCEPTOR].keep(message)
+    job = await app[JOBS].get(message.user_id, message.id)
+    return _job_answer(job) if job is not None and job.final else _accepted(message.id)
+
+
+async def _give_up(app: web.Application, message: JobMessage, reply: asyncio.Future[bytes]) -> web.Response:
+    """The wait ran out: end the job, and say whether it had started."""
+    try:
+        where = await app[QUEUE].cancel(
+            message.queue, message.id, queued=("failed", "queue_timeout"), running=("cancelled", "")
+        )
+    except QueueClosed as error:
+        raise Unavailable("The queue is being rebuilt.", retry_after_s=1, extra={"may_have_run": True}) from error
+    extra: dict[str, object] = {"job_id": str(message.id)}
+    if where is CancelledWhere.RUNNING:
+        raise WaitTimeout("The function was still running when the wait ran out; it was cancelled.", extra=extra)
+    if where is CancelledWhere.QUEUED:
+        raise Unavailable(
+            "No worker had a free slot in time; the call did not run.",
+            code="queue_timeout",
+            retry_after_s=1,
+            extra=extra,
+        )
+    # It ended in the very moment: its reply is here or about to be.
+    try:
+        async with asyncio.timeout(_LATE_REPLY_S):
+            return _reply_answer(await reply)
+    except TimeoutError:
+        extra["may_have_run"] = True
+        raise Unavailable("The call was lost on the queue.", retry_after_s=1, extra=extra) from None
+
+
+def _accepted(job: UUID) -> web.Response:
+    return documents.answer(
+        {"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}", "Preference-Applied": "respond-async"}
+    )
+
+
+def _reply_answer(data: bytes) -> web.Response:
+    record = Record.decode(data)
+    return _answer(record.id, record.status, record.reason, record.result, record.error)
+
+
+def _job_answer(job: Job) -> web.Response:
+    return _answer(job.id, job.status, job.reason, job.result, job.error)
+
+
+def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, error: bytes | None) -> web.Response:
+    """200, also when the function itself failed; a failure of the platform's is a 503 with the job's id."""
+    if status == "succeeded":
+        return documents.raw_answer(
+            b'{"success":true,"result":%b,"job_id":"%b"}' % (result or b"null", str(job).encode())
+        )
+    if reason in PLATFORM_REASONS:
+        raise Unavailable(
+            _PLATFORM_SENTENCES.get(reason, "The platform could not run the function; try again."),
+            code=reason,
+            retry_after_s=1,
+            extra={"job_id": str(job)},
+        )
+    if status == "cancelled":
+        document: dict[str, Any] = {"type": "Cancelled", "message": "The job was cancelled."}
+        error, reason = orjson.dumps(document), "cancelled"
+    return documents.raw_answer(
+        b'{"success":false,"error":%b,"reason":%b,"job_id":"%b"}'
+        % (error or b"null", orjson.dumps(reason), str(job).encode())
+    )
+
+
+_PLATFORM_SENTENCES = {
+    "queue_timeout": "No worker had a free slot in time; the call did not run.",
+    "worker_lost": "The workers that ran the call were lost, several times over.",
+    "sandbox_start_failed": "No sandbox could be started for the function.",
+}
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/functions/{function}/invoke",
+        handler=invoke,
+        summary="Run a function and wait for its result, or accept it as a job",
+        body=models.InvokeBody,
+        parameters=(PREFER,),
+        responses={200: models.InvokeResult, 202: models.Accepted},
+    ),
+)

@@ -1,0 +1,95 @@
+"""For operators and tools: health, readiness, the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from aiohttp import web
+
+from api import documents, models
+from api.contract import Operation
+from api.keys import OPENAPI, POOL, QUEUE, SETTINGS, VERSION, WAITING
+from shared.errors import Unavailable
+from shared.postgres.pool import postgres_errors
+
+_PROCESS_NOTICE = "The process engine is for development only: functions are not isolated from this machine."
+
+
+async def health(request: web.Request) -> web.Response:
+    """This process lives; says nothing of others."""
+    settings = request.app[SETTINGS]
+    document: dict[str, object] = {"status": "ok", "version": request.app[VERSION], "engine": settings.engine}
+    if settings.engine == "process":
+        document["notice"] = _PROCESS_NOTICE
+    return documents.answer(document)
+
+
+async def _outcome(check: Awaitable[bool], no: str) -> str:
+    try:
+        async with asyncio.timeout(2):
+            return "ok" if await check else no
+    except (Unavailable, TimeoutError) as error:
+        return getattr(error, "message", "no answer in time")
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Calls can be served: Postgres and Redis answer, the queue is open, a worker beats."""
+    app = request.app
+    queue = app[QUEUE]
+
+    async def postgres() -> bool:
+        with postgres_errors():
+            return bool(await app[POOL].fetchval("SELECT true"))
+
+    async def workers() -> bool:
+        return bool(await queue.beats())
+
+    async def listening() -> bool:
+        return app[WAITING].listening
+
+    outcomes = await asyncio.gather(
+        _outcome(postgres(), "no answer"),
+        _outcome(queue.is_open(), "being rebuilt"),
+        _outcome(workers(), "no worker yet"),
+        _outcome(listening(), "not listening yet"),
+    )
+    checks = dict(zip(("postgres", "queue", "workers", "push"), outcomes, strict=True))
+    good = all(outcome == "ok" for outcome in outcomes)
+    return documents.answer(
+        {"status": "ready" if good else "not_ready", "checks": checks},
+        status=200 if good else 503,
+        headers=None if good else {"Retry-After": "1"},
+    )
+
+
+async def openapi(request: web.Request) -> web.Response:
+    return documents.raw_answer(request.app[OPENAPI])
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/health",
+        handler=health,
+        summary="Is this process alive",
+        responses={200: models.Health},
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/api/ready",
+        handler=ready,
+        summary="Can calls be served",
+        responses={200: models.Readiness, 503: models.Readiness},
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/api/openapi.json",
+        handler=openapi,
+        summary="This document",
+        responses={200: None},
+        public=True,
+    ),
+)

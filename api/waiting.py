@@ -1,0 +1,82 @@
+"""Callers that wait: for the reply to a synchronous call, or for the end of a durable job."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from shared.errors import Unavailable
+
+_ID_CHARS = 36
+
+
+class Waiting:
+    """All waiters of this process, served by one push connection.
+
+    Replies to synchronous calls travel once: when the connection is lost, those callers are told so. Ends of durable
+    jobs stand in Postgres: their waiters are woken to look there again.
+    """
+
+    def __init__(self) -> None:
+        self._replies: dict[str, asyncio.Future[bytes]] = {}
+        self._ends: dict[str, set[asyncio.Event]] = {}
+        self.listening = False
+
+    def expect_reply(self, job: UUID) -> asyncio.Future[bytes]:
+        """The record that ends ``job``, to be awaited; :meth:`drop_reply` it in any case."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._replies[str(job)] = future
+        return future
+
+    def drop_reply(self, job: UUID) -> None:
+        self._replies.pop(str(job), None)
+
+    def watch(self, job: UUID) -> asyncio.Event:
+        """An event that is set each time ``job`` may have ended; :meth:`unwatch` it in any case."""
+        event = asyncio.Event()
+        self._ends.setdefault(str(job), set()).add(event)
+        return event
+
+    def unwatch(self, job: UUID, event: asyncio.Event) -> None:
+        events = self._ends.get(str(job))
+        if events is not None:
+            events.discard(event)
+            if not events:
+                del self._ends[str(job)]
+
+    def replied(self, message: bytes) -> None:
+        """A push: a record of one of this process's calls. Its id stands in its first line."""
+        start = message.find(b'"id":"') + 6
+        future = self._replies.get(message[start : start + _ID_CHARS].decode("ascii", "replace"))
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def ended(self, message: bytes) -> None:
+        """A push: ids of jobs whose end was committed, one after the other."""
+        if not self._ends:
+            return
+        text = message.decode("ascii")
+        for start in range(0, len(text), _ID_CHARS):
+            for event in self._ends.get(text[start : start + _ID_CHARS], ()):
+                event.set()
+
+    def connection_back(self) -> None:
+        """Pushes may have been missed: wake whoever waits for a durable job, to look again."""
+        self.listening = True
+        for events in self._ends.values():
+            for event in events:
+                event.set()
+
+    def connection_lost(self) -> None:
+        """Fail the synchronous calls: their replies may have passed unheard."""
+        self.listening = False
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception(
+                    Unavailable(
+                        "The queue's connection was lost while the function may have been running.",
+                        retry_after_s=1,
+                        extra={"may_have_run": True},
+                    )
+                )
+                future.exception()  # its waiter may be gone by now: then nobody has to hear of it

@@ -1,0 +1,57 @@
+"""Leadership: a lease in Postgres. Everything a leader writes is idempotent, so two for a moment do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from shared.errors import Unavailable
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+
+log = logging.getLogger(__name__)
+
+_SQL = queries("leases")
+_NAME = "scheduler"
+
+
+class Leader:
+    """:param life_s: seconds after which a silent leader is replaced; renewed three times within it."""
+
+    def __init__(self, pool: Pool, holder: str, *, life_s: float) -> None:
+        self._pool = pool
+        self._holder = holder
+        self._life_s = life_s
+        self._until = 0.0
+
+    @property
+    def leading(self) -> bool:
+        """Whether the lease is ours, by this process's own clock since before it was asked for."""
+        return asyncio.get_running_loop().time() < self._until
+
+    async def run(self) -> None:
+        """Take and keep the lease until cancelled."""
+        was = False
+        while True:
+            try:
+                await self.run_once()
+            except Unavailable as error:
+                log.warning("leadership cannot be renewed", extra={"error": error.message})
+            if self.leading != was:
+                was = self.leading
+                log.info("leading" if was else "not leading", extra={"holder": self._holder})
+            await asyncio.sleep(min(self._life_s / 3, 2.0))
+
+    async def run_once(self) -> bool:
+        """Take or renew the lease; whether it is ours now."""
+        asked_at = asyncio.get_running_loop().time()
+        with postgres_errors():
+            holder = await self._pool.fetchval(_SQL["take_lease"], _NAME, self._holder, self._life_s)
+        self._until = asked_at + self._life_s if holder == self._holder else 0.0
+        return self.leading
+
+    async def resign(self) -> None:
+        """Let the next one lead at once."""
+        self._until = 0.0
+        with postgres_errors():
+            await self._pool.execute(_SQL["drop_lease"], _NAME, self._holder)

@@ -1,0 +1,115 @@
+"""Opening the queue: at first, and again whenever Redis was restarted or emptied.
+
+The queue in Redis is a copy; Postgres has every accepted job. A new generation is opened in this order, and a leader
+that dies half-way is followed by one that starts over:
+
+1. what is left of the old copy goes, but not the stream of records: those attempts ended;
+2. the generation is set, closed: attempts can be settled and registered, not claimed;
+3. the scripts are loaded, which tells everybody that there is a queue again;
+4. workers register what they still run, for a grace time; the records are written to Postgres;
+5. every open job of Postgres is put on the queue, and claims are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from scheduler.jobs import message_of
+from shared.ids import new_id
+from shared.postgres.jobs import LOWEST_ID, Jobs
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+from shared.queue.connection import redis_errors
+from shared.queue.drain import Drain
+from shared.queue.queue import GENERATION, QUEUES, WORKERS, Queue
+from shared.queue.scripts import SCRIPTS
+
+log = logging.getLogger(__name__)
+
+_SQL = queries("leases")
+_PAGE = 1000
+_DRAIN_BOUND_S = 30.0
+
+
+class Rebuild:
+    """:param grace_s: time that live workers have to register what they run."""
+
+    def __init__(self, redis: Redis, queue: Queue, jobs: Jobs, pool: Pool, *, grace_s: float = 1.0) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._jobs = jobs
+        self._pool = pool
+        self._grace_s = grace_s
+
+    async def needed(self) -> bool:
+        """Whether the copy in Redis is missing, half made, or older than Redis's last start."""
+        with redis_errors():
+            known = await self._redis.script_exists(*(script.sha for script in SCRIPTS))
+        return not all(known) or not await self._queue.is_open()
+
+    async def run_once(self) -> int:
+        """Open a new generation; how many jobs were put on the queue. Raises ``Unavailable``; run it again then."""
+        with postgres_errors():
+            generation = str(await self._pool.fetchval(_SQL["next_generation"]))
+        log.info("rebuilding the queue", extra={"generation": generation})
+        with redis_errors():
+            await self._redis.script_flush()
+            await self._clear()
+            await self._redis.hset(GENERATION, mapping={"gen": generation, "open": "0"})  # type: ignore[misc]
+            for script in SCRIPTS:
+                await self._redis.script_load(script.source)
+        await asyncio.sleep(self._grace_s)
+        await self._write_records()
+        count = await self._fill()
+        with redis_errors():
+            await self._redis.hset(GENERATION, "open", "1")  # type: ignore[misc]
+        await self._wake_all()
+        log.info("the queue is open", extra={"generation": generation, "jobs": count})
+        return count
+
+    async def _clear(self) -> None:
+        for queue in QUEUES:
+            batch = []
+            async for key in self._redis.scan_iter(match=f"cp:{queue}:*", count=1000):
+                batch.append(key)
+                if len(batch) == _PAGE:
+                    await self._redis.unlink(*batch)
+                    batch = []
+            if batch:
+                await self._redis.unlink(*batch)
+        # Counters start anew with the generation; workers beat again as they join.
+        await self._redis.delete(GENERATION, "cp:epoch", "cp:turn", WORKERS)
+
+    async def _write_records(self) -> None:
+        """Nothing that ended may be put on the queue again because its record is still on its way."""
+        drain = Drain(self._redis, self._jobs, consumer=f"rebuild-{new_id().hex[-8:]}")
+        deadline = asyncio.get_running_loop().time() + _DRAIN_BOUND_S
+        while await drain.backlog() and asyncio.get_running_loop().time() < deadline:
+            if not await drain.run_once() and not await drain.take_over():
+                await asyncio.sleep(0.1)  # another consumer is writing them just now
+        await drain.leave()
+
+    async def _fill(self) -> int:
+        after, count = LOWEST_ID, 0
+        now = datetime.now(UTC)
+        while page := await self._jobs.open_jobs(after=after, accepted_before=now, limit=_PAGE):
+            for name in QUEUES:
+                messages = [message for message in map(message_of, page) if message.queue == name]
+                if messages:
+                    await self._queue.enqueue(name, messages)
+            after, count = page[-1].id, count + len(page)
+        return count
+
+    async def _wake_all(self) -> None:
+        with redis_errors():
+            try:
+                for worker in await self._queue.beats():
+                    for name in QUEUES:
+                        await self._redis.publish(f"cp:worker:{worker}", f"wake {name}")
+            except redis.exceptions.ResponseError as error:
+                log.warning("workers were not woken", extra={"error": str(error)})

@@ -1,0 +1,83 @@
+"""The reconciler: jobs that Postgres has accepted and the queue does not know are put on it.
+
+That happens when an API process dies between its commit and its call to Redis, or when Redis was away just then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from scheduler.jobs import message_of
+from shared.jobs import Job
+from shared.postgres.jobs import LOWEST_ID, Jobs
+from shared.queue.drain import Drain
+from shared.queue.message import queue_of
+from shared.queue.queue import QUEUES, Queue
+
+log = logging.getLogger(__name__)
+
+_PAGE = 1000
+_PAGES_A_RUN = 10
+_SETTLED_BOUND_S = 5.0
+
+
+class Reconciler:
+    """:param age_s: jobs younger than this are left to the process that accepted them."""
+
+    def __init__(self, queue: Queue, jobs: Jobs, drain: Drain, *, age_s: float = 3.0) -> None:
+        self._queue = queue
+        self._jobs = jobs
+        self._drain = drain
+        self._age_s = age_s
+        self._after = LOWEST_ID
+
+    async def run_once(self) -> int:
+        """Look at the next pages of open jobs; how many were missing and are queued now.
+
+        A long backlog is looked through in turns, so that one run stays short.
+        """
+        added = 0
+        before = datetime.now(UTC) - timedelta(seconds=self._age_s)
+        for _ in range(_PAGES_A_RUN):
+            page = await self._jobs.open_jobs(after=self._after, accepted_before=before, limit=_PAGE)
+            added += await self._check(page)
+            self._after = page[-1].id if len(page) == _PAGE else LOWEST_ID
+            if len(page) < _PAGE:
+                break
+        if added:
+            log.warning("jobs were missing on the queue", extra={"jobs": added})
+        return added
+
+    async def _check(self, jobs: Sequence[Job]) -> int:
+        missing: list[UUID] = []
+        for name in QUEUES:
+            ids = [job.id for job in jobs if queue_of(job.kind) == name]
+            flags = await self._queue.present(name, ids)
+            missing += [job for job, there in zip(ids, flags, strict=True) if not there]
+        if not missing:
+            return 0
+        # A job may be missing because it just ended: only one that is still open after every record that was on its
+        # way has been written is truly lost.
+        if not await self._records_written():
+            return 0
+        added = 0
+        still_open = await self._jobs.still_open(missing)
+        for name in QUEUES:
+            messages = [message for message in map(message_of, still_open) if message.queue == name]
+            if messages:
+                await self._queue.enqueue(name, messages)
+                added += len(messages)
+        return added
+
+    async def _records_written(self) -> bool:
+        last = await self._drain.last()
+        deadline = asyncio.get_running_loop().time() + _SETTLED_BOUND_S
+        while not await self._drain.written_up_to(last):
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+        return True

@@ -1,0 +1,100 @@
+"""The scheduler process: one leader at a time keeps the queue whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+from scheduler.leader import Leader
+from scheduler.observer import Observer
+from scheduler.rebuild import Rebuild
+from scheduler.reconcile import Reconciler
+from shared.errors import Unavailable
+from shared.ids import new_id
+from shared.postgres.jobs import Jobs
+from shared.postgres.migrate import check_schema
+from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
+from shared.postgres.queries import queries
+from shared.queue.connection import connect, refuse_evicting_policy
+from shared.queue.drain import Drain
+from shared.queue.queue import Queue
+from shared.queue.scripts import QueueClosed
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+_PARTITIONS_S = 3600.0
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    pool = await open_pool(
+        settings.database_url.get_secret_value(),
+        size=settings.database_pool_size,
+        timeout_s=settings.dependency_timeout_seconds,
+        name="scheduler",
+    )
+    redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        with postgres_errors():
+            async with pool.acquire() as connection:
+                await check_schema(connection)
+        await refuse_evicting_policy(redis)
+        queue, jobs = Queue(redis), Jobs(pool)
+        holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
+        leader = Leader(pool, holder, life_s=settings.leader_seconds)
+        drain = Drain(redis, jobs, consumer=f"scheduler-{holder}")
+        rebuild = Rebuild(redis, queue, jobs, pool)
+        observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
+        reconciler = Reconciler(queue, jobs, drain)
+
+        async def keep_open() -> None:
+            if await rebuild.needed():
+                await rebuild.run_once()
+
+        loops = {
+            "leader": leader.run(),
+            "rebuild": _while_leading(leader, keep_open, every_s=_LOOK_S),
+            "observer": _while_leading(leader, observer.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
+            "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
+            "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
+        }
+        tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        stopping = asyncio.create_task(stop.wait(), name="stopping")
+        done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, stopping):
+            task.cancel()
+        await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        for task in done - {stopping}:
+            log.error("a loop ended", extra={"loop": task.get_name()})
+            task.result()
+        await leader.resign()
+    finally:
+        await redis.aclose()
+        await close_pool(pool)
+
+
+async def make_partitions(pool: Pool) -> int:
+    """Months of records ahead of time; how many were made."""
+    with postgres_errors():
+        return int(await pool.fetchval(queries("leases")["make_partitions"]))
+
+
+async def _while_leading(leader: Leader, work: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+    while True:
+        if leader.leading:
+            try:
+                await work()
+            except (Unavailable, QueueClosed) as error:
+                log.warning("put off", extra={"error": str(error)})
+            await asyncio.sleep(every_s)
+        else:
+            await asyncio.sleep(min(every_s, _LOOK_S))

@@ -1,0 +1,57 @@
+"""The event of an invoke: what the caller sends as JSON and the handler receives, and its description for records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+FIELDS = ("body", "query", "headers", "method", "path")
+_CREDENTIALS = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-api-key",
+        "x-auth-token",
+        "x-amz-security-token",
+    }
+)
+_MAX_VALUE = 1024
+_MAX_ITEMS = 64
+
+
+def describe(event: dict[str, Any]) -> dict[str, Any]:
+    """Headers without credentials, query, method, path and content type of an event; never its body.
+
+    Long values are shortened and long lists cut, so that a record stays small whatever was sent.
+    """
+    described: dict[str, Any] = {}
+    headers = event.get("headers")
+    if isinstance(headers, dict) and headers:
+        kept = {str(name).lower(): _short(value) for name, value in list(headers.items())[:_MAX_ITEMS]}
+        described["headers"] = {name: value for name, value in kept.items() if name not in _CREDENTIALS}
+        if "content-type" in kept:
+            described["content_type"] = kept["content-type"]
+    query = event.get("query")
+    if isinstance(query, dict) and query:
+        described["query"] = {_short(name): _short(value) for name, value in list(query.items())[:_MAX_ITEMS]}
+    for name in ("method", "path"):
+        if event.get(name) is not None:
+            described[name] = _short(event[name])
+    return described
+
+
+def describe_payload(payload: bytes | None) -> dict[str, Any]:
+    """The description of an event that is kept as JSON text."""
+    if not payload:
+        return {}
+    event = orjson.loads(payload)
+    return describe(event) if isinstance(event, dict) else {}
+
+
+def _short(value: object) -> str:
+    # Postgres's jsonb has no U+0000.
+    text = (value if isinstance(value, str) else orjson.dumps(value).decode()).replace("\x00", "\\x00")
+    return text if len(text) <= _MAX_VALUE else text[:_MAX_VALUE] + "…"

@@ -1,0 +1,158 @@
+"""Functions and versions as the platform knows them, and the settings that a project file may hold."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import Invalid
+from shared.settings import Settings
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
+PROJECT_FILES = ("containerpub.toml", "function.json")
+
+
+class FunctionSettings(BaseModel):
+    """What a version was deployed with; flat keys of ``containerpub.toml``. Frozen with the version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$", description="Folder name under runtimes/.")]
+    handler: Annotated[str, Field(max_length=200, description="module:attribute, empty for the one marked @function.")]
+    timeout_s: Annotated[float, Field(gt=0, description="Run time of an invocation in seconds.")]
+    memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
+    cpus: Annotated[float, Field(gt=0, le=64, description="CPUs of a sandbox.")]
+    concurrency: Annotated[
+        int, Field(ge=0, description="Attempts at a time over all workers; 0: as many as slots.")
+    ] = 0
+
+    @property
+    def timeout_ms(self) -> int:
+        return round(self.timeout_s * 1000)
+
+
+def project_settings(
+    settings: Settings, *, file_name: str | None, file: bytes | None, overrides: bytes | None
+) -> tuple[FunctionSettings, str | None]:
+    """The settings of a deploy: defaults, then the project file, then what the request says.
+
+    :returns: the settings, and the name that the project file gives the function, if any.
+    :raises Invalid: naming the key at fault.
+    """
+    merged: dict[str, object] = {
+        "runtime": "python",
+        "handler": "main:handler",
+        "timeout_s": settings.function_timeout_seconds,
+        "memory_mb": settings.function_max_memory_mb,
+        "cpus": settings.function_cpus,
+    }
+    name: str | None = None
+    if file is not None and file_name is not None:
+        values = _read_project_file(file_name, file)
+        found = values.pop("name", None)
+        if found is not None and not isinstance(found, str):
+            raise Invalid(f"{file_name}: name must be a string.", code="invalid_settings", field="name")
+        name = found
+        merged.update(values)
+    if overrides is not None:
+        try:
+            values = orjson.loads(overrides)
+        except orjson.JSONDecodeError as error:
+            raise Invalid(f"settings is not JSON: {error}", code="invalid_settings", field="settings") from error
+        if not isinstance(values, dict):
+            raise Invalid("settings must be a JSON object.", code="invalid_settings", field="settings")
+        merged.update(values)
+    try:
+        result = FunctionSettings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(FunctionSettings.model_fields)
+            raise Invalid(
+                f"{field} is not a setting; there are: name, {known}.", code="invalid_settings", field=field
+            ) from error
+        raise Invalid(f"{field}: {first['msg']}", code="invalid_settings", field=field) from error
+    if result.timeout_s > settings.function_max_timeout_seconds:
+        most = settings.function_max_timeout_seconds
+        raise Invalid(f"timeout_s may be at most {most:g} here.", code="invalid_settings", field="timeout_s")
+    if result.memory_mb > settings.function_memory_limit_mb:
+        most = settings.function_memory_limit_mb
+        raise Invalid(f"memory_mb may be at most {most:g} here.", code="invalid_settings", field="memory_mb")
+    return result, name
+
+
+def _read_project_file(name: str, content: bytes) -> dict[str, object]:
+    try:
+        if name.endswith(".toml"):
+            return dict(tomllib.loads(content.decode("utf-8")))
+        values = orjson.loads(content)
+    except (tomllib.TOMLDecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"{name} cannot be read: {error}", code="invalid_settings", field=name) from error
+    if not isinstance(values, dict):
+        raise Invalid(f"{name} must hold an object.", code="invalid_settings", field=name)
+    return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A function as its owner sees it. ``settings`` are those of the live version, else of the newest."""
+
+    id: UUID
+    name: str
+    status: str
+    live_version: int | None
+    settings: FunctionSettings | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    id: UUID
+    number: int
+    status: str  # building; active or failed for good
+    artifact_sha256: str
+    artifact_bytes: int
+    settings: FunctionSettings
+    image: str | None
+    image_bytes: int | None
+    reason: str | None
+    error: str | None
+    build_log: str
+    created_at: datetime
+    activated_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What an invoke is resolved to; the version is fixed at that moment. ``version_id`` is None before the first
+    version is active."""
+
+    function_id: UUID
+    name: str
+    status: str
+    version_id: UUID | None
+    version: int | None
+    settings: FunctionSettings | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnableVersion:
+    """What a worker must know of a version to build or start it; everything but status and image never changes."""
+
+    id: UUID
+    function_id: UUID
+    user_id: UUID
+    function_name: str
+    number: int
+    status: str
+    artifact_sha256: str
+    settings: FunctionSettings
+    image: str | None

@@ -1,0 +1,163 @@
+"""Records on their way from the Redis stream to Postgres: in batches, at least once, each with one effect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from shared.errors import Unavailable
+from shared.jobs import FINAL
+from shared.postgres.jobs import Jobs
+from shared.queue.connection import redis_errors
+from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
+from shared.queue.records import Record
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+BLOCK_MS = 2000
+RETRY_S = 0.5
+STRANDED_MS = 5000
+REJECTED = "cp:records:rejected"
+
+Entry = tuple[bytes, bytes]
+
+
+class Drain:
+    """One consumer of the stream. Every worker has one; the entries of one that died are taken over by the others.
+
+    An entry is acknowledged only after its batch was committed, and waiters are told only after that.
+    """
+
+    def __init__(self, redis: Redis, jobs: Jobs, *, consumer: str) -> None:
+        self._redis = redis
+        self._jobs = jobs
+        self._consumer = consumer
+        self.written = 0
+
+    async def run(self) -> None:
+        """Drain until cancelled."""
+        loop = asyncio.get_running_loop()
+        look_for_stranded = loop.time() + STRANDED_MS / 1000
+        while True:
+            try:
+                await self.run_once(block_ms=BLOCK_MS)
+                if loop.time() >= look_for_stranded:
+                    await self.take_over()
+                    look_for_stranded = loop.time() + STRANDED_MS / 1000
+            except Unavailable as error:
+                log.warning("records wait", extra={"error": error.message})
+                await asyncio.sleep(RETRY_S)
+
+    async def run_once(self, *, block_ms: int | None = None) -> int:
+        """Write what has arrived; how many records. Raises :class:`Unavailable`, with nothing lost."""
+        try:
+            with redis_errors():
+                answer = await self._redis.xreadgroup(
+                    RECORDS_GROUP, self._consumer, {RECORDS: ">"}, count=BATCH, block=block_ms
+                )
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._make_group()
+            return 0
+        return await self._write([(entry, fields[b"r"]) for entry, fields in answer[0][1]]) if answer else 0
+
+    async def take_over(self) -> int:
+        """Write what a consumer read and never acknowledged; how many records."""
+        try:
+            with redis_errors():
+                answer = await self._redis.xautoclaim(
+                    RECORDS, RECORDS_GROUP, self._consumer, min_idle_time=STRANDED_MS, count=BATCH
+                )
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return 0
+        return await self._write([(entry, fields[b"r"]) for entry, fields in answer[1] if fields])
+
+    async def backlog(self) -> int:
+        """Records that are not in Postgres yet."""
+        with redis_errors():
+            return int(await self._redis.xlen(RECORDS))
+
+    async def last(self) -> bytes | None:
+        """The newest record that is not in Postgres yet; None if there is none."""
+        with redis_errors():
+            newest = await self._redis.xrevrange(RECORDS, count=1)
+        return newest[0][0] if newest else None
+
+    async def written_up_to(self, entry: bytes | None) -> bool:
+        """Whether every record up to ``entry`` is in Postgres."""
+        if entry is None:
+            return True
+        with redis_errors():
+            return not await self._redis.xrange(RECORDS, "-", entry, count=1)
+
+    async def leave(self) -> None:
+        """Write what was read, then forget this consumer."""
+        try:
+            with redis_errors():
+                answer = await self._redis.xreadgroup(RECORDS_GROUP, self._consumer, {RECORDS: "0"}, count=BATCH)
+                await self._write([(entry, fields[b"r"]) for entry, fields in answer[0][1] if fields] if answer else [])
+                await self._redis.xgroup_delconsumer(RECORDS, RECORDS_GROUP, self._consumer)
+        except (Unavailable, redis.exceptions.ResponseError) as error:
+            log.warning("records are left to others", extra={"error": str(error)})
+
+    async def _make_group(self) -> None:
+        try:
+            with redis_errors():
+                await self._redis.xgroup_create(RECORDS, RECORDS_GROUP, id="0", mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def _write(self, entries: Sequence[Entry]) -> int:
+        if not entries:
+            return 0
+        good: list[tuple[Entry, Record]] = []
+        for entry in entries:
+            try:
+                good.append((entry, Record.decode(entry[1])))
+            except ValueError as error:
+                await self._reject(entry, str(error))
+        try:
+            await self._jobs.settle([record for _, record in good])
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - one record that Postgres refuses must not hold up the others
+            if len(good) == 1:
+                await self._reject(good[0][0], f"{type(error).__name__}: {error}")
+                return 1
+            half = len(entries) // 2
+            return await self._write(entries[:half]) + await self._write(entries[half:])
+        self.written += len(good)
+        await self._acknowledge(good)
+        return len(entries)
+
+    async def _acknowledge(self, written: Sequence[tuple[Entry, Record]]) -> None:
+        if not written:
+            return
+        ids = [entry[0] for entry, _ in written]
+        ended = "".join(str(record.id) for _, record in written if record.status in FINAL)
+        with redis_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            if ended:
+                pipe.publish(FINAL_CHANNEL, ended)
+            pipe.xack(RECORDS, RECORDS_GROUP, *ids)
+            pipe.xdel(RECORDS, *ids)
+            await pipe.execute()
+
+    async def _reject(self, entry: Entry, why: str) -> None:
+        """Put a record aside that cannot be written, where an operator finds it."""
+        log.error("a record cannot be written", extra={"entry": entry[0].decode(), "error": why[:500]})
+        with redis_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.xadd(REJECTED, {"r": entry[1], "why": why[:500]}, maxlen=10_000, approximate=True)
+            pipe.xack(RECORDS, RECORDS_GROUP, entry[0])
+            pipe.xdel(RECORDS, entry[0])
+            await pipe.execute()

@@ -1,0 +1,186 @@
+"""Invoke jobs: a sandbox, a call, a record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import orjson
+
+from shared.errors import ContainerPubError, Unavailable
+from shared.functions import RunnableVersion
+from shared.jobs import JobStatus, Reason
+from shared.queue.message import JobMessage, now_ms
+from shared.queue.queue import Claim
+from shared.queue.records import Record
+from worker.deploy import Deployer
+from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable, SandboxSpec
+from worker.pool import Lease, Pool
+from worker.station import Cleanup
+from worker.versions import Versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one invocation, in bytes."""
+
+    max_result_bytes: int
+    max_log_bytes: int
+
+
+class _NotStarted(Exception):
+    """The platform could not give the attempt a sandbox."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Invoker:
+    """Runs invoke attempts. ``env`` is what every function's environment gets beside the contract's own."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        engine: Engine,
+        pool: Pool,
+        versions: Versions,
+        deployer: Deployer,
+        limits: Limits,
+        env: tuple[tuple[str, str], ...],
+    ) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._pool = pool
+        self._versions = versions
+        self._deployer = deployer
+        self._limits = limits
+        self._env = env
+
+    async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
+        claimed_ms = now_ms()
+        started = time.perf_counter()
+        try:
+            version = await self._version(message)
+            lease = await self._sandbox(version)
+        except _NotStarted as error:
+            outcome = CallOutcome(
+                reason=error.reason,
+                error={"type": "PlatformError", "message": f"Function execution failed: {error}"},
+                exit_code=None,
+            )
+            return self._record(message, claim, claimed_ms, started, started, outcome, None, None), None
+        ready = time.perf_counter()
+        settings = version.settings
+        call = Call(
+            job_id=message.id,
+            attempt=message.attempt,
+            event=message.payload,
+            timeout_ms=settings.timeout_ms,
+            max_result_bytes=self._limits.max_result_bytes,
+            max_log_bytes=self._limits.max_log_bytes,
+        )
+        try:
+            outcome = await lease.sandbox.call(call)
+        except BaseException:
+            # Cancelled: nobody wants the outcome, and the slot is free once the sandbox is dead.
+            leaving = self._pool.release(lease)
+            if leaving is not None:
+                await leaving
+            raise
+        cleanup = self._pool.release(lease)
+        return self._record(message, claim, claimed_ms, started, ready, outcome, lease, version), cleanup
+
+    async def _version(self, message: JobMessage) -> RunnableVersion:
+        try:
+            version = await self._versions.get(message.version_id)
+        except Unavailable as error:
+            raise _NotStarted(Reason.DEPENDENCY_DOWN, error.message) from error
+        if version is None:
+            raise _NotStarted(Reason.ARTIFACT_MISSING, "its version is gone")
+        return version
+
+    async def _sandbox(self, version: RunnableVersion) -> Lease:
+        try:
+            try:
+                return await self._pool.acquire(self._spec(version))
+            except EngineUnavailable:
+                if version.image is not None and await self._engine.has_image(version.image):
+                    raise
+            # The image was removed behind our back, or this machine never had it: make it from the artifact.
+            self._versions.forget(version.id)
+            return await self._pool.acquire(self._spec(await self._deployer.rebuild(version)))
+        except EngineUnavailable as error:
+            raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
+        except (ContainerPubError, BuildRejected) as error:
+            raise _NotStarted(Reason.ARTIFACT_MISSING, f"its image cannot be made again: {error}") from error
+
+    def _spec(self, version: RunnableVersion) -> SandboxSpec:
+        settings = version.settings
+        return SandboxSpec(
+            version_id=version.id,
+            function_id=version.function_id,
+            user_id=version.user_id,
+            function_name=version.function_name,
+            version=version.number,
+            runtime=settings.runtime,
+            handler=settings.handler,
+            image=version.image or "",
+            memory_mb=settings.memory_mb,
+            cpus=settings.cpus,
+            timeout_ms=settings.timeout_ms,
+            env=self._env,
+        )
+
+    def _record(
+        self,
+        message: JobMessage,
+        claim: Claim,
+        claimed_ms: int,
+        started: float,
+        ready: float,
+        outcome: CallOutcome,
+        lease: Lease | None,
+        version: RunnableVersion | None,
+    ) -> Record:
+        ended = time.perf_counter()
+        succeeded = outcome.reason is None
+        queue_ms = max(0.0, float(claimed_ms - message.enqueued_ms))
+        logs = None
+        if outcome.logs:
+            logs = orjson.dumps([(entry.stream, entry.level, entry.message) for entry in outcome.logs])
+        return Record(
+            id=message.id,
+            user_id=message.user_id,
+            function_id=message.function_id,
+            version_id=message.version_id,
+            queue=message.queue,
+            status=JobStatus.SUCCEEDED if succeeded else JobStatus.FAILED,
+            reason=outcome.reason,
+            outcome="succeeded" if succeeded else "failed",
+            attempt=message.attempt,
+            lost=message.lost,
+            epoch=claim.epoch,
+            worker=self._worker,
+            at_ms=now_ms(),
+            started_ms=claimed_ms,
+            start_kind=None if lease is None else "warm" if lease.warm else "cold",
+            exit_code=outcome.exit_code,
+            queue_ms=queue_ms,
+            sandbox_ms=(ready - started) * 1000,
+            run_ms=outcome.run_ms,
+            total_ms=queue_ms + (ended - started) * 1000,
+            cpu_ms=outcome.cpu_ms,
+            peak_memory_bytes=outcome.peak_memory_bytes,
+            timeout_ms=version.settings.timeout_ms if version else None,
+            memory_mb=version.settings.memory_mb if version else None,
+            logs_truncated=outcome.logs_truncated,
+            request=message.request or None,
+            result=outcome.result,
+            error=None if outcome.error is None else orjson.dumps(outcome.error),
+            # Kept so that a failed call can be repeated; a durable job's row has it already.
+            payload=None if succeeded or message.reply == "-" else message.payload,
+            logs=logs,
+        )

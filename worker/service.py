@@ -1,0 +1,222 @@
+"""One worker process: its parts, opened in order, and how they are joined."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import UUID
+
+from arq.connections import ArqRedis
+
+from shared.artifacts import open_store, store_config
+from shared.errors import Unavailable
+from shared.ids import new_id
+from shared.postgres.functions import Functions
+from shared.postgres.jobs import Jobs
+from shared.postgres.migrate import check_schema
+from shared.postgres.pool import close_pool, open_pool, postgres_errors
+from shared.queue.connection import connect, refuse_evicting_policy
+from shared.queue.drain import Drain
+from shared.queue.message import JobMessage
+from shared.queue.push import Push
+from shared.queue.queue import CHANGED_CHANNEL, Claim, Queue
+from shared.queue.records import Record
+from shared.settings import Settings
+from worker.arqworker import Worker
+from worker.deploy import BuildLimits, Deployer
+from worker.engine import make_engine
+from worker.engine.config import EngineConfig
+from worker.engine.contract import Engine, EngineUnavailable
+from worker.invoke import Invoker, Limits
+from worker.pool import Pool
+from worker.station import Cleanup, Station
+from worker.versions import Versions
+
+log = logging.getLogger(__name__)
+
+_RETRY_BEAT_S = 1.0
+
+
+class Service:
+    """Opens in :meth:`start`, closes in :meth:`stop` in the reverse order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.id = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
+        self._open = AsyncExitStack()
+        redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
+        self._redis = ArqRedis(pool_or_conn=redis.connection_pool)
+        self._queue = Queue(
+            self._redis,
+            max_stream_backlog=settings.max_stream_backlog,
+            max_running_per_user=settings.max_running_per_user,
+        )
+        self.worker = Worker(
+            {"invoke": self._invoke, "deploy": self._deploy, "delete": self._deploy},
+            redis=self._redis,
+            name=self.id,
+            slots=settings.function_max_concurrent,
+            on_startup=self.start,
+            on_shutdown=self.stop,
+        )
+        self._invoker: Invoker
+        self._deployer: Deployer
+        self._engine: Engine
+
+    async def start(self, _: dict[Any, Any]) -> None:
+        settings, queue = self._settings, self._queue
+        await refuse_evicting_policy(self._redis)
+        postgres = await open_pool(
+            settings.database_url.get_secret_value(),
+            size=settings.database_pool_size,
+            timeout_s=settings.dependency_timeout_seconds,
+            name="worker",
+        )
+        self._open.push_async_callback(close_pool, postgres)
+        with postgres_errors():
+            async with postgres.acquire() as connection:
+                await check_schema(connection)
+        functions, jobs = Functions(postgres), Jobs(postgres)
+        store = await open_store(store_config(settings))
+        self._open.push_async_callback(store.close)
+        # Alive before the engine has anything of ours: a sweep of another worker must not take it for a dead one's.
+        await queue.beat(self.id)
+        self._open.push_async_callback(self._retire)
+        self._engine = make_engine(settings.engine, engine_config(settings, self.id))
+        await self._engine.open()
+        self._open.push_async_callback(self._engine.close)
+        pool = Pool(
+            engine=self._engine,
+            most=settings.sandbox_max_count,
+            idle_s=settings.sandbox_idle_seconds,
+            max_uses=settings.sandbox_max_uses,
+        )
+        self._open.push_async_callback(pool.close)
+        self._deployer = Deployer(
+            worker=self.id,
+            engine=self._engine,
+            functions=functions,
+            store=store,
+            queue=queue,
+            limits=BuildLimits(
+                timeout_s=settings.build_timeout_seconds,
+                memory_mb=settings.build_memory_mb,
+                max_unpacked_bytes=settings.build_max_unpacked_bytes,
+                max_log_bytes=settings.build_log_bytes,
+            ),
+        )
+        self._invoker = Invoker(
+            worker=self.id,
+            engine=self._engine,
+            pool=pool,
+            versions=Versions(functions),
+            deployer=self._deployer,
+            limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
+            env=function_environment(settings),
+        )
+        stations = (
+            Station(queue, "invoke", self.id, slots=settings.function_max_concurrent, run=self.worker.run_one),
+            Station(queue, "build", self.id, slots=settings.build_max_concurrent, run=self.worker.run_one),
+        )
+        by_name = {station.name: station for station in stations}
+
+        def told(message: bytes) -> None:
+            verb, *rest = message.decode().split(" ")
+            if verb == "wake":
+                by_name[rest[0]].wake()
+            elif verb == "cancel":
+                for station in stations:
+                    station.cancel(*rest)
+
+        def look_again() -> None:
+            for station in stations:
+                station.wake()
+
+        push = Push(
+            self._redis,
+            {
+                f"cp:worker:{self.id}": told,
+                CHANGED_CHANNEL: lambda message: pool.drop_function(UUID(message.decode())),
+            },
+            # What was missed meanwhile is found by looking.
+            on_standing=look_again,
+        )
+        await push.start()
+        self._open.push_async_callback(push.stop)
+        drain = Drain(self._redis, jobs, consumer=self.id)
+        self._open.push_async_callback(drain.leave)
+        self.worker.stations = stations
+        self.worker.loops = {
+            "heartbeat": self._beat,
+            "records": drain.run,
+            "sandboxes": pool.reap,
+            "sweep": self._sweep,
+        }
+        log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
+
+    async def stop(self, _: dict[Any, Any]) -> None:
+        await self._open.aclose()
+
+    async def _invoke(self, _: dict[Any, Any], message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        return await self._invoker.run(message, claim)
+
+    async def _deploy(self, _: dict[Any, Any], message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        return await self._deployer.run(message, claim)
+
+    async def _retire(self) -> None:
+        try:
+            await self._queue.retire(self.id)
+        except Unavailable as error:
+            log.warning("could not sign off", extra={"error": error.message})
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self._queue.beat(self.id)
+                await asyncio.sleep(self._settings.heartbeat_seconds)
+            except Unavailable as error:
+                log.warning("heartbeat failed", extra={"error": error.message})
+                await asyncio.sleep(_RETRY_BEAT_S)
+
+    async def _sweep(self) -> None:
+        """Clear away what dead workers left on this engine."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._settings.sweep_seconds)
+            joined = [station.joined_at for station in self.worker.stations]
+            # After Redis was emptied, the living need one heartbeat's time to show up again.
+            if any(at is None or loop.time() - at < self._settings.heartbeat_seconds * 1.5 for at in joined):
+                continue
+            try:
+                living = frozenset(await self._queue.beats()) | {self.id}
+                swept = await self._engine.sweep(living)
+            except (Unavailable, EngineUnavailable) as error:
+                log.warning("sweep failed", extra={"error": str(error)})
+                continue
+            if swept:
+                log.info("swept", extra={"sandboxes": swept})
+
+
+def engine_config(settings: Settings, worker: str) -> EngineConfig:
+    return EngineConfig(
+        installation=settings.installation_id,
+        worker_id=worker,
+        socket_dir=settings.socket_dir,
+        data_dir=settings.data_dir,
+        docker_host=settings.docker_host or None,
+        base_images=settings.base_images,
+        oci_runtime=settings.docker_runtime or None,
+        index_hosts=settings.index_hosts,
+        registry=settings.docker_registry or None,
+        start_timeout_s=settings.sandbox_start_timeout_seconds,
+    )
+
+
+def function_environment(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """What functions get to know of their database, if they have one."""
+    url = settings.function_database_url.get_secret_value()
+    return (("DATABASE_URL", url), ("DB_TIMEOUT_MS", str(settings.function_db_timeout_ms))) if url else ()

@@ -1,0 +1,36 @@
+"""What this worker knows of versions: immutable, so kept for good, and built again where their image is gone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from uuid import UUID
+
+from shared.functions import RunnableVersion
+from shared.postgres.functions import Functions
+
+_REMEMBER_MOST = 5_000
+
+
+class Versions:
+    """Versions by id, read from Postgres once."""
+
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
+        self._known: OrderedDict[UUID, RunnableVersion] = OrderedDict()
+
+    async def get(self, version: UUID) -> RunnableVersion | None:
+        """A version that can run; None if it is not there or was not built."""
+        known = self._known.get(version)
+        if known is not None:
+            self._known.move_to_end(version)
+            return known
+        found = await self._functions.runnable(version)
+        if found is None or found.image is None:
+            return None
+        self._known[version] = found
+        while len(self._known) > _REMEMBER_MOST:
+            self._known.popitem(last=False)
+        return found
+
+    def forget(self, version: UUID) -> None:
+        self._known.pop(version, None)
