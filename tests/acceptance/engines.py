@@ -26,6 +26,8 @@ from worker.engine.sandbox import AttachedSandbox
 
 FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
+# Not a file of its own: nothing that checks this repository could read it.
+BROKEN_SYNTAX = "def handler(event, context):\n    return (\n"
 
 
 @dataclass(kw_only=True)
@@ -129,6 +131,7 @@ async def docker_bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
 async def process_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
     version = config.data_dir / "versions" / "tested"
     shutil.copytree(FUNCTIONS, version / "function", ignore=shutil.ignore_patterns("__pycache__"))
+    (version / "function" / "broken_syntax.py").write_text(BROKEN_SYNTAX)
     (version / "dependencies").mkdir()
     engine = ProcessEngine(config)
     await engine.open()
@@ -162,6 +165,7 @@ async def _function_image() -> str:
         for path in sorted(FUNCTIONS.iterdir()):
             if path.is_file():
                 _add(archive, f"function/{path.name}", path.read_bytes())
+        _add(archive, "function/broken_syntax.py", BROKEN_SYNTAX)
     context.seek(0)
     async with Docker() as docker:
         try:

@@ -126,6 +126,16 @@ def hog_memory(event, context):
         held.append(bytearray(1024 * 1024))
 
 
+def allocate(event, context):
+    return len(bytearray(b"x") * (event["body"] * 1024 * 1024))
+
+
+def fill_tmp_and_allocate(event, context):
+    in_tmp, on_heap = event["body"]
+    write_file({"body": ["/tmp/filled", in_tmp * 1024 * 1024]}, context)
+    return allocate({"body": on_heap}, context)
+
+
 def hog_memory_in_child(event, context):
     if os.fork() == 0:
         hog_memory(event, context)
@@ -208,8 +218,14 @@ def environments_of_all(event, context):
 
 
 def descriptors(event, context):
-    return {entry: os.readlink("/proc/self/fd/" + entry) for entry in os.listdir("/proc/self/fd") if entry.isdigit()
-            and os.path.exists("/proc/self/fd/" + entry)}
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found[entry] = os.readlink("/proc/self/fd/" + entry)
+        except FileNotFoundError:
+            # The descriptor of the listing itself.
+            pass
+    return found
 
 
 def control_descriptor():
@@ -241,9 +257,8 @@ def forge_answer(event, context):
     """Answers its own call over the control connection, with the right nonce and the given rest."""
     import gc
 
-    nonce = next(
-        one["nonce"] for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one and "nonce" in one
-    )
+    calls = (one for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one)
+    nonce = next(one["nonce"] for one in calls if "nonce" in one)
     body = event["body"].replace("NONCE", nonce).encode()
     length = event["query"].get("length", len(body))
     os.write(control_descriptor(), int(length).to_bytes(4, "big") + body)

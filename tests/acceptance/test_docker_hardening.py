@@ -1,0 +1,239 @@
+"""What code in a sandbox container tries, and must not get."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import platform
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+from engines import Bench, call, docker_bench, engine_config, short_dir
+
+pytestmark = pytest.mark.docker
+
+__all__ = ["docker_bench", "engine_config", "short_dir"]
+
+# Numbers that x86-64 and the generic table do not share.
+_NUMBERS = {
+    "x86_64": {"unshare": 272, "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321, "userfaultfd": 323}
+    | {"settimeofday": 164, "clock_settime": 227, "clock_adjtime": 305, "adjtimex": 159}
+    | {"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "perf_event_open": 298, "mount": 165}
+    | {"setns": 308, "pivot_root": 155, "chroot": 161, "kexec_load": 246, "init_module": 175, "swapon": 167}
+    | {"reboot": 169, "open_by_handle_at": 304, "kcmp": 312, "personality": 135, "clone": 56, "clone3": 435},
+    "aarch64": {"unshare": 97, "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280, "userfaultfd": 282}
+    | {"settimeofday": 170, "clock_settime": 112, "clock_adjtime": 266, "adjtimex": 171}
+    | {"ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "perf_event_open": 241, "mount": 40}
+    | {"setns": 268, "pivot_root": 41, "chroot": 51, "kexec_load": 104, "init_module": 105, "swapon": 224}
+    | {"reboot": 142, "open_by_handle_at": 265, "kcmp": 272, "personality": 92, "clone": 220, "clone3": 435},
+}[platform.machine()]
+_NUMBERS |= {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
+_NUMBERS |= {"pidfd_getfd": 438, "process_madvise": 440, "open_tree": 428, "move_mount": 429, "fsopen": 430}
+
+_AF_ALG, _AF_VSOCK, _AF_PACKET, _AF_BLUETOOTH, _AF_XDP = 38, 40, 17, 31, 44
+
+
+async def _ask(bench: Bench, handler: str, body: object = None, **changes: object) -> object:
+    outcome = await bench.run(handler, body, **changes)
+    assert outcome.reason is None, outcome
+    assert outcome.result is not None
+    return orjson.loads(outcome.result)
+
+
+async def test_r14_privileges_are_none(docker_bench: Bench) -> None:
+    status = await _ask(docker_bench, "status")
+    assert isinstance(status, dict)
+    for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[capabilities], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Uid"].split() == ["65534"] * 4
+    assert status["Gid"].split() == ["65534"] * 4
+    assert status.get("Groups", "").split() in ([], ["65534"])
+
+
+@pytest.mark.parametrize("name", sorted(set(_NUMBERS) - {"personality", "clone", "clone3"}))
+async def test_r15_r16_system_calls_that_no_function_needs_are_denied(docker_bench: Bench, name: str) -> None:
+    assert await _ask(docker_bench, "libc_call", [_NUMBERS[name], 0, 0, 0, 0, 0, 0]) == errno.EPERM
+
+
+async def test_r15_namespaces_cannot_be_made_by_clone(docker_bench: Bench) -> None:
+    new_user = 0x10000000 | 17
+    assert await _ask(docker_bench, "libc_call", [_NUMBERS["clone"], new_user, 0, 0, 0, 0]) == errno.EPERM
+    # So that libraries fall back to clone, whose flags can be looked at.
+    assert await _ask(docker_bench, "libc_call", [_NUMBERS["clone3"], 0, 0]) == errno.ENOSYS
+
+
+async def test_r15_address_layout_cannot_be_made_predictable(docker_bench: Bench) -> None:
+    no_randomisation = 0x0040000
+    assert await _ask(docker_bench, "libc_call", [_NUMBERS["personality"], no_randomisation]) == errno.EPERM
+
+
+@pytest.mark.parametrize("family", [_AF_ALG, _AF_VSOCK, _AF_PACKET, _AF_BLUETOOTH, _AF_XDP])
+async def test_r16_sockets_of_unusual_families_are_denied(docker_bench: Bench, family: int) -> None:
+    kind = socket.SOCK_SEQPACKET if family == _AF_ALG else socket.SOCK_STREAM
+    assert await _ask(docker_bench, "open_socket", [family, kind, 0]) == errno.EPERM
+
+
+async def test_r12_there_is_no_network(docker_bench: Bench) -> None:
+    assert await _ask(docker_bench, "interfaces") == ["lo"]
+    assert await _ask(docker_bench, "connect", ["1.1.1.1", 443]) == errno.ENETUNREACH
+    assert await _ask(docker_bench, "connect", ["169.254.169.254", 80]) == errno.ENETUNREACH
+
+
+async def test_r12_listeners_of_the_host_are_out_of_reach(docker_bench: Bench) -> None:
+    async with _listener() as (port, name):
+        assert await _ask(docker_bench, "connect", ["127.0.0.1", port]) == errno.ECONNREFUSED
+        assert await _ask(docker_bench, "connect_abstract", name) == errno.ECONNREFUSED
+
+
+@asynccontextmanager
+async def _listener() -> AsyncIterator[tuple[int, str]]:
+    """A TCP port on loopback and an abstract Unix name of this machine, which both must see nobody."""
+    visitors: list[asyncio.StreamWriter] = []
+    name = f"containerpub-{uuid.uuid4()}"
+
+    async def visit(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visitors.append(writer)
+        writer.close()
+
+    tcp = await asyncio.start_server(visit, "127.0.0.1", 0)
+    abstract = await asyncio.start_unix_server(visit, f"\0{name}")
+    async with tcp, abstract:
+        yield tcp.sockets[0].getsockname()[1], name
+    assert visitors == []
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/made", errno.EROFS),
+        ("/function/main.py", errno.EROFS),
+        ("/containerpub/serve.py", errno.EROFS),
+        ("/etc/passwd", errno.EROFS),
+        ("/run/containerpub/made", errno.EROFS),
+        ("/proc/sys/kernel/core_pattern", errno.EROFS),
+        ("/proc/sysrq-trigger", errno.EROFS if os.path.exists("/proc/sysrq-trigger") else errno.ENOENT),
+    ],
+)
+async def test_r13_the_root_is_read_only(docker_bench: Bench, path: str, error: int) -> None:
+    assert await _ask(docker_bench, "write_file", [path, 1]) in (error, errno.EACCES)
+
+
+async def test_r5_tmp_is_small_in_bytes_and_files(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("write_file")
+    assert (await sandbox.call(call(["/tmp/a", 1024**2]))).result == b"0"
+    assert (await sandbox.call(call(["/tmp/b", 32 * 1024**2]))).result == str(errno.ENOSPC).encode()
+    made = await _ask(docker_bench, "make_files", 5000)
+    assert isinstance(made, list)
+    assert made[0] <= 1024
+    assert made[1] == errno.ENOSPC
+
+
+async def test_r6_what_is_in_tmp_counts_as_memory(docker_bench: Bench) -> None:
+    assert await _ask(docker_bench, "allocate", 44, memory_mb=64) == 44 * 1024**2
+    sandbox = await docker_bench.start("fill_tmp_and_allocate", memory_mb=64)
+    assert (await sandbox.call(call([15, 44]))).reason == "out_of_memory"
+
+
+async def test_r2_processes_are_capped(docker_bench: Bench) -> None:
+    forked = await _ask(docker_bench, "fork_bomb")
+    assert isinstance(forked, list)
+    assert forked[0] < 64
+    assert forked[1] == errno.EAGAIN
+
+
+async def test_r7_descriptors_are_capped(docker_bench: Bench) -> None:
+    opened = await _ask(docker_bench, "open_many")
+    assert isinstance(opened, list)
+    assert 200 < opened[0] < 256
+    assert opened[1] == errno.EMFILE
+
+
+async def test_r18_zombies_are_reaped(docker_bench: Bench) -> None:
+    processes = await _ask(docker_bench, "make_zombies", 1000, timeout_ms=20_000)
+    assert isinstance(processes, int)
+    assert processes < 20
+
+
+async def test_r17_nothing_of_the_host_is_there_to_read(docker_bench: Bench) -> None:
+    paths = [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/var/run/docker.sock",
+        "/dev/mem",
+        "/dev/sda",
+        "/dev/kmsg",
+    ]
+    found = await _ask(docker_bench, "read_files", paths)
+    assert isinstance(found, dict)
+    assert {path: size for path, size in found.items() if size > 0} == {}
+    assert await _ask(docker_bench, "list_folder", "/run/containerpub") == []
+
+
+async def test_r21_nothing_of_the_platform_is_in_any_process(docker_bench: Bench) -> None:
+    """The token of the start is there, in what the kernel keeps of it; its listener is long gone."""
+    found = await _ask(docker_bench, "environments_of_all")
+    assert isinstance(found, dict)
+    for variables in found.values():
+        names = {entry.partition("=")[0] for entry in variables.split("\0") if entry}
+        allowed = {"PATH", "HOME", "TMPDIR", "LANG", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "MALLOC_ARENA_MAX"}
+        allowed |= {"FUNCTION_TIMEOUT_MS", "FUNCTION_MAX_MEMORY_MB", "CONTAINERPUB_RESTRICTED", "DART_CLOUD_RESTRICTED"}
+        rest = {name for name in names if not name.startswith("CONTAINERPUB_ATTACH_")} - allowed
+        assert rest <= {"HOSTNAME"}
+
+
+async def test_w2_a_child_that_detached_itself_dies_with_its_sandbox(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("leave_child_behind")
+    await sandbox.call(call())
+    container = docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    pids = [int(row[1]) for row in (await container.top())["Processes"]]
+    assert len(pids) == 3
+    await sandbox.destroy()
+    assert [pid for pid in pids if os.path.exists(f"/proc/{pid}/exe")] == []
+
+
+async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("echo", memory_mb=96, cpus=0.5)
+    shown = await docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}").show()
+    host, config = shown["HostConfig"], shown["Config"]
+    assert host["Memory"] == host["MemorySwap"] == 96 * 1024**2
+    assert host["NanoCpus"] == 500_000_000
+    assert host["LogConfig"]["Type"] == "none"
+    assert host["NetworkMode"] == "none"
+    assert config["User"] == "65534:65534"
+    assert config["Healthcheck"] == {"Test": ["NONE"]}
+    assert shown["Mounts"] == [
+        {
+            "Type": "bind",
+            "Source": str(next(docker_bench.config.socket_dir.glob(f"*/{sandbox.id}"))),
+            "Destination": "/run/containerpub",
+            "Mode": "ro",
+            "RW": False,
+            "Propagation": "rprivate",
+        }
+    ]
+    labels = config["Labels"]
+    assert labels["containerpub.installation"] == docker_bench.config.installation
+    assert labels["containerpub.worker"] == docker_bench.config.worker_id
+    assert labels["containerpub.sandbox"] == sandbox.id
+
+
+async def test_a_stopped_or_paused_container_of_a_dead_worker_is_swept(docker_bench: Bench) -> None:
+    docker = docker_bench.engine._client()
+    labels = {"containerpub.installation": docker_bench.config.installation, "containerpub.worker": "gone"}
+    shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": labels, "NetworkDisabled": True}
+    created, exited, paused = [await docker.containers.create(shape) for _ in range(3)]
+    await exited.start()
+    await exited.kill()
+    await paused.start()
+    await paused.pause()
+    assert await docker_bench.engine.sweep(frozenset((docker_bench.config.worker_id,))) == 3
+    names = {container.id for container in await docker.containers.list(all=1)}
+    assert not names & {created.id, exited.id, paused.id}
