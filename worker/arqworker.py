@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
 from arq.connections import ArqRedis
+from arq.typing import StartupShutdown
 from arq.worker import Function, func
 from arq.worker import Worker as ArqWorker
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 10
 
-Hook = Callable[[dict[Any, Any]], Coroutine[Any, Any, None]]
 Job = Callable[[dict[Any, Any], JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
 
 
@@ -43,8 +43,8 @@ class Worker(ArqWorker):
         redis: ArqRedis,
         name: str,
         slots: int,
-        on_startup: Hook,
-        on_shutdown: Hook,
+        on_startup: StartupShutdown,
+        on_shutdown: StartupShutdown,
     ) -> None:
         super().__init__(
             [func(_as_arq(job), name=name) for name, job in jobs.items()],

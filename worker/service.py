@@ -67,7 +67,7 @@ class Service:
         self._deployer: Deployer
         self._engine: Engine
 
-    async def start(self, _: dict[Any, Any]) -> None:
+    async def start(self, ctx: dict[Any, Any]) -> None:
         settings, queue = self._settings, self._queue
         await refuse_evicting_policy(self._redis)
         postgres = await open_pool(
@@ -158,7 +158,7 @@ class Service:
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
 
-    async def stop(self, _: dict[Any, Any]) -> None:
+    async def stop(self, ctx: dict[Any, Any]) -> None:
         await self._open.aclose()
 
     async def _invoke(self, _: dict[Any, Any], message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:

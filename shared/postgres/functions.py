@@ -1,0 +1,210 @@
+"""Functions, versions and aliases in Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from shared.functions import Function, FunctionSettings, RunnableVersion, Target, Version
+from shared.ids import new_id
+from shared.jobs import JobKind
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+
+_SQL = queries("functions")
+_JOBS = queries("jobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deploy:
+    """An accepted deploy. ``job_id`` is None, and ``status`` not ``building``, if nothing changed."""
+
+    function_id: UUID
+    version_id: UUID
+    version: int
+    job_id: UUID | None
+    status: str
+
+
+class Functions:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def deploy(
+        self, *, user: UUID, name: str, artifact_sha256: str, artifact_bytes: int, settings: FunctionSettings
+    ) -> Deploy:
+        """Make the next version of a function and the job that builds it, in one commit.
+
+        The function is made if it is new. If the newest version has the same artifact and settings and is live, that
+        one is answered instead.
+        """
+        text = settings.model_dump_json()
+        with postgres_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                function = await connection.fetchrow(_SQL["upsert_function"], new_id(), user, name)
+                newest = await connection.fetchrow(_SQL["newest_version"], function["id"])
+                if (
+                    newest is not None
+                    and newest["live"]
+                    and newest["artifact_sha256"] == artifact_sha256
+                    and orjson.loads(newest["settings"]) == orjson.loads(text)
+                ):
+                    return Deploy(
+                        function_id=function["id"],
+                        version_id=newest["id"],
+                        version=newest["number"],
+                        job_id=None,
+                        status=newest["status"],
+                    )
+                number, version, job = function["last_number"] + 1, new_id(), new_id()
+                await connection.execute(
+                    _SQL["insert_version"], version, function["id"], number, artifact_sha256, artifact_bytes, text
+                )
+                await connection.execute(_SQL["set_last_number"], function["id"], number)
+                await connection.execute(_JOBS["insert_job"], job, JobKind.DEPLOY.value, user, function["id"], version)
+        return Deploy(function_id=function["id"], version_id=version, version=number, job_id=job, status="building")
+
+    async def delete(self, user: UUID, function: UUID) -> UUID | None:
+        """Take a function from its user and make the job that clears up; the job, or None if it was gone."""
+        job = new_id()
+        with postgres_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                if await connection.execute(_SQL["delete_function"], function) == "UPDATE 0":
+                    return None
+                await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
+        return job
+
+    async def list(self, user: UUID, *, after: str, limit: int) -> Sequence[Function]:
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["list_functions"], user, after, limit)
+        return [_function(row) for row in rows]
+
+    async def get(self, user: UUID, reference: str) -> Function | None:
+        """A user's function by id or name."""
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["function_by_reference"], user, _as_uuid(reference), reference)
+        return None if row is None else _function(row)
+
+    async def resolve(self, user: UUID, reference: str) -> Target | None:
+        """What an invoke of ``reference`` runs now."""
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["resolve_live"], user, _as_uuid(reference), reference)
+        if row is None:
+            return None
+        return Target(
+            function_id=row["id"],
+            name=row["name"],
+            status=row["status"],
+            version_id=row["version_id"],
+            version=row["number"],
+            settings=_settings(row["settings"]),
+        )
+
+    async def version(self, function: UUID, number: int) -> Version | None:
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["version_by_number"], function, number)
+        return None if row is None else _version(row)
+
+    async def versions(self, function: UUID, *, before: int, limit: int) -> Sequence[Version]:
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["list_versions"], function, before, limit)
+        return [_version(row) for row in rows]
+
+    async def runnable(self, version: UUID) -> RunnableVersion | None:
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["version_to_run"], version)
+        if row is None:
+            return None
+        return RunnableVersion(
+            id=row["id"],
+            function_id=row["function_id"],
+            user_id=row["user_id"],
+            function_name=row["name"],
+            number=row["number"],
+            status=row["status"],
+            artifact_sha256=row["artifact_sha256"],
+            settings=FunctionSettings.model_validate_json(row["settings"]),
+            image=row["image"],
+        )
+
+    async def append_build_log(self, version: UUID, text: str) -> None:
+        with postgres_errors():
+            await self._pool.execute(_SQL["append_build_log"], version, text)
+
+    async def activate(self, version: UUID, *, image: str, image_bytes: int, analysis: Mapping[str, object]) -> None:
+        """The version can serve, and ``live`` moves to it unless a newer one serves."""
+        with postgres_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute(
+                    _SQL["activate_version"], version, image, image_bytes, orjson.dumps(analysis).decode()
+                )
+                await connection.execute(_SQL["move_live"], version)
+
+    async def fail(self, version: UUID, *, reason: str, error: str) -> None:
+        with postgres_errors():
+            await self._pool.execute(_SQL["fail_version"], version, reason, error)
+
+    async def set_image(self, version: UUID, *, image: str, image_bytes: int) -> None:
+        with postgres_errors():
+            await self._pool.execute(_SQL["set_version_image"], version, image, image_bytes)
+
+    async def images(self, function: UUID) -> Sequence[tuple[UUID, str]]:
+        """(version, image) of all versions of a function that have one."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["images_of_function"], function)
+        return [(row["id"], row["image"]) for row in rows]
+
+    async def forget_images(self, function: UUID) -> None:
+        with postgres_errors():
+            await self._pool.execute(_SQL["forget_images"], function)
+
+    async def own_artifacts(self, function: UUID) -> Sequence[str]:
+        """SHA-256 of the artifacts that nobody else's versions use."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["artifacts_only_of_function"], function)
+        return [row["artifact_sha256"] for row in rows]
+
+
+def _as_uuid(reference: str) -> UUID | None:
+    try:
+        return UUID(reference)
+    except ValueError:
+        return None
+
+
+def _settings(text: str | None) -> FunctionSettings | None:
+    return None if text is None else FunctionSettings.model_validate_json(text)
+
+
+def _function(row: Any) -> Function:
+    return Function(
+        id=row["id"],
+        name=row["name"],
+        status=row["status"],
+        live_version=row["live_version"],
+        settings=_settings(row["settings"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _version(row: Any) -> Version:
+    return Version(
+        id=row["id"],
+        number=row["number"],
+        status=row["status"],
+        artifact_sha256=row["artifact_sha256"],
+        artifact_bytes=row["artifact_bytes"],
+        settings=FunctionSettings.model_validate_json(row["settings"]),
+        image=row["image"],
+        image_bytes=row["image_bytes"],
+        reason=row["reason"],
+        error=row["error"],
+        build_log=row["build_log"],
+        created_at=row["created_at"],
+        activated_at=row["activated_at"],
+    )

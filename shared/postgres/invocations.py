@@ -1,0 +1,77 @@
+"""The records of attempts and what they printed, as their owner reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from shared.postgres.jobs import HIGHEST_ID
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+
+_SQL = queries("jobs")
+NEWEST_LOG = (datetime(9999, 1, 1, tzinfo=UTC), HIGHEST_ID, 2**62, 2**30)
+NEWEST_INVOCATION = NEWEST_LOG[:3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """One stretch of output. ``position`` orders lines over all jobs of a function."""
+
+    job_id: UUID
+    attempt: int
+    stream: str
+    level: str
+    message: str
+    at: datetime
+    position: tuple[datetime, UUID, int, int]
+
+
+class Invocations:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def logs(
+        self,
+        function: UUID,
+        *,
+        job: UUID | None,
+        levels: Sequence[str] | None,
+        before: tuple[datetime, UUID, int, int],
+        limit: int,
+    ) -> Sequence[LogLine]:
+        """A page of a function's log, newest first."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["list_logs"], function, job, levels, *before, limit)
+        return [
+            LogLine(
+                job_id=row["job_id"],
+                attempt=row["attempt"],
+                stream=row["stream"],
+                level=row["level"],
+                message=row["message"],
+                at=row["logged_at"],
+                position=(row["accepted_at"], row["job_id"], row["epoch"], row["seq"]),
+            )
+            for row in rows
+        ]
+
+    async def page(
+        self, function: UUID, *, job: UUID | None, before: tuple[datetime, UUID, int], limit: int
+    ) -> Sequence[dict[str, Any]]:
+        """A page of a function's invocations, newest first, as rows, each with the ``lines`` it printed
+        as (stream, level, message)."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["list_invocations"], function, job, *before, limit)
+            printed = await self._pool.fetch(
+                _SQL["logs_of_invocations"],
+                [row["accepted_at"] for row in rows],
+                [row["job_id"] for row in rows],
+            )
+        lines: dict[tuple[UUID, int], list[tuple[str, str, str]]] = {}
+        for row in printed:
+            lines.setdefault((row["job_id"], row["epoch"]), []).append((row["stream"], row["level"], row["message"]))
+        return [dict(row) | {"lines": lines.get((row["job_id"], row["epoch"]), [])} for row in rows]

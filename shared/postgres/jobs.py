@@ -1,0 +1,218 @@
+"""Jobs in Postgres: accepted in shared commits, settled in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from shared.ids import time_of
+from shared.jobs import Job, JobKind, JobStatus
+from shared.postgres.pool import Connection, Pool, postgres_errors
+from shared.postgres.queries import queries
+from shared.queue.message import JobMessage
+from shared.queue.records import Record, epoch_number
+
+_SQL = queries("jobs")
+HIGHEST_ID = UUID(int=(1 << 128) - 1)
+LOWEST_ID = UUID(int=0)
+
+
+class Jobs:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def accept(self, messages: Sequence[JobMessage]) -> None:
+        """Commit invoke jobs; returns only after the one commit that they share."""
+        with postgres_errors():
+            await self._pool.execute(
+                _SQL["insert_jobs"],
+                [message.id for message in messages],
+                [message.user_id for message in messages],
+                [message.function_id for message in messages],
+                [message.version_id for message in messages],
+                [message.concurrency for message in messages],
+                [message.payload for message in messages],
+                [time_of(message.id) for message in messages],
+            )
+
+    async def get(self, user: UUID, job: UUID) -> Job | None:
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["job_of_user"], job, user)
+        return None if row is None else _job(row)
+
+    async def list(
+        self,
+        user: UUID,
+        *,
+        before: UUID = HIGHEST_ID,
+        function: UUID | None = None,
+        statuses: Sequence[str] | None = None,
+        among: Sequence[UUID] | None = None,
+        except_for: Sequence[UUID] | None = None,
+        limit: int,
+    ) -> Sequence[Job]:
+        """A page of jobs, newest first."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["list_jobs"], user, before, function, statuses, among, except_for, limit)
+        return [_job(row) for row in rows]
+
+    async def cancel(self, job: UUID) -> bool:
+        """End a job that is in no queue; False if it ended or started before."""
+        with postgres_errors():
+            return bool(await self._pool.execute(_SQL["cancel_job"], job) == "UPDATE 1")
+
+    async def open_jobs(self, *, after: UUID, accepted_before: datetime, limit: int) -> Sequence[Job]:
+        """A page of the jobs that are not final, in order of their arrival."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["open_jobs"], after, accepted_before, limit)
+        return [_job(row) for row in rows]
+
+    async def still_open(self, jobs: Sequence[UUID]) -> Sequence[Job]:
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["still_open"], jobs)
+        return [_job(row) for row in rows]
+
+    async def settle(self, records: Sequence[Record]) -> None:
+        """Write records of attempts in one transaction. Repeating it changes nothing."""
+        latest: dict[UUID, Record] = {}
+        for record in records:
+            before = latest.get(record.id)
+            if before is None or _supersedes(record, before):
+                latest[record.id] = record
+        attempts = [record for record in records if record.outcome is not None and record.kind == "invoke"]
+        with postgres_errors():
+            async with self._pool.acquire() as connection, connection.transaction():
+                # One order of row locks for all workers, so that two batches cannot wait for each other.
+                await _upsert_jobs(connection, sorted(latest.values(), key=lambda record: record.id))
+                if attempts:
+                    await _insert_invocations(connection, attempts)
+                    await _insert_logs(connection, attempts)
+
+
+def _supersedes(record: Record, before: Record) -> bool:
+    if before.status in ("succeeded", "failed", "cancelled"):
+        return False
+    return record.epoch is None or before.epoch is None or epoch_number(record.epoch) >= epoch_number(before.epoch)
+
+
+def from_unix_ms(value: float | None) -> datetime | None:
+    return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
+
+
+async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> None:
+    final = ("succeeded", "failed", "cancelled")
+    await connection.execute(
+        _SQL["settle_jobs"],
+        [r.id for r in records],
+        [r.kind for r in records],
+        [r.user_id for r in records],
+        [r.function_id for r in records],
+        [r.version_id for r in records],
+        [r.status for r in records],
+        [r.reason for r in records],
+        [r.attempt for r in records],
+        [r.lost for r in records],
+        [None if r.epoch is None else epoch_number(r.epoch) for r in records],
+        [r.payload for r in records],
+        [r.result for r in records],
+        [r.error for r in records],
+        [r.queue_ms for r in records],
+        [r.sandbox_ms for r in records],
+        [r.run_ms for r in records],
+        [r.total_ms for r in records],
+        [time_of(r.id) for r in records],
+        [from_unix_ms(r.started_ms) for r in records],
+        [from_unix_ms(r.at_ms) if r.status in final else None for r in records],
+    )
+
+
+async def _insert_invocations(connection: Connection, records: Sequence[Record]) -> None:
+    await connection.execute(
+        _SQL["insert_invocations"],
+        [time_of(r.id) for r in records],
+        [r.id for r in records],
+        [r.attempt for r in records],
+        [r.user_id for r in records],
+        [r.function_id for r in records],
+        [r.version_id for r in records],
+        [r.worker for r in records],
+        [epoch_number(r.epoch or "0-0") for r in records],
+        [r.outcome for r in records],
+        [r.reason for r in records],
+        [_text(r.error) for r in records],
+        [r.start_kind for r in records],
+        [r.exit_code for r in records],
+        [r.queue_ms for r in records],
+        [r.sandbox_ms for r in records],
+        [r.run_ms for r in records],
+        [r.total_ms for r in records],
+        [r.cpu_ms for r in records],
+        [r.peak_memory_bytes for r in records],
+        [r.timeout_ms for r in records],
+        [r.memory_mb for r in records],
+        [r.logs_truncated for r in records],
+        [orjson.dumps(r.request or {}).decode() for r in records],
+        [from_unix_ms(r.started_ms) for r in records],
+        [from_unix_ms(r.at_ms) for r in records],
+    )
+
+
+async def _insert_logs(connection: Connection, records: Sequence[Record]) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for r in records:
+        if r.logs is None:
+            continue
+        at = from_unix_ms(r.at_ms)
+        for seq, (stream, level, message) in enumerate(orjson.loads(r.logs)):
+            # Postgres text cannot hold U+0000; it is shown the way the log shows other bytes that are not text.
+            clean = message.replace("\x00", "\\x00")
+            rows.append(
+                (
+                    time_of(r.id),
+                    r.id,
+                    epoch_number(r.epoch or "0-0"),
+                    seq,
+                    r.attempt,
+                    r.function_id,
+                    stream,
+                    level,
+                    clean,
+                    at,
+                )
+            )
+    if rows:
+        await connection.execute(_SQL["insert_logs"], *(list(column) for column in zip(*rows, strict=True)))
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
+
+
+def _job(row: Any) -> Job:
+    return Job(
+        id=row["id"],
+        kind=JobKind(row["kind"]),
+        user_id=row["user_id"],
+        function_id=row["function_id"],
+        version_id=row["version_id"],
+        version=row["version"],
+        status=JobStatus(row["status"]),
+        reason=row["reason"],
+        attempt=row["attempt"],
+        lost=row["lost"],
+        concurrency=row["concurrency"],
+        payload=row["payload"],
+        result=row["result"],
+        error=row["error"],
+        queue_ms=row["queue_ms"],
+        sandbox_ms=row["sandbox_ms"],
+        run_ms=row["run_ms"],
+        total_ms=row["total_ms"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
