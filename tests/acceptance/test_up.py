@@ -114,8 +114,10 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     yield begin
     for up in started:
         if up.process.poll() is None:
-            up.process.kill()
-            await asyncio.to_thread(up.process.wait, 10)
+            try:
+                await up.end(signal.SIGTERM)
+            finally:
+                up.process.kill()
 
 
 async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start) -> None:
