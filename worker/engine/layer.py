@@ -7,6 +7,7 @@ every extension of the format would let the stream decide how much memory readin
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import tarfile
@@ -55,6 +56,8 @@ class LayerWriter:
 
     def write(self, data: bytes) -> int:
         """Takes the bytes of the tar itself; called by the tar writer."""
+        if self._file.closed:
+            return len(data)  # the tar writer of an abandoned layer writes once more when it goes
         self._digest.update(data)
         self._size += len(data)
         return self._file.write(data)
@@ -93,6 +96,21 @@ class LayerWriter:
 
 class UnsafeEntry(Exception):
     """An installation's stream holds something that does not belong into a layer."""
+
+
+async def in_thread(make: Callable[..., Layer], *args: object) -> Layer:
+    """``make(*args)`` off the event loop; a layer that is finished after a cancel is closed, not lost."""
+    making = asyncio.ensure_future(asyncio.to_thread(make, *args))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_discard)
+        raise
+
+
+def _discard(making: asyncio.Future[Layer]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().file.close()
 
 
 def artifact_layer(artifact: Path, prefix: str) -> Layer:

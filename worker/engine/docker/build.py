@@ -14,7 +14,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
-from worker.engine.layer import artifact_layer, runtime_layer
+from worker.engine.layer import artifact_layer, in_thread, runtime_layer
 from worker.engine.recipe import Recipe, load_recipe
 from worker.engine.requirements import Requirements
 
@@ -52,7 +52,7 @@ class ImageBuilder:
         tag = str(plan.version_id)
         image = await self._images.stack(
             parent,
-            await asyncio.to_thread(artifact_layer, plan.artifact, "function"),
+            await in_thread(artifact_layer, plan.artifact, "function"),
             FUNCTION,
             tag,
             self._labels() | {"containerpub.version": tag},
@@ -75,7 +75,7 @@ class ImageBuilder:
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
                 return found
             return await self._images.stack(
-                base, await asyncio.to_thread(runtime_layer, recipe.files), RUNTIME, tag, self._labels()
+                base, await in_thread(runtime_layer, recipe.files), RUNTIME, tag, self._labels()
             )
 
     async def _dependencies(

@@ -95,8 +95,9 @@ class Images:
                 if self._accepts_single_layers:
                     made = await self._load(parent, layer, name, tag, labels)
                 if made is None:
-                    self._accepts_single_layers = False
                     made = await self._build(parent, layer, name, tag, labels)
+                    # had the builder failed too, the way would not have been the reason
+                    self._accepts_single_layers = False
         finally:
             await asyncio.to_thread(layer.file.close)
         return made

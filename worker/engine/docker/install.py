@@ -25,7 +25,7 @@ from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
 from worker.engine.docker.image import Image
 from worker.engine.egress import EgressProxy
-from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, installed_layer
+from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
 from worker.engine.recipe import Recipe
 from worker.engine.requirements import Requirements
 
@@ -104,9 +104,7 @@ class Installer:
             log.flush()
             self._judge(plan, ended, log)
             await asyncio.to_thread(spool.seek, 0)
-            return await asyncio.to_thread(
-                installed_layer, spool, _TARGET.strip("/"), plan.max_unpacked_bytes, log.line
-            )
+            return await in_thread(installed_layer, spool, _TARGET.strip("/"), plan.max_unpacked_bytes, log.line)
         except TooMuchOutput:
             raise BuildRejected(
                 "build_failed",

@@ -26,12 +26,13 @@ from worker.engine.builds import Builds, content_key, read_requirements
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
 from worker.engine.egress import EgressProxy
-from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, installed_layer
+from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
 from worker.engine.recipe import Recipe, load_recipe
 from worker.engine.requirements import Requirements
 
 _MEBIBYTE = 1024 * 1024
 _READ = 64 * 1024
+_SCRATCH = ".making-"
 
 # Limits itself, then becomes the installation: arguments are memory, CPU seconds, file size, and the command.
 _LIMITED = """
@@ -49,6 +50,7 @@ class ProcessBuilder:
         self._config = config
         self._versions = config.data_dir / "versions"
         self._dependencies = config.data_dir / "dependencies"
+        self._prefix = _prefix(config.worker_id)
         self._builds = Builds()
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
@@ -58,6 +60,22 @@ class ProcessBuilder:
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
         await self._builds.close()
+
+    async def sweep(self, live_workers: frozenset[str]) -> int:
+        """Remove what workers that are gone left half made; how many folders that were."""
+        return await asyncio.to_thread(self._sweep, {_prefix(worker) for worker in live_workers} | {self._prefix})
+
+    def _sweep(self, live: set[str]) -> int:
+        found = [path for root in (self._versions, self._dependencies) for path in root.glob(f"{_SCRATCH}*")]
+        stale = [path for path in found if not path.name.startswith(tuple(live))]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+    def scratch(self, folder: Path) -> Path:
+        """A new folder beside ``folder``, so that giving it the final name is one rename. Blocking."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=self._prefix, dir=folder.parent))
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
@@ -75,7 +93,7 @@ class ProcessBuilder:
     def _place(self, plan: BuildPlan, folder: Path, dependencies: Path | None) -> int:
         """Put a version's folder in place, if it is not there; its size with its dependencies."""
         if not folder.exists():
-            scratch = _scratch(folder)
+            scratch = self.scratch(folder)
             try:
                 scratch.chmod(0o755)
                 _unpack(artifact_layer(plan.artifact, "function"), scratch)
@@ -103,7 +121,7 @@ class ProcessBuilder:
                 log.line("dependencies are unchanged")
                 return folder
             log.line("installing dependencies")
-            scratch = await asyncio.to_thread(_scratch, folder)
+            scratch = await asyncio.to_thread(self.scratch, folder)
             try:
                 layer = await self._run(plan, recipe, requirements, scratch, log)
                 await asyncio.to_thread(_unpack, layer, scratch)
@@ -139,7 +157,7 @@ class ProcessBuilder:
                 detail = f": {log.last_line}" if log.last_line else ""
                 raise BuildRejected("build_failed", f"Installing the dependencies failed with exit code {code}{detail}")
             spool.seek(0)
-            return await asyncio.to_thread(installed_layer, spool, "installed", plan.max_unpacked_bytes, log.line)
+            return await in_thread(installed_layer, spool, "installed", plan.max_unpacked_bytes, log.line)
 
 
 async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout: IO[bytes], log: BuildLog) -> int:
@@ -169,10 +187,9 @@ async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout:
         await child.wait()
 
 
-def _scratch(folder: Path) -> Path:
-    """A new folder beside ``folder``, so that giving it the final name is one rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+def _prefix(worker_id: str) -> str:
+    """How the names of a worker's unfinished folders begin."""
+    return f"{_SCRATCH}{content_key(worker_id)[:12]}-"
 
 
 def _unpack(layer: Layer, target: Path) -> None:
