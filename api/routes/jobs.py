@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,12 +17,15 @@ from api.keys import FUNCTIONS, JOBS, QUEUE, SETTINGS, WAITING
 from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
+from shared.ids import time_of
 from shared.jobs import Job, JobKind, JobStatus
 from shared.postgres.jobs import HIGHEST_ID
 from shared.queue.message import queue_of
 from shared.queue.queue import CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
 
+_RECORD_S = 1.0
+_FRESH_S = 60.0
 _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
 
 
@@ -64,16 +68,21 @@ async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:
-    """The caller's job that the path names. :raises NotFound: also for somebody else's."""
+    """The caller's job that the path names. :raises NotFound: also for somebody else's.
+
+    The record of a synchronous call is written within milliseconds of its answer; whoever asks sooner waits for it.
+    """
     job_id = documents.uuid_in_path(request, "job")
     job = await request.app[JOBS].get(user, job_id) if job_id is not None else None
+    if job is None and job_id is not None and _is_fresh(job_id):
+        job = await await_end(request.app, user, job_id, _RECORD_S)
     if job is None:
         raise NotFound("You have no such job.", code="job_not_found")
     return job
 
 
 async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: float) -> Job | None:
-    """The job once it is final, or as it is when ``wait_s`` seconds are over; None if the user has none such.
+    """The job once it is final, or as it is when ``wait_s`` seconds are over; None if the user has none such by then.
 
     Watches before it looks, so that no end falls between the two.
     """
@@ -86,7 +95,7 @@ async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: floa
             event.clear()
             job = await jobs.get(user, job_id)
             left = deadline - loop.time()
-            if job is None or job.final or left <= 0:
+            if left <= 0 or (job is not None and job.final):
                 return job
             try:
                 async with asyncio.timeout(min(left, _BETWEEN_LOOKS_S)):
@@ -95,6 +104,14 @@ async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: floa
                 pass
     finally:
         waiting.unwatch(job_id, event)
+
+
+def _is_fresh(job: UUID) -> bool:
+    """Whether the id was made so lately that its record may still be on its way."""
+    try:
+        return abs((datetime.now(UTC) - time_of(job)).total_seconds()) < _FRESH_S
+    except ValueError:
+        return False
 
 
 async def read_job(request: web.Request) -> web.Response:

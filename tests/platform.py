@@ -1,0 +1,151 @@
+"""The real processes, started and killed by tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import aiohttp
+
+from tests.client import Client
+
+ROOT = Path(__file__).parents[1]
+READY_S = 30.0
+
+
+class Platform:
+    """API, scheduler and workers as processes of their own, on the given Postgres and Redis.
+
+    :param env: settings beside what is needed to run at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        database_url: str,
+        redis_url: str,
+        engine: str,
+        workers: int = 1,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cp-test-"))
+        self.folder.chmod(0o711)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.installation = f"test-{secrets.token_hex(4)}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._worker_names = [f"worker-{number}" for number in range(1, workers + 1)]
+        self._env = {
+            **{name: value for name, value in os.environ.items() if name in _PASSED_ON},
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "JWT_SECRET": secrets.token_hex(32),
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "ENGINE": engine,
+            "INSTALLATION_ID": self.installation,
+            "DATA_DIR": str(self.folder / "data"),
+            "FUNCTIONS_DIR": str(self.folder / "artifacts"),
+            "SOCKET_DIR": str(self.folder / "s"),
+            "BCRYPT_COST": "4",
+            "LOG_LEVEL": "info",
+            "LOG_FORMAT": "text",
+            "PYTHONPATH": str(ROOT),
+            **(env or {}),
+        }
+
+    async def __aenter__(self) -> Self:
+        for name in ("api", "scheduler", *self._worker_names):
+            self.start(name)
+        try:
+            await self.ready()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Start the process ``name``: ``api``, ``scheduler`` or ``worker-…``."""
+        module = "worker" if name.startswith("worker") else name
+        with self.log(name).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module], env=self._env, stdout=log, stderr=log, cwd=self.folder
+            )
+        self.processes[name] = process
+        return process
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def logs(self) -> str:
+        """What all processes logged, for a failing test."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def kill(self, name: str) -> None:
+        """``kill -9``."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait(10)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self.processes[name].send_signal(number)
+
+    async def ready(self) -> None:
+        """Wait until calls can be served."""
+        deadline = asyncio.get_running_loop().time() + READY_S
+        async with aiohttp.ClientSession() as http:
+            while True:
+                for name, process in self.processes.items():
+                    if process.poll() is not None:
+                        raise AssertionError(f"{name} ended with {process.returncode}\n{self.logs()}")
+                try:
+                    async with http.get(self.url + "/api/ready") as response:
+                        if response.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                if asyncio.get_running_loop().time() > deadline:
+                    raise AssertionError(f"not ready within {READY_S} s\n{self.logs()}")
+                await asyncio.sleep(0.05)
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    async def stop(self) -> None:
+        """SIGTERM, workers first; kill what does not end."""
+        for name in sorted(self.processes, reverse=True):
+            self.processes[name].send_signal(signal.SIGCONT)
+            self.processes[name].terminate()
+        try:
+            for process in self.processes.values():
+                try:
+                    await asyncio.to_thread(process.wait, 25)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        finally:
+            self.processes.clear()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "TMPDIR")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
