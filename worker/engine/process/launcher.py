@@ -3,13 +3,15 @@
 ``launcher.py <limits as JSON> <command> [argument]...``. Limits are set here, between fork and exec, in a process
 that has one thread and none of the worker's state. Everything that the function starts, however it detaches itself,
 ends up as this process's child, so that it can be found; and where it is the first process of a namespace, killing it
-takes all of them along. Only the standard library.
+takes all of them along. When the function's process ends, this one kills what is left below it and ends too. Only the
+standard library.
 """
 
 import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 from typing import NoReturn
 
@@ -29,6 +31,30 @@ def become(limits: dict[str, int], command: list[str]) -> NoReturn:
     os.execv(command[0], command)  # noqa: S606
 
 
+def children() -> list[int]:
+    """Processes whose parent we are, by birth or because theirs ended."""
+    found = []
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stat:
+                    # The name before the last parenthesis may hold anything; state and parent follow it.
+                    if int(stat.read().rpartition(")")[2].split()[1]) == os.getpid():
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+def clear_away() -> None:
+    """Kill all that is below us: whoever loses its parent by that becomes our child, and is next."""
+    while below := children():
+        for child in below:
+            os.kill(child, signal.SIGKILL)
+        for _ in below:
+            os.wait()
+
+
 def main() -> NoReturn:
     limits, command = json.loads(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
@@ -46,6 +72,7 @@ def main() -> NoReturn:
     while True:
         ended, status = os.wait()
         if ended == child:
+            clear_away()
             # As a shell tells it: 128 and the signal's number.
             os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
