@@ -1,0 +1,24 @@
+"""psql, or a line for it, on the embedded database of a data folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from shared.embedded.postgres import EmbeddedPostgres
+
+
+def main() -> int:
+    dsn = EmbeddedPostgres(Path(sys.argv[1]).resolve() / "postgres").dsn
+    psql = shutil.which("psql")
+    if psql is None:
+        sys.stderr.write("psql is not installed; the embedded wheel has none for shells. Connect with:\n")
+        sys.stdout.write(dsn + "\n")
+        return 1
+    os.execv(psql, [psql, dsn])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

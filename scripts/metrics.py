@@ -1,0 +1,34 @@
+"""Print the invocation records of a function, as they stand in the Postgres of a data folder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+
+from shared.embedded.postgres import EmbeddedPostgres
+
+COLUMNS = ("job_id", "attempt", "outcome", "start_kind", "queue_ms", "sandbox_ms", "run_ms", "total_ms", "peak_memory_bytes")
+
+
+async def main(data: Path, function: str) -> int:
+    connection = await asyncpg.connect(EmbeddedPostgres(data.resolve() / "postgres").dsn)
+    rows = await connection.fetch(
+        f"SELECT {', '.join('i.' + name for name in COLUMNS)} FROM invocations i JOIN functions f ON f.id = i.function_id "  # noqa: S608
+        "WHERE f.name = $1 ORDER BY i.accepted_at",
+        function,
+    )
+    await connection.close()
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+    Console(width=170).print(table)
+    return 0 if rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(Path(sys.argv[1]), sys.argv[2])))
