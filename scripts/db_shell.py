@@ -11,7 +11,7 @@ from shared.embedded.postgres import EmbeddedPostgres
 
 
 def main() -> int:
-    dsn = EmbeddedPostgres(Path(sys.argv[1]).resolve() / "postgres").dsn
+    dsn = EmbeddedPostgres(Path(sys.argv[1]).resolve() / "postgres").visit().dsn
     psql = shutil.which("psql")
     if psql is None:
         sys.stderr.write("psql is not installed; the embedded wheel has none for shells. Connect with:\n")

@@ -16,7 +16,7 @@ COLUMNS = ("job_id", "attempt", "outcome", "start_kind", "queue_ms", "sandbox_ms
 
 
 async def main(data: Path, function: str) -> int:
-    connection = await asyncpg.connect(EmbeddedPostgres(data.resolve() / "postgres").dsn)
+    connection = await asyncpg.connect(EmbeddedPostgres(data.resolve() / "postgres").visit().dsn)
     rows = await connection.fetch(
         f"SELECT {', '.join('i.' + name for name in COLUMNS)} FROM invocations i JOIN functions f ON f.id = i.function_id "  # noqa: S608
         "WHERE f.name = $1 ORDER BY i.accepted_at",

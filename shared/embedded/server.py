@@ -104,6 +104,18 @@ class EmbeddedServer(ABC):
                 os.close(descriptor)
         await self.wait_ready()
 
+    def visit(self) -> Self:
+        """Know the address of a server that another process runs on this folder. Blocks.
+
+        Raises :class:`Unavailable` when nobody ever started one here.
+        """
+        try:
+            self._password = (self.folder / "password").read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise Unavailable(f"{self.name} has not run on {self.folder}.") from error
+        self._run = socket_folder(self.folder, self.socket_name, server_account())
+        return self
+
     async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Return once the server answers. Raises :class:`Unavailable` when it ended or took too long."""
         process = self._started()
