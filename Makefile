@@ -37,7 +37,9 @@ images:          ## Pull the base images, or make stand-ins for them
 
 status:          ## Ask the platform of `make up` how it is
 	@url=$$(cat $(DATA)/api.url 2>/dev/null) || { echo "nothing runs on $(DATA): make up"; exit 1; }; \
-		curl -sS "$$url/api/health"; echo; curl -sS "$$url/api/ready"; echo
+		for what in health ready; do \
+			$(PYTHON) -c 'import sys, urllib.error, urllib.request as r; \
+			print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$$url/api/$$what"; done
 
 logs:            ## Follow what `make up` prints
 	@tail -n 100 -F $(DATA)/up.log

@@ -41,10 +41,11 @@ until [ -s "$folder/data/api.url" ]; do
     sleep 0.1
 done
 grep '^up ' "$folder/up.log" | grep -i engine
-case $(curl -s "$(cat "$folder/data/api.url")/api/health" 2>/dev/null) in
-    *'"docker"'*) echo "functions run in containers" ;;
-    *) echo "functions run as processes of this machine: for development only" ;;
-esac
+if grep -q '^up .*engine docker' "$folder/up.log"; then
+    echo "functions run in containers"
+else
+    echo "functions run as processes of this machine: for development only"
+fi
 
 API_URL=$(cat "$folder/data/api.url")
 CONTAINERPUB_CONFIG_DIR=$folder/config

@@ -171,7 +171,7 @@ class Queue:
             pipe = self.redis.pipeline(transaction=False)
             pipe.hdel(WORKERS, worker)
             for queue in QUEUES:
-                pipe.srem(f"cp:{queue}:idle", worker)
+                pipe.zrem(f"cp:{queue}:idle", worker)
             await pipe.execute()
 
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:

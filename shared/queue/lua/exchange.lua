@@ -62,9 +62,9 @@ if want > 0 and open then
             if redis.call('EXISTS', mine) == 1 then redis.call('ZADD', RING, redis.call('INCR', 'cp:turn'), user) end
         end
     end
-    if taken < want then redis.call('SADD', IDLE, worker) else redis.call('SREM', IDLE, worker) end
+    if taken < want then redis.call('ZADD', IDLE, redis.call('INCR', 'cp:turn'), worker) else redis.call('ZREM', IDLE, worker) end
 elseif want > 0 then
-    redis.call('SADD', IDLE, worker)
+    redis.call('ZADD', IDLE, redis.call('INCR', 'cp:turn'), worker)
 end
 wake()
 return {settled, claimed}

@@ -27,6 +27,6 @@ for i = 1, #entries, 2 do
         end
     end
 end
-redis.call('SREM', IDLE, worker)
+redis.call('ZREM', IDLE, worker)
 wake()
 return {requeued, given_up}

@@ -8,7 +8,7 @@
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
---   idle              set   worker                        workers that wait for a wake-up
+--   idle              zset  worker by turn                workers that wait for a wake-up
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats).
 --
@@ -98,12 +98,13 @@ local function publish_end(id, m, record)
     if m.reply ~= '-' then redis.call('PUBLISH', 'cp:reply:' .. m.reply, record) end
 end
 
--- Wakes one idle worker that still listens. Whoever is woken wakes the next while there is work: no herd.
+-- Wakes the worker that went idle last, if it still listens: its sandboxes are the warmest. Whoever is woken wakes the
+-- next while there is work: no herd.
 local function wake()
     if redis.call('EXISTS', RING) == 0 then return end
-    local worker = redis.call('SPOP', IDLE)
+    local worker = redis.call('ZPOPMAX', IDLE)[1]
     while worker and redis.call('PUBLISH', 'cp:worker:' .. worker, 'wake ' .. QUEUE) == 0 do
-        worker = redis.call('SPOP', IDLE)
+        worker = redis.call('ZPOPMAX', IDLE)[1]
     end
 end
 
