@@ -1,0 +1,69 @@
+"""The README's commands do what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.platform import ROOT, free_port
+
+README = (ROOT / "README.md").read_text("utf-8")
+START_S = 60
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```sh {kind}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in set(re.findall(r"`?make ([a-z-]+)`?", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.timeout(180)
+def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
+    port = str(free_port())
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CONTAINERPUB_CONFIG_DIR": str(tmp_path / "config"),
+        "CONTAINERPUB_PASSWORD": "correct horse battery",
+    }
+    for name in ("API_URL", "AUTH_TOKEN"):
+        environment.pop(name, None)
+    (server,) = blocks("server")
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            ["bash", "-c", f"exec {server.strip()} --port {port}"], env=environment, cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while not (tmp_path / "data" / "api.url").exists():
+            assert up.poll() is None, (tmp_path / "up.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "up.log").read_text()
+            time.sleep(0.1)
+        script = "set -euo pipefail\n" + "\n".join(blocks("tour")).replace(":8080", f":{port}")
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "up.log").read_text()
+        assert "greeter version 1 is live" in done.stdout
+        assert done.stdout.count('"success":true') == 1
+        assert done.stdout.rstrip().endswith("}")
+        assert '{"job_id":' in done.stdout
+    finally:
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(40) == 0
