@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import tarfile
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from aiodocker import Docker, DockerError
+from aiodocker import Docker
 
 from worker.engine.buildlog import BuildLog
 from worker.engine.builds import Builds
@@ -90,17 +89,7 @@ def config(tmp_path: Path) -> EngineConfig:
 
 @pytest.fixture
 async def docker(config: EngineConfig) -> AsyncIterator[Docker]:
-    client = None
-    try:
-        client = Docker()
-        await client.version()
-    except (AssertionError, ValueError, DockerError):
-        if client is not None:
-            await client.close()
-        if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
-            pytest.fail("no container engine answers")
-        pytest.skip("no container engine answers")
-    async with client:
+    async with Docker() as client:
         yield client
         left = await client.containers.list(
             all=True, filters={"label": [f"containerpub.installation={config.installation}"]}

@@ -47,7 +47,11 @@ def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     (server,) = blocks("server")
     with (tmp_path / "up.log").open("wb") as log:
         up = subprocess.Popen(
-            ["bash", "-c", f"exec {server.strip()} --port {port}"], env=environment, cwd=tmp_path, stdout=log, stderr=log
+            ["bash", "-c", f"exec {server.strip()} --port {port}"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
         )
     try:
         deadline = time.monotonic() + START_S
