@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import redis.exceptions
 from redis.asyncio import Redis
 
 from shared.errors import Unavailable
-from shared.jobs import FINAL
+from shared.jobs import FINAL, JobStatus, Reason
 from shared.postgres.jobs import Jobs
 from shared.queue.connection import redis_errors
 from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
@@ -131,13 +132,39 @@ class Drain:
             raise
         except Exception as error:  # noqa: BLE001 - one record that Postgres refuses must not hold up the others
             if len(good) == 1:
-                await self._reject(good[0][0], f"{type(error).__name__}: {error}")
+                await self._write_bare(*good[0], error)
                 return 1
             half = len(entries) // 2
             return await self._write(entries[:half]) + await self._write(entries[half:])
         self.written += len(good)
         await self._acknowledge(good)
         return len(entries)
+
+    async def _write_bare(self, entry: Entry, record: Record, error: Exception) -> None:
+        """End a job whose record Postgres refuses: without what may be wrong with it, and the record put aside."""
+        bare = replace(
+            record,
+            status=JobStatus.FAILED if record.status in FINAL else record.status,
+            reason=Reason.INVALID_RESULT if record.status in FINAL else None,
+            result=None,
+            error=b'{"type":"PlatformError","message":"The record of this job could not be written."}',
+            payload=None,
+            logs=None,
+            request=None,
+            cpu_ms=None,
+            peak_memory_bytes=None,
+            exit_code=None,
+        )
+        try:
+            await self._jobs.settle([bare])
+        except Unavailable:
+            raise
+        except Exception:  # noqa: BLE001 - then only the operator can tell what to do with it
+            log.exception("not even a bare record can be written", extra={"job": str(record.id)})
+        await self._reject(entry, f"{type(error).__name__}: {error}")
+        if bare.status in FINAL:
+            with redis_errors():
+                await self._redis.publish(FINAL_CHANNEL, str(record.id))
 
     async def _acknowledge(self, written: Sequence[tuple[Entry, Record]]) -> None:
         if not written:

@@ -31,6 +31,8 @@ _CHUNK_BYTES = 64 * 1024
 _START_LOG_BYTES = 256 * 1024
 _CHATTER_BYTES = 4 * 1024 * 1024
 """Beyond a call's log limit, how much may come over the control connection beside its result."""
+_MOST_CPU_MS = 1e12
+_MOST_MEMORY_BYTES = 2**50
 _REASONS = frozenset(("handler_error", "invalid_result", "result_too_large", "out_of_memory"))
 _REUSABLE = frozenset((None, "handler_error", "invalid_result", "result_too_large"))
 _FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024))
@@ -183,7 +185,10 @@ class AttachedSandbox:
         meta = frame.meta
         cpu_ms = meta.get("cpu_ms")
         peak = meta.get("peak_memory_bytes")
-        if not isinstance(cpu_ms, int | float) or not isinstance(peak, int):
+        # The sandbox may be hostile: figures that no machine has would not fit into the record.
+        if not isinstance(cpu_ms, int | float) or not 0 <= cpu_ms < _MOST_CPU_MS:
+            return None
+        if not isinstance(peak, int) or not 0 <= peak < _MOST_MEMORY_BYTES:
             return None
         if meta.get("kind") == "result":
             result = frame.result
