@@ -1,11 +1,12 @@
 """Opening the queue: at first, and again whenever Redis was restarted or emptied.
 
 The queue in Redis is a copy; Postgres has every accepted job. A new generation is opened in this order, and a leader
-that dies half-way is followed by one that starts over:
+that dies half-way is followed by one that starts over. One that was only asleep finds the other's generation and stops:
 
-1. what is left of the old copy goes, but not the stream of records: those attempts ended;
-2. the generation is set, closed: attempts can be settled and registered, not claimed;
-3. the scripts are loaded, which tells everybody that there is a queue again;
+1. the scripts are unloaded, so that nobody takes a step, and the new generation is set, closed;
+2. what is left of the old copy goes, but not the stream of records: those attempts ended;
+3. the scripts are loaded, which tells everybody that there is a queue again: attempts can be settled and registered,
+   not claimed;
 4. workers register what they still run, for a grace time; the records are written to Postgres;
 5. every open job of Postgres is put on the queue, and claims are open.
 """
@@ -20,13 +21,14 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from scheduler.jobs import message_of
+from shared.errors import Unavailable
 from shared.ids import new_id
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.connection import redis_errors
 from shared.queue.drain import Drain
-from shared.queue.queue import GENERATION, QUEUES, WORKERS, Queue
+from shared.queue.queue import GENERATION, QUEUES, REBUILT_CHANNEL, WORKERS, Queue
 from shared.queue.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,23 @@ log = logging.getLogger(__name__)
 _SQL = queries("leases")
 _PAGE = 1000
 _DRAIN_BOUND_S = 30.0
+
+_BEGIN = """
+local set = redis.call('HGET', KEYS[1], 'gen')
+if set and tonumber(set) >= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'open', '0')
+return 1
+"""
+_REMOVE = """
+if redis.call('HGET', KEYS[1], 'gen') ~= ARGV[1] then return 0 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
+"""
+_OPEN = """
+if redis.call('HGET', KEYS[1], 'gen') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'open', '1')
+return 1
+"""
 
 
 class Rebuild:
@@ -54,36 +73,43 @@ class Rebuild:
 
     async def run_once(self) -> int:
         """Open a new generation; how many jobs were put on the queue. Raises ``Unavailable``; run it again then."""
+        state = await self._queue.generation()
         with postgres_errors():
-            generation = str(await self._pool.fetchval(_SQL["next_generation"]))
+            generation = str(await self._pool.fetchval(_SQL["next_generation"], int(state[0]) if state else 0))
         log.info("rebuilding the queue", extra={"generation": generation})
         with redis_errors():
             await self._redis.script_flush()
-            await self._clear()
-            await self._redis.hset(GENERATION, mapping={"gen": generation, "open": "0"})  # type: ignore[misc]
+            await self._guarded(_BEGIN, generation)
+            await self._clear(generation)
             for script in SCRIPTS:
                 await self._redis.script_load(script.source)
+            await self._redis.publish(REBUILT_CHANNEL, generation)
         await asyncio.sleep(self._grace_s)
         await self._write_records()
         count = await self._fill()
         with redis_errors():
-            await self._redis.hset(GENERATION, "open", "1")  # type: ignore[misc]
+            await self._guarded(_OPEN, generation)
         await self._wake_all()
         log.info("the queue is open", extra={"generation": generation, "jobs": count})
         return count
 
-    async def _clear(self) -> None:
+    async def _guarded(self, script: str, generation: str, *keys: bytes) -> None:
+        """A step that only the newest generation may take. :raises Unavailable: if another leader is further."""
+        if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation):  # type: ignore[arg-type, misc]
+            raise Unavailable("another leader is rebuilding the queue")
+
+    async def _clear(self, generation: str) -> None:
         for queue in QUEUES:
             batch = []
             async for key in self._redis.scan_iter(match=f"cp:{queue}:*", count=1000):
                 batch.append(key)
                 if len(batch) == _PAGE:
-                    await self._redis.unlink(*batch)
+                    await self._guarded(_REMOVE, generation, *batch)
                     batch = []
             if batch:
-                await self._redis.unlink(*batch)
+                await self._guarded(_REMOVE, generation, *batch)
         # Counters start anew with the generation; workers beat again as they join.
-        await self._redis.delete(GENERATION, "cp:epoch", "cp:turn", WORKERS)
+        await self._guarded(_REMOVE, generation, b"cp:epoch", b"cp:turn", WORKERS.encode())
 
     async def _write_records(self) -> None:
         """Nothing that ended may be put on the queue again because its record is still on its way."""

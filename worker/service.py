@@ -23,7 +23,7 @@ from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.drain import Drain
 from shared.queue.message import JobMessage
 from shared.queue.push import Push
-from shared.queue.queue import CHANGED_CHANNEL, Claim, Queue
+from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Claim, Queue
 from shared.queue.records import Record
 from shared.settings import Settings
 from worker.arqworker import Worker
@@ -134,13 +134,14 @@ class Service:
 
         def look_again() -> None:
             for station in stations:
-                station.wake()
+                station.look_again()
 
         push = Push(
             self._redis,
             {
                 f"cp:worker:{self.id}": told,
                 CHANGED_CHANNEL: lambda message: pool.drop_function(UUID(message.decode())),
+                REBUILT_CHANNEL: lambda _: look_again(),
             },
             # What was missed meanwhile is found by looking.
             on_standing=look_again,

@@ -1,7 +1,9 @@
 """One queue's slots in a worker: settle what ended, claim what fits, in one round trip at a time.
 
 A station is woken by a push, by an attempt that ends, or by its slow poll, which is only a safety net. While one
-exchange with Redis is in flight, what ends meanwhile goes out with the next.
+exchange with Redis is in flight, what ends meanwhile goes out with the next. Every few seconds, and whenever pushes may
+have been missed, it compares what it runs with what Redis holds it to be running: a claim whose answer was lost is
+handed back, an attempt that was cancelled or given to somebody else is killed.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+import orjson
+
 from shared.errors import Unavailable
+from shared.jobs import JobStatus, Reason
 from shared.queue.message import JobMessage, UnreadableMessage, now_ms
 from shared.queue.queue import Claim, Queue, Settle, Verb
 from shared.queue.records import Record
@@ -22,6 +27,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 5.0
 RETRY_S = 0.2
+LAST_SETTLE_S = 4.0
+UNREADABLE_S = 1.0
 
 Cleanup = Awaitable[None] | None
 Run = Callable[[JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
@@ -45,11 +52,13 @@ class Station:
         self._run = run
         self._generation = ""
         self._busy = 0
-        self._running: dict[str, tuple[Claim, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[Claim, asyncio.Task[None]]] = {}  # by epoch
+        self._ends: dict[str, Verb | None] = {}  # by epoch: how an attempt that is being killed is to be settled
         self._ended: list[_Ended] = []
         self._wake = asyncio.Event()
         self._draining = False
-        self._unsure = False
+        self._compare_at = 0.0
+        self._give_up_at: float | None = None
         self.joined_at: float | None = None  # loop time at which this generation was joined
         self.settled = 0
 
@@ -61,6 +70,11 @@ class Station:
     def wake(self) -> None:
         self._wake.set()
 
+    def look_again(self) -> None:
+        """Pushes may have been missed, or the queue was rebuilt: compare notes with Redis at once."""
+        self._compare_at = 0.0
+        self._wake.set()
+
     def drain(self) -> None:
         """Claim nothing more; :meth:`work` returns once everything that runs has ended and is settled."""
         self._draining = True
@@ -68,39 +82,53 @@ class Station:
 
     def cancel(self, job: str, epoch: str) -> None:
         """The job was ended by somebody else: kill its attempt."""
-        running = self._running.get(job)
-        if running is not None and running[0].epoch == epoch:
-            running[1].cancel("cancelled")
+        self._kill(epoch, None, "cancelled")
 
     def hand_back_all(self) -> None:
-        """Give every running attempt back unspent, for a shutdown that cannot wait for them."""
-        for _, task in list(self._running.values()):
-            task.cancel("handed back")
+        """Give every running attempt back unspent, for a shutdown that cannot wait for them.
+
+        :meth:`work` returns a few seconds later even if Redis cannot be told.
+        """
+        self._give_up_at = asyncio.get_running_loop().time() + LAST_SETTLE_S
+        for epoch in list(self._running):
+            self._kill(epoch, Verb.HAND_BACK, "handed back")
+        self._wake.set()
+
+    def _kill(self, epoch: str, settle_as: Verb | None, why: str) -> None:
+        running = self._running.get(epoch)
+        if running is not None and epoch not in self._ends:
+            self._ends[epoch] = settle_as
+            # A task that is cancelled before its first step never gets to its clean-up.
+            asyncio.get_running_loop().call_soon(running[1].cancel, why)
 
     async def work(self) -> None:
         """Serve until drained."""
         await self._join()
         while not (self._draining and not self._busy and not self._ended):
+            if self._out_of_time():
+                log.error("stopping without having settled", extra={"queue": self.name, "attempts": len(self._ended)})
+                return
             self._wake.clear()
             ended, self._ended = self._ended, []
             want = 0 if self._draining else self._slots - self._busy
             try:
-                if self._unsure:
-                    await self._hand_back_unknown(ended)
+                if asyncio.get_running_loop().time() >= self._compare_at:
+                    await self._compare(ended)
                 if want > 0 or ended:
                     await self._exchange(ended, want)
             except QueueClosed:
                 self._ended[:0] = ended
+                await asyncio.sleep(RETRY_S)
                 await self._join()
                 continue
             except Unavailable as error:
                 self._ended[:0] = ended
-                self._unsure = True
+                self._compare_at = 0.0
                 log.warning("queue away", extra={"queue": self.name, "error": error.message})
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(POLL_S if self._give_up_at is None else RETRY_S):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -124,26 +152,29 @@ class Station:
     def _start(self, claim: Claim) -> None:
         self._busy += 1
         task = asyncio.create_task(self._attempt(claim), name=f"job-{claim.id}")
-        self._running[claim.id] = (claim, task)
+        self._running[claim.epoch] = (claim, task)
 
     async def _attempt(self, claim: Claim) -> None:
         cleanup: Cleanup = None
         try:
-            message = claim.decode()
-            record, cleanup = await self._run(message, claim)
-            self._end(claim, Verb.FINAL, record)
-        except UnreadableMessage as error:
-            log.error("unknown job goes back to the queue", extra={"job": claim.id, "error": str(error)})
-            # Not at once, or this worker would take it again and again while one that knows it starts up.
-            await asyncio.sleep(1)
-            self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
-        except asyncio.CancelledError as error:
-            if error.args == ("handed back",):
+            message = await self._message(claim)
+            if message is None:
                 self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
-            elif error.args != ("cancelled",):
+            else:
+                record, cleanup = await self._run(message, claim)
+                self._end(claim, Verb.FINAL, record)
+        except asyncio.CancelledError:
+            if claim.epoch not in self._ends:
                 raise
+            if self._ends[claim.epoch] is Verb.HAND_BACK:
+                self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
+        except Exception:
+            # A fault of ours. Given back, the job would come again and again.
+            log.exception("an attempt broke", extra={"job": claim.id})
+            self._end(claim, Verb.FINAL, _broken(claim, self.name, self._worker))
         finally:
-            self._running.pop(claim.id, None)
+            self._running.pop(claim.epoch, None)
+            self._ends.pop(claim.epoch, None)
             if cleanup is None:
                 self._free()
         if cleanup is not None:
@@ -151,6 +182,16 @@ class Station:
                 await cleanup
             finally:
                 self._free()
+
+    async def _message(self, claim: Claim) -> JobMessage | None:
+        """The job of ``claim``; None for one that another release has to run."""
+        try:
+            return claim.decode()
+        except UnreadableMessage as error:
+            log.error("unknown job goes back to the queue", extra={"job": claim.id, "error": str(error)})
+            # Not at once, or this worker would take it again and again while one that knows it starts up.
+            await asyncio.sleep(UNREADABLE_S)
+            return None
 
     def _free(self) -> None:
         self._busy -= 1
@@ -166,13 +207,13 @@ class Station:
         while True:
             try:
                 state = await self._queue.generation()
-                if state is not None and state[0] == self._generation:
-                    return
                 if state is not None:
                     claims = [claim for claim, _ in self._running.values()] + [item.claim for item in self._ended]
-                    taken = await self._queue.register(self.name, self._worker, claims) if claims else 0
+                    # Also with nothing to tell: that the script is known says that the generation is being opened.
+                    taken = await self._queue.register(self.name, self._worker, claims)
                     await self._queue.beat(self._worker)
                     self._generation = state[0]
+                    self._compare_at = 0.0
                     self.joined_at = asyncio.get_running_loop().time()
                     log.info(
                         "joined the queue",
@@ -181,24 +222,44 @@ class Station:
                     return
             except (QueueClosed, Unavailable):
                 pass
-            if self._draining and not self._busy:
+            if (self._draining and not self._busy and not self._ended) or self._out_of_time():
                 return
             await asyncio.sleep(RETRY_S)
 
-    async def _hand_back_unknown(self, ended: list[_Ended]) -> None:
-        """After an exchange whose answer was lost: give back claims that were made but never heard of."""
-        known = set(self._running) | {item.claim.id for item in ended}
-        for claim in await self._queue.claims_of(self.name, self._worker):
-            if claim.id not in known:
+    def _out_of_time(self) -> bool:
+        return self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at
+
+    async def _compare(self, ended: list[_Ended]) -> None:
+        """Give back what was claimed and never heard of; kill what is no longer ours to run."""
+        held = await self._queue.held(self.name, self._worker, generation=self._generation)
+        # Looked up after the answer: what ended meanwhile is known too.
+        known = set(self._running) | {item.claim.epoch for item in (*ended, *self._ended)}
+        for claim in held:
+            if claim.epoch not in known:
                 log.warning("handing back an unheard claim", extra={"job": claim.id})
                 record = _handed_back(claim, self.name, self._worker)
                 settle = Settle(id=record.id, epoch=claim.epoch, verb=Verb.HAND_BACK, record=record.encode())
                 ended.append(_Ended(claim=claim, settle=settle))
-        self._unsure = False
+        for epoch in set(self._running) - {claim.epoch for claim in held}:
+            log.info("killing an attempt that is not ours any more", extra={"epoch": epoch})
+            self._kill(epoch, None, "cancelled")
+        self._compare_at = asyncio.get_running_loop().time() + POLL_S
 
 
 def _handed_back(claim: Claim, queue: str, worker: str) -> Record:
-    """The record of an attempt that was given back: read from the fields that every release writes alike."""
+    """The record of an attempt that was given back, unspent."""
+    record = _closing(claim, queue, worker)
+    return replace(record, status=JobStatus.QUEUED, outcome="handed_back", attempt=record.attempt - 1)
+
+
+def _broken(claim: Claim, queue: str, worker: str) -> Record:
+    """The record of an attempt that this worker could not carry out, for a reason that nobody foresaw."""
+    error = {"type": "PlatformError", "message": "Function execution failed: the worker could not carry it out"}
+    return replace(_closing(claim, queue, worker), reason=Reason.DEPENDENCY_DOWN, error=orjson.dumps(error))
+
+
+def _closing(claim: Claim, queue: str, worker: str) -> Record:
+    """A failed attempt's record, read from the fields that every release writes alike."""
     user, function, version, _, attempt, lost, *_ = claim.raw.split(b"\n", 1)[0].decode().split(" ")
     return Record(
         id=UUID(claim.id),
@@ -207,9 +268,9 @@ def _handed_back(claim: Claim, queue: str, worker: str) -> Record:
         function_id=UUID(function),
         version_id=UUID(version),
         queue=queue,
-        status="queued",
-        outcome="handed_back",
-        attempt=int(attempt) - 1,
+        status=JobStatus.FAILED,
+        outcome="failed",
+        attempt=int(attempt),
         lost=int(lost),
         epoch=claim.epoch,
         worker=worker,

@@ -38,6 +38,8 @@ _AWAY = (
     asyncpg.InterfaceError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
+    asyncpg.TransactionRollbackError,  # a deadlock, say: the same again may succeed
+    asyncpg.ReadOnlySQLTransactionError,
     asyncpg.exceptions.CannotConnectNowError,
     OSError,
     TimeoutError,

@@ -39,6 +39,7 @@ class Drain:
         self._jobs = jobs
         self._consumer = consumer
         self.written = 0
+        self._behind = False  # something was read and could not be written
 
     async def run(self) -> None:
         """Drain until cancelled."""
@@ -55,18 +56,30 @@ class Drain:
                 await asyncio.sleep(RETRY_S)
 
     async def run_once(self, *, block_ms: int | None = None) -> int:
-        """Write what has arrived; how many records. Raises :class:`Unavailable`, with nothing lost."""
+        """Write what has arrived; how many records. Raises :class:`Unavailable`, with nothing lost.
+
+        After such a failure, what was read then comes first.
+        """
+        behind = self._behind
         try:
             with redis_errors():
                 answer = await self._redis.xreadgroup(
-                    RECORDS_GROUP, self._consumer, {RECORDS: ">"}, count=BATCH, block=block_ms
+                    RECORDS_GROUP,
+                    self._consumer,
+                    {RECORDS: "0" if behind else ">"},
+                    count=BATCH,
+                    block=None if behind else block_ms,
                 )
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             await self._make_group()
             return 0
-        return await self._write([(entry, fields[b"r"]) for entry, fields in answer[0][1]]) if answer else 0
+        entries = [(entry, fields[b"r"]) for entry, fields in answer[0][1] if fields] if answer else []
+        self._behind = bool(entries)
+        written = await self._write(entries)
+        self._behind = behind and bool(entries)
+        return written
 
     async def take_over(self) -> int:
         """Write what a consumer read and never acknowledged; how many records."""
@@ -126,6 +139,12 @@ class Drain:
                 good.append((entry, Record.decode(entry[1])))
             except ValueError as error:
                 await self._reject(entry, str(error))
+        await self._settle(good)
+        return len(entries)
+
+    async def _settle(self, good: Sequence[tuple[Entry, Record]]) -> None:
+        if not good:
+            return
         try:
             await self._jobs.settle([record for _, record in good])
         except Unavailable:
@@ -133,12 +152,13 @@ class Drain:
         except Exception as error:  # noqa: BLE001 - one record that Postgres refuses must not hold up the others
             if len(good) == 1:
                 await self._write_bare(*good[0], error)
-                return 1
-            half = len(entries) // 2
-            return await self._write(entries[:half]) + await self._write(entries[half:])
+            else:
+                half = len(good) // 2
+                await self._settle(good[:half])
+                await self._settle(good[half:])
+            return
         self.written += len(good)
         await self._acknowledge(good)
-        return len(entries)
 
     async def _write_bare(self, entry: Entry, record: Record, error: Exception) -> None:
         """End a job whose record Postgres refuses: without what may be wrong with it, and the record put aside."""
@@ -159,7 +179,7 @@ class Drain:
             await self._jobs.settle([bare])
         except Unavailable:
             raise
-        except Exception:  # noqa: BLE001 - then only the operator can tell what to do with it
+        except Exception:
             log.exception("not even a bare record can be written", extra={"job": str(record.id)})
         await self._reject(entry, f"{type(error).__name__}: {error}")
         if bare.status in FINAL:
@@ -167,8 +187,6 @@ class Drain:
                 await self._redis.publish(FINAL_CHANNEL, str(record.id))
 
     async def _acknowledge(self, written: Sequence[tuple[Entry, Record]]) -> None:
-        if not written:
-            return
         ids = [entry[0] for entry, _ in written]
         ended = "".join(str(record.id) for _, record in written if record.status in FINAL)
         with redis_errors():

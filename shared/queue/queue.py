@@ -22,6 +22,11 @@ GENERATION = "cp:generation"
 WORKERS = "cp:workers"
 FINAL_CHANNEL = "cp:final"
 CHANGED_CHANNEL = "cp:changed"
+REBUILT_CHANNEL = "cp:rebuilt"
+
+# A Redis without memory refuses commands that may need some, unless their script has written before: the living must
+# not look dead because of it.
+_BEAT = "redis.call('HDEL', ARGV[1], '') return redis.call('HINCRBY', ARGV[1], ARGV[2], 1)"
 
 
 class Enqueued(StrEnum):
@@ -100,11 +105,7 @@ class Queue:
         for settle in settles:
             args += (str(settle.id), settle.epoch, settle.verb.value, settle.record)
         settled, claimed = await self._run(scripts.EXCHANGE, *args)
-        claims = [
-            Claim(id=claimed[i].decode(), epoch=claimed[i + 1].decode(), raw=claimed[i + 2])
-            for i in range(0, len(claimed), 3)
-        ]
-        return [flag == 1 for flag in settled], claims
+        return [flag == 1 for flag in settled], _claims(claimed)
 
     async def cancel(
         self,
@@ -121,13 +122,22 @@ class Queue:
     async def beat(self, worker: str) -> None:
         """Move the heartbeat of ``worker`` on."""
         with redis_errors():
-            await self.redis.hincrby(WORKERS, worker, 1)  # type: ignore[misc]
+            await self.redis.eval(_BEAT, 0, WORKERS, worker)  # type: ignore[misc]
 
     async def beats(self) -> dict[str, int]:
         """Heartbeats so far, by worker."""
         with redis_errors():
             answer = await self.redis.hgetall(WORKERS)  # type: ignore[misc]
         return {worker.decode(): int(count) for worker, count in answer.items()}
+
+    async def holders(self) -> set[str]:
+        """The workers that hold attempts, whether they have ever beaten or not."""
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            for queue in QUEUES:
+                pipe.hvals(f"cp:{queue}:running")
+            answers = await pipe.execute()
+        return {entry.split(b" ")[1].decode() for entries in answers for entry in entries}
 
     async def expire_worker(self, worker: str, *, seen: int, max_lost: int) -> tuple[int, int] | None:
         """Requeue what a silent worker ran, unless its heartbeat moved past ``seen``.
@@ -151,19 +161,10 @@ class Queue:
             args += (claim.id, claim.epoch, claim.raw)
         return int(await self._run(scripts.REGISTER, queue, worker, *args))
 
-    async def claims_of(self, queue: str, worker: str) -> list[Claim]:
-        """What Redis holds ``worker`` to be running."""
-        with redis_errors():
-            entries = await self.redis.hgetall(f"cp:{queue}:running")  # type: ignore[misc]
-            mine = {
-                job: entry.split(b" ")[0] for job, entry in entries.items() if entry.split(b" ")[1] == worker.encode()
-            }
-            messages = await self.redis.hmget(f"cp:{queue}:messages", list(mine)) if mine else []  # type: ignore[misc]
-        return [
-            Claim(id=job.decode(), epoch=epoch.decode(), raw=raw)
-            for (job, epoch), raw in zip(mine.items(), messages, strict=True)
-            if raw is not None
-        ]
+    async def held(self, queue: str, worker: str, *, generation: str) -> list[Claim]:
+        """What Redis holds ``worker`` to be running, in the generation that it has joined."""
+        answer = await self._run(scripts.HELD, queue, worker, generation)
+        return _claims(answer)
 
     async def retire(self, worker: str) -> None:
         """Forget a worker that ends in good order."""
@@ -209,3 +210,7 @@ class Queue:
     async def is_open(self) -> bool:
         state = await self.generation()
         return state is not None and state[1]
+
+
+def _claims(flat: Sequence[bytes]) -> list[Claim]:
+    return [Claim(id=flat[i].decode(), epoch=flat[i + 1].decode(), raw=flat[i + 2]) for i in range(0, len(flat), 3)]

@@ -34,5 +34,6 @@ EXCHANGE = _load("exchange")
 CANCEL = _load("cancel")
 EXPIRE_WORKER = _load("expire_worker")
 REGISTER = _load("register")
+HELD = _load("held")
 
-SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER)
+SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER, HELD)

@@ -28,12 +28,15 @@ ORDER BY j.id DESC LIMIT $7
 
 -- name: settle_jobs
 -- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are.
--- A synchronous job meets Postgres here for the first time.
+-- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
                        error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
                      $9::int[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::real[], $15::real[],
                      $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[])
+     AS new (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result, error,
+             queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at)
+WHERE new.finished_at IS NOT NULL OR EXISTS (SELECT FROM jobs WHERE jobs.id = new.id)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, attempt = excluded.attempt, lost = excluded.lost,
     epoch = coalesce(excluded.epoch, j.epoch), result = excluded.result, error = excluded.error,

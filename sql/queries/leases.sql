@@ -12,8 +12,8 @@ RETURNING holder
 DELETE FROM leases WHERE name = $1 AND holder = $2
 
 -- name: next_generation
--- A number for a rebuilt queue, above all earlier ones.
-SELECT nextval('queue_generation')
+-- A number for a rebuilt queue, above all earlier ones and above $1, which Redis has seen.
+SELECT setval('queue_generation', greatest(nextval('queue_generation'), $1::bigint + 1))
 
 -- name: make_partitions
 -- Months of records ahead of time.

@@ -21,5 +21,6 @@ end
 redis.call('ZREM', K .. 'user:' .. m.user, id)
 redis.call('ZREM', K .. 'parked:' .. m.fn, id)
 forget(id, m)
-publish_end(id, m, closing_record(id, m, {status = ARGV[3], reason = reason_of(ARGV[4])}))
+publish_end(id, m, closing_record(id, m, {status = ARGV[3], reason = reason_of(ARGV[4]), attempt = m.attempt - 1}))
+wake()
 return 'queued'

@@ -1,4 +1,4 @@
--- Puts jobs on the queue; one that is there already is left alone.
+-- Puts jobs on the queue; one that is there already, or ended a moment ago, is left alone.
 -- ARGV: queue, most records a synchronous job may find waiting, then (id, message) pairs.
 -- Returns one number a job: 1 queued, 0 was there, -1 refused because records wait for Postgres past the bound.
 local gen = generation()
@@ -12,7 +12,7 @@ for i = 3, #ARGV, 2 do
     if m.reply ~= '-' and backlog < 0 then backlog = redis.call('XLEN', RECORDS) end
     if m.reply ~= '-' and backlog > max_backlog then
         answers[#answers + 1] = -1
-    elseif redis.call('HSETNX', MESSAGES, id, message) == 0 then
+    elseif (m.reply == '-' and redis.call('ZSCORE', ENDED, id)) or redis.call('HSETNX', MESSAGES, id, message) == 0 then
         answers[#answers + 1] = 0
     else
         admit(id, m)

@@ -43,12 +43,13 @@ if want > 0 and open then
         local mine, using = K .. 'user:' .. user, K .. 'using:' .. user
         if redis.call('SCARD', using) < user_max then
             local id = redis.call('ZPOPMIN', mine)[1]
-            if id then
-                local message = redis.call('HGET', MESSAGES, id)
+            local message = id and redis.call('HGET', MESSAGES, id)
+            if message then
                 local m = parse(message)
                 if m.deadline > 0 and now > m.deadline then
                     forget(id, m)
-                    publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'queue_timeout'}))
+                    publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'queue_timeout',
+                                                              attempt = m.attempt - 1}))
                 else
                     local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')
                     redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn}, ' '))

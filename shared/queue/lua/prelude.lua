@@ -9,6 +9,7 @@
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
 --   idle              zset  worker by turn                workers that wait for a wake-up
+--   ended             zset  job by time ended             durable jobs that ended within the last minute
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats).
 --
@@ -19,6 +20,7 @@ local QUEUE = ARGV[1]
 local K = 'cp:' .. QUEUE .. ':'
 local MESSAGES, RING, RUNNING, IDLE = K .. 'messages', K .. 'ring', K .. 'running', K .. 'idle'
 local RECORDS = 'cp:records'
+local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
 
 local function clock_ms()
     local t = redis.call('TIME')
@@ -95,7 +97,14 @@ end
 
 local function publish_end(id, m, record)
     redis.call('XADD', RECORDS, '*', 'r', record)
-    if m.reply ~= '-' then redis.call('PUBLISH', 'cp:reply:' .. m.reply, record) end
+    if m.reply ~= '-' then
+        redis.call('PUBLISH', 'cp:reply:' .. m.reply, record)
+        return
+    end
+    -- Its acceptor and the reconciler may both put a durable job on the queue, the slower one after its end.
+    local now = clock_ms()
+    redis.call('ZADD', ENDED, now, id)
+    redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', now - ENDED_KEPT_MS)
 end
 
 -- Wakes the worker that went idle last, if it still listens: its sandboxes are the warmest. Whoever is woken wakes the

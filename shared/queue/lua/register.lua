@@ -11,6 +11,9 @@ for i = 3, #ARGV, 3 do
         local m = parse(message)
         redis.call('HSET', RUNNING, id, table.concat({epoch, ARGV[2], m.user, m.fn}, ' '))
         redis.call('HSET', MESSAGES, id, message)
+        -- It may have been put back as a job that waits before its worker was heard.
+        redis.call('ZREM', K .. 'user:' .. m.user, id)
+        redis.call('ZREM', K .. 'parked:' .. m.fn, id)
         redis.call('SADD', K .. 'using:' .. m.user, id)
         if m.limit > 0 then redis.call('SADD', K .. 'admitted:' .. m.fn, id) end
         taken = taken + 1
