@@ -7,14 +7,12 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 
 from aiohttp import web
 
 from api.app import build_app
-from shared.errors import ContainerPubError
-from shared.logging import configure
-from shared.settings import Settings, load
+from shared.process import run
+from shared.settings import Settings
 
 log = logging.getLogger("api")
 
@@ -47,22 +45,5 @@ async def serve(settings: Settings) -> None:
         await runner.cleanup()
 
 
-def main() -> int:
-    try:
-        settings = load(os.environ, dotenv=Path(".env"), needs_jwt=True)
-    except ContainerPubError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 2
-    configure(level=settings.log_level, form=settings.log_format)
-    import uvloop
-
-    try:
-        uvloop.run(serve(settings))
-    except (ContainerPubError, OSError) as error:
-        log.error("cannot start", extra={"error": str(error)})
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(serve, os.environ, needs_jwt=True))

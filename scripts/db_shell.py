@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def main() -> int:
         sys.stderr.write("psql is not installed; the embedded wheel has none for shells. Connect with:\n")
         sys.stdout.write(dsn + "\n")
         return 1
-    os.execv(psql, [psql, dsn])
+    return subprocess.call([psql, dsn])
 
 
 if __name__ == "__main__":

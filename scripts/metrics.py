@@ -12,20 +12,31 @@ from rich.table import Table
 
 from shared.embedded.postgres import EmbeddedPostgres
 
-COLUMNS = ("job_id", "attempt", "outcome", "start_kind", "queue_ms", "sandbox_ms", "run_ms", "total_ms", "peak_memory_bytes")
+COLUMNS = ("attempt", "outcome", "start_kind", "queue_ms", "sandbox_ms", "run_ms", "total_ms", "peak_memory_bytes")
+    "job_id",
+    "attempt",
+    "outcome",
+    "start_kind",
+    "queue_ms",
+    "sandbox_ms",
+    "run_ms",
+    "total_ms",
+    "peak_memory_bytes",
+]
+QUERY = """
+SELECT i.* FROM invocations i JOIN functions f ON f.id = i.function_id
+WHERE f.name = $1 ORDER BY i.accepted_at
+"""
 
 
 async def main(data: Path, function: str) -> int:
     connection = await asyncpg.connect(EmbeddedPostgres(data.resolve() / "postgres").visit().dsn)
-    rows = await connection.fetch(
-        f"SELECT {', '.join('i.' + name for name in COLUMNS)} FROM invocations i JOIN functions f ON f.id = i.function_id "  # noqa: S608
-        "WHERE f.name = $1 ORDER BY i.accepted_at",
-        function,
-    )
+    rows = await connection.fetch(QUERY, function)
     await connection.close()
-    table = Table(*COLUMNS)
+    table = Table("job_id", *COLUMNS)
     for row in rows:
-        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
+        shown = (row[name] for name in COLUMNS)
+        table.add_row(str(row["job_id"]), *(f"{item:.1f}" if isinstance(item, float) else str(item) for item in shown))
     Console(width=170).print(table)
     return 0 if rows else 1
 

@@ -7,12 +7,9 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 
-from shared.errors import ContainerPubError
-from shared.logging import configure
-from shared.settings import Settings, load
-from worker.engine.contract import EngineUnavailable
+from shared.process import run
+from shared.settings import Settings
 from worker.service import Service
 
 log = logging.getLogger("worker")
@@ -42,22 +39,5 @@ async def serve(settings: Settings) -> None:
     log.info("stopped", extra={"worker": service.id})
 
 
-def main() -> int:
-    try:
-        settings = load(os.environ, dotenv=Path(".env"))
-    except ContainerPubError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 2
-    configure(level=settings.log_level, form=settings.log_format)
-    import uvloop
-
-    try:
-        uvloop.run(serve(settings))
-    except (ContainerPubError, EngineUnavailable, OSError) as error:
-        log.error("cannot go on", extra={"error": str(error)})
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(serve, os.environ))

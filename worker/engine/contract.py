@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+from shared.errors import Unavailable
+
 
 class LogStream(StrEnum):
     STDOUT = "stdout"
@@ -67,7 +69,7 @@ class BuildRejected(Exception):
         self.message = message
 
 
-class EngineUnavailable(Exception):
+class EngineUnavailable(Unavailable):
     """The engine did not answer or failed on its own account: the function is not to blame, a retry makes sense."""
 
 
