@@ -13,16 +13,6 @@ from rich.table import Table
 from shared.embedded.postgres import EmbeddedPostgres
 
 COLUMNS = ("attempt", "outcome", "start_kind", "queue_ms", "sandbox_ms", "run_ms", "total_ms", "peak_memory_bytes")
-    "job_id",
-    "attempt",
-    "outcome",
-    "start_kind",
-    "queue_ms",
-    "sandbox_ms",
-    "run_ms",
-    "total_ms",
-    "peak_memory_bytes",
-]
 QUERY = """
 SELECT i.* FROM invocations i JOIN functions f ON f.id = i.function_id
 WHERE f.name = $1 ORDER BY i.accepted_at
