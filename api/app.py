@@ -27,6 +27,7 @@ from shared.postgres.users import Users
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, FINAL_CHANNEL, Queue
+from shared.scratch import Scratch
 from shared.settings import Settings
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -76,9 +77,12 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _store(app: web.Application) -> AsyncIterator[None]:
+    app[keys.SCRATCH] = Scratch(app[keys.SETTINGS].data_dir)
+    await app[keys.SCRATCH].open()
     app[keys.STORE] = await open_store(store_config(app[keys.SETTINGS]))
     yield
     await app[keys.STORE].close()
+    await app[keys.SCRATCH].close()
 
 
 async def _queue(app: web.Application) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from shared.postgres.invocations import Invocations
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
 from shared.queue.queue import Queue
+from shared.scratch import Scratch
 from shared.settings import Settings
 
 REQUEST_ID = "containerpub.request_id"
@@ -30,6 +31,7 @@ FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)
 INVOCATIONS = web.AppKey("invocations", Invocations)
 STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
+SCRATCH = web.AppKey("scratch", Scratch)
 RESOLVER = web.AppKey("resolver", Resolver)
 ACCEPTOR = web.AppKey("acceptor", Acceptor)
 WAITING = web.AppKey("waiting", Waiting)

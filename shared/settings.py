@@ -51,7 +51,6 @@ class Settings(BaseModel):
     installation_id: str = _setting(
         "containerpub", "Names this installation in container labels: one per set of workers."
     )
-    embedded: bool = _setting(False, "Set by `containerpub up`: all parts run on one machine.")
     data_dir: Path = _setting(Path("./data"), "Folder for what a process keeps on local disk.")
     log_format: Literal["auto", "json", "text"] = _setting(
         "auto", "`json`, `text`, or `auto`: text on a terminal, JSON elsewhere."
@@ -83,8 +82,10 @@ class Settings(BaseModel):
     function_database_url: SecretStr = _setting(
         SecretStr(""), "Database that functions get as `DATABASE_URL`; empty: none."
     )
-    function_db_max_connections: Positive = _setting(5, "Connections one function may hold to that database.")
-    function_db_timeout_ms: Positive = _setting(5000, "Statement timeout that functions get as `DB_TIMEOUT_MS`.")
+    function_db_max_connections: Positive = _setting(
+        5, "Connections one sandbox should hold, told it as `DB_MAX_CONNECTIONS`."
+    )
+    function_db_timeout_ms: Positive = _setting(5000, "Statement timeout that functions are told as `DB_TIMEOUT_MS`.")
 
     # Artifact store
     s3_endpoint: str = _setting("", "S3 API to use; empty: the provider's own.")

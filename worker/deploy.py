@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import orjson
 
@@ -22,6 +19,7 @@ from shared.postgres.functions import Functions
 from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Claim, Queue
 from shared.queue.records import Record
+from shared.scratch import Scratch
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, Engine, EngineUnavailable
 from worker.station import Cleanup
 
@@ -51,6 +49,7 @@ class Deployer:
         functions: Functions,
         store: ArtifactStore,
         queue: Queue,
+        scratch: Scratch,
         limits: BuildLimits,
     ) -> None:
         self._worker = worker
@@ -58,6 +57,7 @@ class Deployer:
         self._functions = functions
         self._store = store
         self._queue = queue
+        self._scratch = scratch
         self._limits = limits
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
@@ -143,10 +143,12 @@ class Deployer:
         return {"function_id": str(version.function_id), "version": version.number}
 
     async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltImage:
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="containerpub-build-"))
-        try:
+        async with self._scratch.folder() as folder:
             artifact = folder / "artifact.tar.gz"
-            await self._store.fetch(artifact_key(version.artifact_sha256), artifact)
+            try:
+                await self._store.fetch(artifact_key(version.artifact_sha256), artifact)
+            except ArtifactCorrupt as error:
+                raise ArtifactMissing(error.message) from error
             plan = BuildPlan(
                 version_id=version.id,
                 function_id=version.function_id,
@@ -161,10 +163,6 @@ class Deployer:
                 max_log_bytes=self._limits.max_log_bytes,
             )
             return await self._engine.build(plan, add)
-        except ArtifactCorrupt as error:
-            raise ArtifactMissing(error.message) from error
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, True)
 
     async def _delete(self, message: JobMessage) -> dict[str, object]:
         images = await self._functions.images(message.function_id)

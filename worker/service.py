@@ -25,6 +25,7 @@ from shared.queue.message import JobMessage
 from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Claim, Queue
 from shared.queue.records import Record
+from shared.scratch import Scratch
 from shared.settings import Settings
 from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
@@ -48,6 +49,7 @@ class Service:
         self._settings = settings
         self.id = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
         self._open = AsyncExitStack()
+        self._scratch = Scratch(settings.data_dir)
         redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
         self._redis = ArqRedis(pool_or_conn=redis.connection_pool)
         self._queue = Queue(
@@ -83,6 +85,9 @@ class Service:
         functions, jobs = Functions(postgres), Jobs(postgres)
         store = await open_store(store_config(settings))
         self._open.push_async_callback(store.close)
+        scratch = self._scratch
+        await scratch.open()
+        self._open.push_async_callback(scratch.close)
         # Alive before the engine has anything of ours: a sweep of another worker must not take it for a dead one's.
         await queue.beat(self.id)
         self._open.push_async_callback(self._retire)
@@ -102,6 +107,7 @@ class Service:
             functions=functions,
             store=store,
             queue=queue,
+            scratch=scratch,
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,
@@ -194,12 +200,12 @@ class Service:
                 continue
             try:
                 living = frozenset(await self._queue.beats()) | {self.id}
-                swept = await self._engine.sweep(living)
+                swept = await self._engine.sweep(living) + await self._scratch.sweep()
             except (Unavailable, EngineUnavailable) as error:
                 log.warning("sweep failed", extra={"error": str(error)})
                 continue
             if swept:
-                log.info("swept", extra={"sandboxes": swept})
+                log.info("swept", extra={"things": swept})
 
 
 def engine_config(settings: Settings, worker: str) -> EngineConfig:
@@ -220,4 +226,10 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
 def function_environment(settings: Settings) -> tuple[tuple[str, str], ...]:
     """What functions get to know of their database, if they have one."""
     url = settings.function_database_url.get_secret_value()
-    return (("DATABASE_URL", url), ("DB_TIMEOUT_MS", str(settings.function_db_timeout_ms))) if url else ()
+    if not url:
+        return ()
+    return (
+        ("DATABASE_URL", url),
+        ("DB_TIMEOUT_MS", str(settings.function_db_timeout_ms)),
+        ("DB_MAX_CONNECTIONS", str(settings.function_db_max_connections)),
+    )

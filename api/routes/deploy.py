@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from aiohttp import BodyPartReader, web
 
 from api import documents, models
 from api.contract import PREFER, Operation
-from api.keys import ACCEPTOR, FUNCTIONS, SETTINGS, STORE
+from api.keys import ACCEPTOR, FUNCTIONS, SCRATCH, SETTINGS, STORE
 from api.routes.jobs import await_end
 from api.session import authenticated
 from shared import archive
@@ -46,8 +44,7 @@ async def deploy(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = app[SETTINGS]
     _, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="containerpub-upload-"))
-    try:
+    async with app[SCRATCH].folder() as folder:
         upload = await _receive(request, folder, settings)
         if upload.archive is None:
             raise BadRequest("The upload has no field archive.", code="missing_field", field="archive")
@@ -71,8 +68,6 @@ async def deploy(request: web.Request) -> web.Response:
             )
         await asyncio.to_thread(_known_runtime, function_settings.runtime)
         await app[STORE].put(artifact_key(canonical.sha256), canonical_file)
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, True)
 
     accepted = await app[FUNCTIONS].deploy(
         user=caller.user.id,

@@ -58,7 +58,6 @@ def part_environment(
         "HOST": host,
         "PORT": str(port),
         "ENGINE": engine.name,
-        "EMBEDDED": "true",
         "PYTHONPATH": f"{PACKAGES}:{path}" if path else str(PACKAGES),
         "PYTHONUNBUFFERED": "1",
     }

@@ -111,7 +111,7 @@ class ProcessEngine:
         await asyncio.to_thread(shutil.rmtree, self._versions / image, ignore_errors=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        return await asyncio.to_thread(self._sweep, live_workers)
+        return await asyncio.to_thread(self._sweep, live_workers) + await self._builder.sweep(live_workers)
 
     async def close(self) -> None:
         await self._builder.close()
