@@ -1,0 +1,523 @@
+"""Each step of the queue on a real Redis: what it moves, what it refuses, whom it wakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.errors import Unavailable
+from shared.jobs import JobKind
+from shared.postgres.pool import Pool
+from shared.queue.message import JobMessage
+from shared.queue.queue import (
+    GENERATION,
+    RECORDS,
+    WORKERS,
+    CancelledWhere,
+    Claim,
+    Enqueued,
+    Queue,
+    Settle,
+    Verb,
+)
+from shared.queue.records import Record
+from shared.queue.scripts import QueueClosed
+from tests.conservation import complaints
+from tests.seeds import message, settle
+
+W = "worker-a"
+
+
+async def generation(queue: Queue) -> str:
+    state = await queue.generation()
+    assert state is not None
+    return state[0]
+
+
+async def claim(queue: Queue, want: int = 1, worker: str = W) -> list[Claim]:
+    _, claims = await queue.exchange("invoke", worker, generation=await generation(queue), want=want)
+    return claims
+
+
+async def end(queue: Queue, *settles: Settle, worker: str = W) -> list[bool]:
+    flags, _ = await queue.exchange("invoke", worker, generation=await generation(queue), want=0, settles=settles)
+    return flags
+
+
+async def records(redis: Redis) -> list[Record]:
+    return [Record.decode(fields[b"r"]) for _, fields in await redis.xrange(RECORDS)]
+
+
+async def conserved(redis: Redis, pool: Pool) -> None:
+    """The queue's own books balance; these jobs were never in Postgres."""
+    found = [line for line in await complaints(redis, pool) if "not open in Postgres" not in line]
+    assert found == []
+
+
+@asynccontextmanager
+async def listening(redis: Redis, *channels: str) -> AsyncIterator[asyncio.Queue[tuple[str, bytes]]]:
+    """What is published on ``channels`` from here on."""
+    heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(*channels)
+        for _ in channels:
+            await pubsub.parse_response()
+
+        async def listen() -> None:
+            while True:
+                answer = await pubsub.parse_response()
+                heard.put_nowait((answer[1].decode(), answer[2]))
+
+        task = asyncio.create_task(listen())
+        try:
+            yield heard
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_enqueue_twice_leaves_one_job(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message()
+    assert await queue.enqueue("invoke", [job]) == [Enqueued.QUEUED]
+    assert await queue.enqueue("invoke", [job, job]) == [Enqueued.THERE, Enqueued.THERE]
+    assert [one.id for one in await claim(queue, 5)] == [str(job.id)]
+    assert await queue.enqueue("invoke", [job]) == [Enqueued.THERE]
+    assert await claim(queue, 5) == []
+    await conserved(redis, pool)
+
+
+async def test_f19_same_job_delivered_ten_times_runs_once_even_after_its_end(queue: Queue) -> None:
+    job = message()
+    runs = 0
+    for _ in range(10):
+        await queue.enqueue("invoke", [job])
+        for one in await claim(queue):
+            runs += 1
+            assert await end(queue, settle(one)) == [True]
+    assert runs == 1
+
+
+async def test_claim_carries_the_message_verbatim(queue: Queue) -> None:
+    job = message(payload='{"body":"ä\\u0000 12345678901234567890123"}'.encode(), request={"path": "/ü"})
+    await queue.enqueue("invoke", [job])
+    (one,) = await claim(queue)
+    assert one.decode() == job
+
+
+async def test_users_take_turns_whatever_each_has_queued(queue: Queue) -> None:
+    many, few = uuid4(), uuid4()
+    await queue.enqueue("invoke", [message(many) for _ in range(20)])
+    late = [message(few), message(few)]
+    await queue.enqueue("invoke", late)
+    users = [one.decode().user_id for one in await claim(queue, 5)]
+    assert users == [many, few, many, few, many]
+
+
+async def test_jobs_of_one_user_come_in_order_of_arrival(queue: Queue) -> None:
+    user = uuid4()
+    jobs = []
+    for _ in range(5):
+        jobs.append(message(user))
+        await asyncio.sleep(0.002)  # ids order by millisecond
+    await queue.enqueue("invoke", jobs[::-1])
+    assert [UUID(one.id) for one in await claim(queue, 5)] == [job.id for job in jobs]
+
+
+async def test_user_limit_holds_over_workers_and_an_end_makes_room(redis: Redis, queue: Queue, pool: Pool) -> None:
+    narrow = Queue(redis, max_running_per_user=2)
+    user = uuid4()
+    await narrow.enqueue("invoke", [message(user) for _ in range(4)])
+    first = await claim(narrow, 1, "worker-a") + await claim(narrow, 5, "worker-b")
+    assert len(first) == 2
+    assert await claim(narrow, 5, "worker-c") == []
+    await end(narrow, settle(first[0]))
+    assert len(await claim(narrow, 5, "worker-c")) == 1
+    await conserved(redis, pool)
+
+
+async def test_user_at_the_limit_holds_up_nobody_else(redis: Redis, queue: Queue) -> None:
+    narrow = Queue(redis, max_running_per_user=1)
+    busy, other = uuid4(), uuid4()
+    await narrow.enqueue("invoke", [message(busy) for _ in range(3)])
+    assert len(await claim(narrow, 3)) == 1
+    await narrow.enqueue("invoke", [message(other)])
+    assert [one.decode().user_id for one in await claim(narrow, 3)] == [other]
+
+
+async def test_function_over_its_limit_parks_and_releases_in_order(queue: Queue, redis: Redis, pool: Pool) -> None:
+    user, function = uuid4(), uuid4()
+    jobs = []
+    for _ in range(4):
+        jobs.append(message(user, function=function, concurrency=2))
+        await asyncio.sleep(0.002)
+    await queue.enqueue("invoke", jobs)
+    running = await claim(queue, 5)
+    assert [UUID(one.id) for one in running] == [job.id for job in jobs[:2]]
+    assert await redis.zcard(f"cp:invoke:parked:{function}") == 2
+    await conserved(redis, pool)
+    await end(queue, settle(running[1]))
+    (third,) = await claim(queue, 5)
+    assert UUID(third.id) == jobs[2].id
+    await end(queue, settle(running[0]), settle(third))
+    (fourth,) = await claim(queue, 5)
+    assert UUID(fourth.id) == jobs[3].id
+    await end(queue, settle(fourth))
+    await conserved(redis, pool)
+    assert await redis.keys("cp:invoke:[aup]*:*") == []
+
+
+async def test_settle_with_a_stale_epoch_changes_nothing(queue: Queue, redis: Redis, pool: Pool) -> None:
+    await queue.enqueue("invoke", [message()])
+    (one,) = await claim(queue)
+    assert await queue.expire_worker(W, seen=0, max_lost=3) == (1, 0)
+    (again,) = await claim(queue, worker="worker-b")
+    before = len(await records(redis))
+    assert await end(queue, settle(one)) == [False]
+    assert await end(queue, settle(one, Verb.HAND_BACK)) == [False]
+    assert len(await records(redis)) == before
+    assert await end(queue, settle(again), worker="worker-b") == [True]
+    assert await end(queue, settle(again), worker="worker-b") == [False]
+    await conserved(redis, pool)
+
+
+async def test_epoch_that_is_a_prefix_of_the_current_one_is_stale(queue: Queue, redis: Redis) -> None:
+    await redis.set("cp:epoch", 9)
+    await queue.enqueue("invoke", [message()])
+    (one,) = await claim(queue)
+    assert one.epoch.endswith("-10")
+    prefix = Claim(id=one.id, epoch=one.epoch[:-1], raw=one.raw)
+    assert await end(queue, settle(prefix)) == [False]
+
+
+async def test_hand_back_costs_no_attempt_and_is_recorded(queue: Queue, redis: Redis, pool: Pool) -> None:
+    await queue.enqueue("invoke", [message()])
+    (one,) = await claim(queue)
+    assert await end(queue, settle(one, Verb.HAND_BACK)) == [True]
+    (again,) = await claim(queue)
+    assert (again.decode().attempt, again.decode().lost) == (1, 0)
+    assert again.epoch != one.epoch
+    (left,) = await records(redis)
+    assert (left.status, left.outcome, left.attempt) == ("queued", "handed_back", 0)
+    await conserved(redis, pool)
+
+
+async def test_cancel_of_a_queued_job_ends_it_and_says_it_never_ran(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])
+    assert await queue.cancel("invoke", job.id) is CancelledWhere.QUEUED
+    assert await claim(queue) == []
+    (left,) = await records(redis)
+    assert (left.id, left.status, left.outcome, left.attempt) == (job.id, "cancelled", None, 0)
+    assert await queue.cancel("invoke", job.id) is CancelledWhere.ABSENT
+    await conserved(redis, pool)
+
+
+async def test_cancel_of_a_parked_job_leaves_the_running_one_alone(queue: Queue, redis: Redis, pool: Pool) -> None:
+    user, function = uuid4(), uuid4()
+    jobs = [message(user, function=function, concurrency=1) for _ in range(2)]
+    await queue.enqueue("invoke", jobs)
+    (one,) = await claim(queue, 5)
+    parked = next(job for job in jobs if str(job.id) != one.id)
+    assert await queue.cancel("invoke", parked.id) is CancelledWhere.QUEUED
+    await conserved(redis, pool)
+    assert await end(queue, settle(one)) == [True]
+    assert await claim(queue, 5) == []
+
+
+async def test_cancel_of_an_admitted_job_releases_a_parked_one_and_wakes_for_it(queue: Queue, redis: Redis) -> None:
+    user, function = uuid4(), uuid4()
+    jobs = [message(user, function=function, concurrency=1) for _ in range(2)]
+    await queue.enqueue("invoke", jobs[:1])
+    await queue.enqueue("invoke", jobs[1:])
+    await redis.zadd("cp:invoke:idle", {W: 1})
+    async with listening(redis, f"cp:worker:{W}") as heard:
+        await queue.cancel("invoke", jobs[0].id)
+        assert await asyncio.wait_for(heard.get(), 5) == (f"cp:worker:{W}", b"wake invoke")
+    assert [UUID(one.id) for one in await claim(queue, 5)] == [jobs[1].id]
+
+
+async def test_cancel_of_a_running_job_tells_its_worker_and_refuses_its_settle(
+    queue: Queue, redis: Redis, pool: Pool
+) -> None:
+    job = message(reply="api-1")
+    await queue.enqueue("invoke", [job])
+    (one,) = await claim(queue)
+    async with listening(redis, f"cp:worker:{W}", "cp:reply:api-1") as heard:
+        answer = await queue.cancel("invoke", job.id, running=("failed", "queue_timeout"))
+        assert answer is CancelledWhere.RUNNING
+        told = dict([await asyncio.wait_for(heard.get(), 5) for _ in range(2)])
+    assert told[f"cp:worker:{W}"] == f"cancel {job.id} {one.epoch}".encode()
+    reply = Record.decode(told["cp:reply:api-1"])
+    assert (reply.status, reply.reason, reply.outcome, reply.epoch) == (
+        "failed",
+        "queue_timeout",
+        "cancelled",
+        one.epoch,
+    )
+    assert await end(queue, settle(one)) == [False]
+    await conserved(redis, pool)
+
+
+async def test_job_past_its_deadline_is_dropped_with_a_record_and_a_reply(
+    queue: Queue, redis: Redis, pool: Pool
+) -> None:
+    job = message(reply="api-1", deadline_ms=1)
+    await queue.enqueue("invoke", [job])
+    async with listening(redis, "cp:reply:api-1") as heard:
+        assert await claim(queue) == []
+        _, reply = await asyncio.wait_for(heard.get(), 5)
+    (left,) = await records(redis)
+    assert left == Record.decode(reply)
+    assert (left.id, left.status, left.reason, left.outcome, left.attempt) == (
+        job.id,
+        "failed",
+        "queue_timeout",
+        None,
+        0,
+    )
+    await conserved(redis, pool)
+
+
+async def test_many_expired_jobs_do_not_hide_a_live_one(queue: Queue) -> None:
+    user = uuid4()
+    for _ in range(3):
+        await queue.enqueue("invoke", [message(user, reply="api-1", deadline_ms=1) for _ in range(100)])
+    alive = message(user)
+    await queue.enqueue("invoke", [alive])
+    claims: list[Claim] = []
+    for _ in range(5):  # each call is bounded
+        claims += await claim(queue)
+    assert [UUID(one.id) for one in claims] == [alive.id]
+
+
+async def test_final_settle_replies_and_records_the_same_bytes(queue: Queue, redis: Redis) -> None:
+    job = message(reply="api-1")
+    await queue.enqueue("invoke", [job])
+    (one,) = await claim(queue)
+    ending = settle(one, result=b'{"n":12345678901234567890123}')
+    async with listening(redis, "cp:reply:api-1") as heard:
+        await end(queue, ending)
+        assert await asyncio.wait_for(heard.get(), 5) == ("cp:reply:api-1", ending.record)
+    assert [fields[b"r"] for _, fields in await redis.xrange(RECORDS)] == [ending.record]
+
+
+async def test_lost_worker_requeues_with_one_more_loss_and_gives_up_at_the_most(
+    queue: Queue, redis: Redis, pool: Pool
+) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])
+    for number in (1, 2):
+        (one,) = await claim(queue)
+        assert (one.decode().attempt, one.decode().lost) == (number, number - 1)
+        assert await queue.expire_worker(W, seen=0, max_lost=3) == (1, 0)
+        await conserved(redis, pool)
+    (one,) = await claim(queue)
+    assert await queue.expire_worker(W, seen=0, max_lost=3) == (0, 1)
+    assert await claim(queue) == []
+    ends = [(left.status, left.outcome, left.reason, left.attempt, left.lost) for left in await records(redis)]
+    assert ends == [
+        ("queued", "lost", None, 1, 1),
+        ("queued", "lost", None, 2, 2),
+        ("failed", "lost", "worker_lost", 3, 3),
+    ]
+    await conserved(redis, pool)
+
+
+async def test_worker_that_beat_meanwhile_is_not_expired(queue: Queue) -> None:
+    await queue.beat(W)
+    await queue.enqueue("invoke", [message()])
+    await claim(queue)
+    await queue.beat(W)
+    assert await queue.expire_worker(W, seen=1, max_lost=3) is None
+    assert await queue.beats() == {W: 2}
+    assert await queue.expire_worker(W, seen=2, max_lost=3) == (1, 0)
+    assert await queue.beats() == {}
+
+
+async def test_worker_that_never_beat_is_known_by_what_it_holds(queue: Queue) -> None:
+    await queue.enqueue("invoke", [message()])
+    await claim(queue, worker="worker-z")
+    assert await queue.beats() == {}
+    assert await queue.holders() == {"worker-z"}
+
+
+async def test_expiry_takes_only_what_the_lost_worker_held(queue: Queue, redis: Redis, pool: Pool) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(4)])
+    mine, theirs = await claim(queue, 2), await claim(queue, 2, "worker-b")
+    assert await queue.expire_worker(W, seen=0, max_lost=3) == (2, 0)
+    assert await end(queue, *(settle(one) for one in mine)) == [False, False]
+    assert await end(queue, *(settle(one) for one in theirs), worker="worker-b") == [True, True]
+    await conserved(redis, pool)
+
+
+async def test_attempts_register_only_while_the_queue_is_closed(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message(concurrency=1)
+    mine = Claim(id=str(job.id), epoch="1-7", raw=job.encode())
+    assert await queue.register("invoke", W, [mine]) == 0
+    await redis.hset(GENERATION, "open", "0")
+    assert await queue.register("invoke", W, [mine, mine]) == 1
+    assert await queue.register("invoke", "worker-b", [mine]) == 0
+    await conserved(redis, pool)
+    assert await end(queue, settle(mine)) == [True]
+
+
+async def test_registering_a_job_that_was_put_back_takes_it_from_there(queue: Queue, redis: Redis, pool: Pool) -> None:
+    function = uuid4()
+    jobs = [message(function=function, concurrency=1) for _ in range(2)]
+    await redis.hset(GENERATION, "open", "0")
+    await queue.enqueue("invoke", jobs)
+    claims = [Claim(id=str(job.id), epoch=f"1-{n}", raw=job.encode()) for n, job in enumerate(jobs)]
+    assert await queue.register("invoke", W, claims) == 2
+    await conserved(redis, pool)
+    await redis.hset(GENERATION, "open", "1")
+    assert await claim(queue, 5, "worker-b") == []
+
+
+async def test_closed_queue_takes_jobs_and_settles_but_gives_none_out(queue: Queue, redis: Redis) -> None:
+    await queue.enqueue("invoke", [message()])
+    (one,) = await claim(queue)
+    await redis.hset(GENERATION, "open", "0")
+    assert await queue.enqueue("invoke", [message()]) == [Enqueued.QUEUED]
+    assert await claim(queue) == []
+    assert await end(queue, settle(one)) == [True]
+    await redis.hset(GENERATION, "open", "1")
+    assert len(await claim(queue)) == 1
+
+
+async def test_queue_without_a_generation_refuses_every_step(queue: Queue, redis: Redis) -> None:
+    gen = await generation(queue)
+    await redis.delete(GENERATION)
+    with pytest.raises(QueueClosed):
+        await queue.enqueue("invoke", [message()])
+    with pytest.raises(QueueClosed):
+        await queue.exchange("invoke", W, generation=gen, want=1)
+    with pytest.raises(QueueClosed):
+        await queue.register("invoke", W, [])
+    with pytest.raises(QueueClosed):
+        await queue.held("invoke", W, generation=gen)
+
+
+async def test_worker_of_an_older_generation_must_join_first(queue: Queue) -> None:
+    gen = await generation(queue)
+    with pytest.raises(QueueClosed):
+        await queue.exchange("invoke", W, generation=str(int(gen) - 1), want=1)
+    with pytest.raises(QueueClosed):
+        await queue.held("invoke", W, generation=str(int(gen) - 1))
+
+
+async def test_redis_that_forgot_the_scripts_has_a_closed_queue(queue: Queue, redis: Redis) -> None:
+    gen = await generation(queue)
+    await redis.script_flush()
+    for step in (
+        queue.enqueue("invoke", [message()]),
+        queue.exchange("invoke", W, generation=gen, want=1),
+        queue.cancel("invoke", uuid4()),
+        queue.expire_worker(W, seen=0, max_lost=3),
+        queue.register("invoke", W, []),
+        queue.held("invoke", W, generation=gen),
+    ):
+        with pytest.raises(QueueClosed):
+            await step
+
+
+async def test_held_names_what_a_worker_runs_and_nothing_else(queue: Queue) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(3)])
+    mine = await claim(queue, 2)
+    await claim(queue, 1, "worker-b")
+    held = await queue.held("invoke", W, generation=await generation(queue))
+    assert sorted(held, key=lambda one: one.id) == sorted(mine, key=lambda one: one.id)
+
+
+async def test_new_job_wakes_exactly_one_idle_worker(queue: Queue, redis: Redis) -> None:
+    names = ["worker-a", "worker-b", "worker-c"]
+    async with listening(redis, *(f"cp:worker:{name}" for name in names), "mark") as heard:
+        for name in names:
+            assert await claim(queue, worker=name) == []
+        await queue.enqueue("invoke", [message()])
+        await redis.publish("mark", "end")
+        first, second = await asyncio.wait_for(heard.get(), 5), await asyncio.wait_for(heard.get(), 5)
+    assert first[1] == b"wake invoke"
+    assert second == ("mark", b"end")
+
+
+async def test_idle_worker_that_no_longer_listens_is_passed_over(queue: Queue, redis: Redis) -> None:
+    async with listening(redis, "cp:worker:alive") as heard:
+        for name in ("alive", "dead-1", "dead-2"):
+            await claim(queue, worker=name)
+        await queue.enqueue("invoke", [message()])
+        assert await asyncio.wait_for(heard.get(), 5) == ("cp:worker:alive", b"wake invoke")
+
+
+async def test_woken_worker_wakes_the_next_while_there_is_work(queue: Queue, redis: Redis) -> None:
+    async with listening(redis, "cp:worker:worker-a", "cp:worker:worker-b") as heard:
+        await claim(queue, worker="worker-a")
+        await claim(queue, worker="worker-b")
+        await queue.enqueue("invoke", [message(), message()])
+        woken, _ = await asyncio.wait_for(heard.get(), 5)
+        assert len(await claim(queue, worker=woken.removeprefix("cp:worker:"))) == 1
+        assert (await asyncio.wait_for(heard.get(), 5))[0] != woken
+
+
+async def test_full_stream_refuses_synchronous_jobs_and_takes_durable_ones(queue: Queue, redis: Redis) -> None:
+    bounded = Queue(redis, max_stream_backlog=2)
+    for _ in range(3):
+        await redis.xadd(RECORDS, {"r": b"x"})
+    waited_for, durable = message(reply="api-1"), message()
+    assert await bounded.enqueue("invoke", [waited_for, durable]) == [Enqueued.BACKLOG, Enqueued.QUEUED]
+    assert await queue.present("invoke", [waited_for.id, durable.id]) == [False, True]
+
+
+async def test_job_that_vanished_from_under_its_place_is_skipped(queue: Queue, redis: Redis) -> None:
+    user = uuid4()
+    gone, there = message(user), message(user)
+    await queue.enqueue("invoke", [gone, there])
+    await redis.hdel("cp:invoke:messages", str(gone.id))
+    claims = await claim(queue, 2) + await claim(queue, 2)
+    assert [UUID(one.id) for one in claims] == [there.id]
+
+
+async def test_builds_have_slots_of_their_own(queue: Queue) -> None:
+    build = message(kind=JobKind.DEPLOY, payload=b"")
+    await queue.enqueue("build", [build])
+    assert await claim(queue) == []
+    gen = await generation(queue)
+    _, claims = await queue.exchange("build", W, generation=gen, want=1)
+    assert [one.decode().kind for one in claims] == [JobKind.DEPLOY]
+
+
+async def test_reads_tell_running_from_waiting(queue: Queue) -> None:
+    jobs: list[JobMessage] = [message(), message()]
+    await queue.enqueue("invoke", jobs)
+    (one,) = await claim(queue)
+    flags = await queue.running("invoke", [job.id for job in jobs])
+    assert [str(job.id) == one.id for job in jobs] == flags
+    assert await queue.running_of_user("invoke", one.decode().user_id) == [UUID(one.id)]
+    assert await queue.present("invoke", [jobs[0].id, uuid4()]) == [True, False]
+
+
+async def test_retired_worker_is_forgotten(queue: Queue, redis: Redis) -> None:
+    await queue.beat(W)
+    await claim(queue)
+    await queue.retire(W)
+    assert await queue.beats() == {}
+    assert await redis.exists(WORKERS, "cp:invoke:idle") == 0
+
+
+async def test_f10_redis_without_memory_still_hears_heartbeats_and_settles(queue: Queue, redis: Redis) -> None:
+    await queue.enqueue("invoke", [message(), message()])
+    (one,) = await claim(queue)
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await queue.enqueue("invoke", [message()])
+        await queue.beat(W)
+        assert await end(queue, settle(one)) == [True]
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert await queue.beats() == {W: 1}
+    assert [left.status for left in await records(redis)] == ["succeeded"]
