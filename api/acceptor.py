@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from uuid import UUID
 
-from shared.errors import Unavailable
+from shared.errors import TooMany, Unavailable
 from shared.postgres.jobs import Jobs
 from shared.queue.coalesce import Coalescer
 from shared.queue.message import JobMessage
@@ -20,18 +21,49 @@ log = logging.getLogger(__name__)
 
 MOST_IN_ONE_COMMIT = 500
 CLOSED_RETRY_S = 0.1
+DEPTH_S = 0.25
+DEPTHS_REMEMBERED = 10_000
 
 
 class Acceptor:
-    """:param patience_s: how long a synchronous call waits for a queue that is being rebuilt."""
+    """Takes jobs in.
 
-    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float) -> None:
+    :param patience_s: how long a synchronous call waits for a queue that is being rebuilt.
+    :param max_queued: jobs of one user that may wait.
+    """
+
+    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float, max_queued: int) -> None:
         self._jobs = jobs
         self._queue = queue
         self._patience_s = patience_s
         self._commit: Coalescer[JobMessage, None] = Coalescer(self._accept, most=MOST_IN_ONE_COMMIT, name="accept")
         self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
         self._later: set[asyncio.Task[None]] = set()
+        self._max_queued = max_queued
+        self._depths: dict[tuple[UUID, UUID], tuple[float, int]] = {}
+
+    async def admit(self, user: UUID, function: UUID) -> None:
+        """Refuse a user whose queue is full. The depth is looked at a few times a second, so a burst may pass it a
+        little; with Redis away nobody is refused.
+
+        :raises TooMany: saying when to try again.
+        """
+        now = asyncio.get_running_loop().time()
+        known = self._depths.get((user, function))
+        if known is None or now >= known[0]:
+            try:
+                depth = await self._queue.depth("invoke", user, function)
+            except Unavailable:
+                return
+            if len(self._depths) >= DEPTHS_REMEMBERED:
+                self._depths.clear()
+            known = self._depths[user, function] = (now + DEPTH_S, depth)
+        if known[1] >= self._max_queued:
+            raise TooMany(
+                f"You have {known[1]} jobs waiting, and may have {self._max_queued}; let some end first.",
+                code="queue_full",
+                retry_after_s=1,
+            )
 
     async def accept(self, message: JobMessage) -> None:
         """Commit a durable job; it is accepted when this returns, whatever becomes of Redis.

@@ -111,7 +111,12 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         on_standing=back,
         on_loss=waiting.connection_lost,
     )
-    app[keys.ACCEPTOR] = Acceptor(app[keys.JOBS], queue, patience_s=settings.dependency_timeout_seconds)
+    app[keys.ACCEPTOR] = Acceptor(
+        app[keys.JOBS],
+        queue,
+        patience_s=settings.dependency_timeout_seconds,
+        max_queued=settings.max_queued_per_user,
+    )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
     await push.start()
     yield

@@ -45,6 +45,7 @@ async def invoke(request: web.Request) -> web.Response:
     if wait_s == 0:
         respond_async, wait_s = True, None
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
+    await app[ACCEPTOR].admit(caller.user.id, target.function_id)
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
     accepted_ms = now_ms()
     message = JobMessage(

@@ -175,6 +175,14 @@ class Queue:
                 pipe.zrem(f"cp:{queue}:idle", worker)
             await pipe.execute()
 
+    async def depth(self, queue: str, user: UUID, function: UUID) -> int:
+        """Jobs of ``user`` that wait for a slot, those of ``function`` over its concurrency limit among them."""
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.zcard(f"cp:{queue}:user:{user}")
+            pipe.zcard(f"cp:{queue}:parked:{function}")
+            return sum(await pipe.execute())
+
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
         """Whether each job is anywhere on ``queue``."""
         if not jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -115,3 +116,24 @@ async def test_deleted_function_is_gone_and_its_name_free(client: Client) -> Non
     assert (await client.job(deleted.json["job_id"], wait=10))["status"] == "succeeded"
     assert (await client.invoke("echo")).status == 404
     assert (await client.deploy("echo", {"main.py": ECHO})).json["version"] == 1
+
+
+async def test_q2_user_over_the_queue_quota_is_refused_and_others_are_not(database: str, redis_url: str) -> None:
+    async with (
+        Platform(
+            database_url=database, redis_url=redis_url, engine="process", env={"MAX_QUEUED_PER_USER": "3"}
+        ) as platform,
+        platform.client() as flooding,
+        platform.client() as other,
+    ):
+        await flooding.register()
+        await other.register()
+        await flooding.deploy("slow", {"main.py": ECHO}, settings={"handler": "main:slow", "concurrency": 1})
+        await other.deploy("echo", {"main.py": ECHO})
+        deadline = asyncio.get_running_loop().time() + 10
+        refused = await flooding.invoke("slow", 4, prefer="respond-async")
+        while refused.status == 202 and asyncio.get_running_loop().time() < deadline:
+            refused = await flooding.invoke("slow", 4, prefer="respond-async")
+        assert (refused.status, refused.json["code"]) == (429, "queue_full"), refused
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert (await other.invoke("echo", 1)).status == 200
