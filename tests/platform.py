@@ -63,6 +63,11 @@ class Platform:
             **(env or {}),
         }
 
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that the processes run with."""
+        return dict(self._env)
+
     async def __aenter__(self) -> Self:
         for name in ("api", "scheduler", *self._worker_names):
             self.start(name)
