@@ -11,6 +11,7 @@ import sys
 from aiohttp import web
 
 from api.app import build_app
+from api.server import Runner
 from shared.process import run
 from shared.settings import Settings
 
@@ -21,8 +22,9 @@ _SHUTDOWN_S = 15.0
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was accepted."""
-    runner = web.AppRunner(
+    runner = Runner(
         build_app(settings),
+        request_timeout_s=settings.request_timeout_seconds,
         access_log=None,
         # A client that goes away cancels its call: see api.routes.invoke.
         handler_cancellation=True,

@@ -11,10 +11,11 @@ from http import HTTPStatus
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from api.keys import CORS_ORIGINS, REQUEST_ID
-from shared.errors import ContainerPubError, http_status
+from shared.errors import BadRequest, ContainerPubError, http_status
 from shared.ids import new_id
 
 log = logging.getLogger("api.request")
@@ -31,11 +32,11 @@ def problem(error: ContainerPubError, request_id: str, *, status: int | None = N
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": error.code,
-        "detail": error.message,
+        "detail": _text(error.message),
         "request_id": request_id,
     }
     if error.field is not None:
-        document["field"] = error.field
+        document["field"] = _text(error.field)
     document.update(error.extra)
     response = web.Response(body=orjson.dumps(document), status=status, content_type="application/problem+json")
     if error.retry_after_s is not None:
@@ -43,6 +44,11 @@ def problem(error: ContainerPubError, request_id: str, *, status: int | None = N
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _text(text: str) -> str:
+    # Bytes of a request line that are not UTF-8 arrive as lone surrogates, which JSON text cannot hold.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _http_problem(error: web.HTTPException, request_id: str) -> web.Response:
@@ -74,6 +80,9 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
             response = await handler(request)
     except ContainerPubError as error:
         response = problem(error, request_id)
+    except (web.RequestPayloadError, HttpProcessingError):
+        sentence = "The body of the request is broken: its encoding or its framing is wrong."
+        response = problem(BadRequest(sentence, code="broken_body"), request_id)
     except web.HTTPException as error:
         response = _http_problem(error, request_id) if error.status >= 400 else error
     except (asyncio.CancelledError, ConnectionResetError):

@@ -22,7 +22,7 @@ class RegisterBody(Body):
 
 
 class LoginBody(Body):
-    email: Annotated[str, Field(max_length=254)]
+    email: Annotated[str, Field(max_length=254, pattern=r"^[^\x00]*$")]
     password: Annotated[str, Field(max_length=1024)]
 
 

@@ -7,6 +7,7 @@
     ├── Unauthenticated       no or no valid credentials             401
     ├── Forbidden             known, and still not allowed           403
     ├── NotFound              not there, or not yours                404
+    ├── RequestTimeout        the request did not arrive in time     408
     ├── Conflict              the state does not allow it            409
     ├── TooLarge              over a named size limit                413
     ├── Invalid               well-formed but unacceptable content   422
@@ -70,6 +71,10 @@ class NotFound(ContainerPubError):
     default_code = "not_found"
 
 
+class RequestTimeout(ContainerPubError):
+    default_code = "request_timeout"
+
+
 class Conflict(ContainerPubError):
     default_code = "conflict"
 
@@ -115,6 +120,7 @@ HTTP_STATUS: dict[type[ContainerPubError], int] = {
     Unauthenticated: 401,
     Forbidden: 403,
     NotFound: 404,
+    RequestTimeout: 408,
     Conflict: 409,
     TooLarge: 413,
     Invalid: 422,

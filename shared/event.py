@@ -30,7 +30,7 @@ def describe(event: dict[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {}
     headers = event.get("headers")
     if isinstance(headers, dict) and headers:
-        kept = {str(name).lower(): _short(value) for name, value in list(headers.items())[:_MAX_ITEMS]}
+        kept = {_short(name).lower(): _short(value) for name, value in list(headers.items())[:_MAX_ITEMS]}
         described["headers"] = {name: value for name, value in kept.items() if name not in _CREDENTIALS}
         if "content-type" in kept:
             described["content_type"] = kept["content-type"]

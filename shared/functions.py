@@ -24,7 +24,14 @@ class FunctionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     runtime: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$", description="Folder name under runtimes/.")]
-    handler: Annotated[str, Field(max_length=200, description="module:attribute, empty for the one marked @function.")]
+    handler: Annotated[
+        str,
+        Field(
+            max_length=200,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="module:attribute, empty for the one marked @function.",
+        ),
+    ]
     timeout_s: Annotated[float, Field(gt=0, description="Run time of an invocation in seconds.")]
     memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
     cpus: Annotated[float, Field(gt=0, le=64, description="CPUs of a sandbox.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -29,7 +30,10 @@ class JsonFormatter(logging.Formatter):
         document.update(_fields(record))
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(document, default=str).decode()
+        try:
+            return orjson.dumps(document, default=str).decode()
+        except orjson.JSONEncodeError:  # a lone surrogate: json escapes it
+            return json.dumps(document, default=str)
 
 
 class TextFormatter(logging.Formatter):

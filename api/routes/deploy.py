@@ -49,7 +49,7 @@ async def deploy(request: web.Request) -> web.Response:
         if upload.archive is None:
             raise BadRequest("The upload has no field archive.", code="missing_field", field="archive")
         canonical_file = folder / "canonical.tar.gz"
-        canonical = await asyncio.to_thread(archive.rewrite, upload.archive, canonical_file, _limits(settings))
+        canonical = await _rewrite(upload.archive, canonical_file, _limits(settings))
         function_settings, name = project_settings(
             settings,
             file_name=canonical.project_file_name,
@@ -119,6 +119,7 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
     if request.content_length is not None and request.content_length > settings.max_upload_bytes + 2 * _MAX_TEXT:
         raise _too_large(settings)
     upload = _Upload()
+    texts: dict[str, bytes] = {}
     try:
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
@@ -131,14 +132,24 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
                 upload.archive = folder / "upload"
                 await _save(part, upload.archive, settings)
                 continue
-            data = await _read_text(part)
-            if part.name == "settings":
-                upload.settings = data or None
-            else:
-                upload.name = data.decode("utf-8", "replace").strip() or None
+            if part.name in texts:
+                raise BadRequest(f"{part.name} was sent twice.", code="duplicate_field", field=part.name)
+            texts[part.name] = await _read_text(part)
     except ValueError as error:
         raise BadRequest(f"The multipart body is broken: {error}", code="broken_multipart") from error
+    upload.settings = texts.get("settings") or None
+    upload.name = texts.get("name", b"").decode("utf-8", "replace").strip() or None
     return upload
+
+
+async def _rewrite(upload: Path, target: Path, limits: archive.ArchiveLimits) -> archive.CanonicalArchive:
+    """Rewrite off the event loop. When the caller goes away the thread is waited for: it writes to its folder."""
+    work = asyncio.ensure_future(asyncio.to_thread(archive.rewrite, upload, target, limits))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 async def _save(part: BodyPartReader, target: Path, settings: Settings) -> None:

@@ -56,7 +56,7 @@ async def list_functions(request: web.Request) -> web.Response:
     settings = request.app[SETTINGS]
     limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
     after = documents.decode_cursor(request.query.get("cursor")) or ""
-    if not isinstance(after, str):
+    if not isinstance(after, str) or "\0" in after:
         raise documents.bad_cursor()
     found = await request.app[FUNCTIONS].list(caller.user.id, after=after, limit=limit + 1)
     following = documents.encode_cursor(found[limit - 1].name) if len(found) > limit else None
@@ -117,7 +117,7 @@ async def read_version(request: web.Request) -> web.Response:
     if text.isascii() and text.isdigit() and len(text) < 10:
         version = await request.app[FUNCTIONS].version(function.id, int(text))
     if version is None:
-        raise NotFound(f"The function {function.name} has no version {text[:20]}.", code="version_not_found")
+        raise NotFound(f"The function {function.name} has no version {text[:20]!r}.", code="version_not_found")
     return documents.answer(version_view(version))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from shared.errors import BadRequest
 from shared.postgres.invocations import NEWEST_INVOCATION, NEWEST_LOG
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+_NUMBERS = (2**62, 2**31)  # bounds of a cursor's epoch and sequence number
 _TIMINGS = ("queue_ms", "sandbox_ms", "run_ms", "total_ms", "cpu_ms")
 
 
@@ -25,10 +26,12 @@ def _position(cursor: Any, parts: int) -> tuple[Any, ...] | None:
         return None
     try:
         at, job, *numbers = cursor
-        if len(numbers) != parts - 2 or not all(isinstance(number, int) and 0 <= number < 2**62 for number in numbers):
+        if len(numbers) != parts - 2 or not all(
+            isinstance(number, int) and 0 <= number < most for number, most in zip(numbers, _NUMBERS, strict=False)
+        ):
             raise ValueError
-        return (datetime.fromisoformat(at), UUID(job), *numbers)
-    except (ValueError, TypeError, AttributeError):
+        return (datetime.fromisoformat(at).astimezone(UTC), UUID(job), *numbers)
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise documents.bad_cursor() from None
 
 

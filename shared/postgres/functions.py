@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import UUID
 
 import orjson
 
-from shared.functions import Function, FunctionSettings, RunnableVersion, Target, Version
+from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
 from shared.ids import new_id
 from shared.jobs import JobKind
 from shared.postgres.pool import Pool, postgres_errors
@@ -85,12 +86,16 @@ class Functions:
 
     async def get(self, user: UUID, reference: str) -> Function | None:
         """A user's function by id or name."""
+        if not _is_reference(reference):
+            return None
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["function_by_reference"], user, _as_uuid(reference), reference)
         return None if row is None else _function(row)
 
     async def resolve(self, user: UUID, reference: str) -> Target | None:
         """What an invoke of ``reference`` runs now."""
+        if not _is_reference(reference):
+            return None
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["resolve_live"], user, _as_uuid(reference), reference)
         if row is None:
@@ -167,6 +172,11 @@ class Functions:
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["artifacts_only_of_function"], function)
         return [row["artifact_sha256"] for row in rows]
+
+
+def _is_reference(text: str) -> bool:
+    """Whether a function could be called that: Postgres takes no NUL, and no bytes that are not UTF-8."""
+    return re.fullmatch(NAME_PATTERN, text) is not None or _as_uuid(text) is not None
 
 
 def _as_uuid(reference: str) -> UUID | None:
