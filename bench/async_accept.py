@@ -1,0 +1,61 @@
+"""Asynchronous accepts: 202s a second, each of a job that Postgres has by then."""
+
+from __future__ import annotations
+
+import json
+
+from bench import functions, load, recorded
+from bench.caller import Caller
+from bench.figure import Better, Figure
+from bench.platform import Platform
+from bench.run import Run
+
+_TARGETS = ((16, 6_000.0, 1_500.0), (64, 9_000.0, None))
+
+
+async def measure(run: Run) -> list[Figure]:
+    """With the worker at work on what is accepted; and, for comparison in the details, with the worker stopped."""
+    figures = []
+    for clients, target, floor in _TARGETS:
+        baseline = await run.baselines.inserts(clients)
+        async with run.platform() as platform, platform.caller() as caller:
+            await caller.deploy("hello", functions.HELLO)
+            await caller.invoke("hello", functions.HELLO_BODY, functions.HELLO_RESULT)
+            run.say(f"asynchronous accept, {clients} clients")
+            working = await _accept(run, platform, caller, clients)
+            await recorded.settled(platform, timeout_s=180)
+            await recorded.all_succeeded(platform)
+            run.say(f"asynchronous accept, {clients} clients, worker stopped")
+            await platform.stop("worker-1")
+            stopped = await _accept(run, platform, caller, clients)
+        figures.append(
+            Figure(
+                key=f"async_accept_{clients}",
+                what=f"asynchronous accept, {clients} clients, each committed",
+                value=working.rate,
+                unit="/s",
+                better=Better.MORE,
+                target=target,
+                floor=floor,
+                baseline=baseline,
+                details={"working": working.summary(), "worker_stopped": stopped.summary()},
+            )
+        )
+    return figures
+
+
+async def _accept(run: Run, platform: Platform, caller: Caller, clients: int) -> load.Outcome:
+    outcome = await load.run(
+        load.Load(
+            port=platform.port,
+            request=caller.request("hello", functions.HELLO_BODY, prefer="respond-async"),
+            connections=clients,
+            duration_s=run.pick(3, 8),
+            count=40_000,
+            status=202,
+            contains=functions.ACCEPTED_ANSWER,
+            collect=True,
+        )
+    )
+    await recorded.all_committed(platform, [json.loads(body)["job_id"] for body in outcome.bodies])
+    return outcome

@@ -1,0 +1,79 @@
+"""What one user's full queue does to another user's calls."""
+
+from __future__ import annotations
+
+from bench import functions, load, recorded
+from bench.caller import Caller
+from bench.figure import Baseline, Better, Figure
+from bench.platform import Platform
+from bench.run import Run
+
+JOBS = 100_000
+_SLEEP_S = 1.0
+_LIMITED = 5
+
+
+async def measure(run: Run) -> list[Figure]:
+    """Once with jobs that may all run and take every slot they get, once with jobs parked on their function's limit.
+
+    They sleep, so that what is measured is the queue, and not two users' shares of two cores.
+    """
+    jobs = run.pick(5_000, JOBS)
+    return [
+        await _measure(
+            run, "backlog_parked", jobs, {"concurrency": _LIMITED}, f"over its function's limit of {_LIMITED}"
+        ),
+        await _measure(run, "backlog_runnable", jobs, {}, "free to run"),
+    ]
+
+
+async def _measure(run: Run, key: str, jobs: int, settings: dict[str, int], which: str) -> Figure:
+    async with run.platform() as platform, platform.caller() as flood, platform.caller() as other:
+        await other.deploy("hello", functions.HELLO)
+        await flood.deploy("sleeper", functions.SLEEP, **settings)
+        run.say(f"{jobs:,} jobs of another user, {which}")
+        empty = await _call(run, platform, other)
+        await _fill(platform, flood, jobs)
+        full = await _call(run, platform, other)
+        waiting = await platform.unfinished()
+        await recorded.all_succeeded(platform)
+    return Figure(
+        key=key,
+        what=f"synchronous p50 with {jobs:,} jobs of another user, {which}",
+        value=full.p50_ms / empty.p50_ms,
+        unit="x",
+        better=Better.LESS,
+        target=1.2,
+        baseline=Baseline(name="itself, empty queue", value=1.0),
+        details={"empty": empty.summary(), "full": full.summary(), "jobs_waiting": waiting},
+    )
+
+
+async def _call(run: Run, platform: Platform, caller: Caller) -> load.Outcome:
+    return await load.run(
+        load.Load(
+            port=platform.port,
+            request=caller.request("hello", functions.HELLO_BODY),
+            connections=1,
+            warmup_s=2,
+            duration_s=run.pick(4, 10),
+            contains=functions.HELLO_ANSWER,
+        )
+    )
+
+
+async def _fill(platform: Platform, caller: Caller, jobs: int) -> None:
+    outcome = await load.run(
+        load.Load(
+            port=platform.port,
+            request=caller.request("sleeper", _SLEEP_S, prefer="respond-async"),
+            connections=64,
+            duration_s=300,
+            count=jobs,
+            status=202,
+            contains=functions.ACCEPTED_ANSWER,
+        )
+    )
+    found = await platform.database.fetchval("SELECT count(*) FROM jobs WHERE status <> 'succeeded'")
+    if outcome.answers != jobs or found == 0:
+        raise RuntimeError(f"{outcome.answers} of {jobs} jobs were accepted, {found} wait")

@@ -1,0 +1,82 @@
+"""One account of the platform: deploys functions, calls them, and makes the request bytes for the load generator."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import Any, Self
+from uuid import uuid4
+
+import aiohttp
+
+from bench.figure import WrongAnswer
+
+_TIMEOUT = aiohttp.ClientTimeout(total=120)
+
+
+class Caller:
+    """Registers itself on entry. Use as an async context manager."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._token = ""
+        self._http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(f"http://127.0.0.1:{self._port}", timeout=_TIMEOUT)
+        try:
+            name = f"bench-{uuid4().hex[:10]}"
+            account = {"email": f"{name}@example.com", "username": name, "password": uuid4().hex}
+            self._token = (await self.call("POST", "/api/auth/register", 201, json=account))["access_token"]
+        except BaseException:
+            await self._http.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._http.close()
+
+    async def call(self, method: str, path: str, status: int, **arguments: Any) -> Any:
+        """The JSON of an answer that must have ``status``; raises :class:`WrongAnswer`."""
+        headers = arguments.pop("headers", {})
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        async with self._http.request(method, path, headers=headers, **arguments) as response:
+            body = await response.read()
+            if response.status != status:
+                raise WrongAnswer(f"{method} {path}: {response.status} instead of {status}: {body[:500]!r}")
+            return json.loads(body)
+
+    async def deploy(self, name: str, code: str, **settings: object) -> Any:
+        """Deploy a ``main.py`` and wait until it is active."""
+        form = aiohttp.FormData()
+        form.add_field("name", name)
+        form.add_field("settings", json.dumps(settings))
+        form.add_field("archive", _pack(code), filename="function.tar.gz")
+        return await self.call("POST", "/api/functions/deploy", 201, data=form, headers={"Prefer": "wait=100"})
+
+    async def invoke(self, name: str, body: object, expect: object) -> None:
+        """Call a function and wait for its result, which must be ``expect``."""
+        answer = await self.call("POST", f"/api/functions/{name}/invoke", 200, json={"body": body})
+        if answer.get("result") != expect:
+            raise WrongAnswer(f"{name} answered {answer} instead of {expect!r}")
+
+    def request(self, name: str, body: object, *, prefer: str = "") -> str:
+        """The bytes of an invoke, as text."""
+        content = json.dumps({"body": body})
+        return (
+            f"POST /api/functions/{name}/invoke HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+            f"Authorization: Bearer {self._token}\r\nContent-Type: application/json\r\n"
+            + (f"Prefer: {prefer}\r\n" if prefer else "")
+            + f"Content-Length: {len(content.encode())}\r\n\r\n{content}"
+        )
+
+
+def _pack(code: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        member = tarfile.TarInfo("main.py")
+        member.size = len(code.encode())
+        archive.addfile(member, io.BytesIO(code.encode()))
+    return buffer.getvalue()
