@@ -28,7 +28,8 @@ LABEL org.opencontainers.image.title="ContainerPub" \
 # A fixed id: files that are shared with the host, as the sandboxes' sockets are, can be given to it by number.
 RUN groupadd --gid 10001 containerpub \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/containerpub --create-home \
-        --shell /usr/sbin/nologin containerpub
+        --shell /usr/sbin/nologin containerpub \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/containerpub/data
 COPY --from=build /opt/containerpub /opt/containerpub
 ENV PATH=/opt/containerpub/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
