@@ -145,6 +145,8 @@ class Platform:
         finally:
             self.processes.clear()
             shutil.rmtree(self.folder, ignore_errors=True)
+            if self._env["ENGINE"] == "docker":
+                await asyncio.to_thread(remove_images, self.installation)
 
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "TMPDIR")
@@ -154,3 +156,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def remove_images(installation: str) -> None:
+    """Images of a test's installation: nobody will call its functions again."""
+    label = f"label=containerpub.installation={installation}"
+    listed = subprocess.run(["docker", "images", "--quiet", "--filter", label], capture_output=True, text=True)
+    images = sorted(set(listed.stdout.split()))
+    if images:
+        subprocess.run(["docker", "rmi", "--force", *images], capture_output=True)

@@ -310,7 +310,7 @@ async def test_b4_a_build_over_its_time_is_killed_and_leaves_no_container(
     builder: ImageBuilder, docker: Docker, config: EngineConfig, plan: Plans
 ) -> None:
     with pytest.raises(BuildRejected, match="took longer than 1 s"):
-        await builder.build(plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.6\n"}, timeout_s=1), ignore)
+        await builder.build(plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.5\n"}, timeout_s=1), ignore)
     assert not await docker.containers.list(
         all=True, filters={"label": [f"containerpub.installation={config.installation}"]}
     )

@@ -59,8 +59,6 @@ class Child:
     def kill(self) -> None:
         if self._killing is not None or self._process is None:
             return
-        if self._namespaces.contains_processes:
-            self._kill_group(self._process)
         self._killing = asyncio.ensure_future(asyncio.to_thread(self._kill_all, self._process))
 
     async def exit_status(self) -> ExitStatus:
@@ -94,7 +92,13 @@ class Child:
         write_pid(self._folder, process.pid)
 
     def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
-        if not self._namespaces.contains_processes:
+        if self._namespaces.contains_processes:
+            # The namespace's first process takes all others along, and its parent ends once they are gone: killed
+            # together, the parent could be gone before them.
+            _kill_children(process.pid)
+            if _wait(process, _KILL_WAIT_S / 2) is not None:
+                return
+        else:
             kill_descendants(process.pid)
         self._kill_group(process)
         if _wait(process, _KILL_WAIT_S) is None:
@@ -119,6 +123,14 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         return None
+
+
+def _kill_children(pid: int) -> None:
+    try:
+        for child in psutil.Process(pid).children():
+            child.kill()
+    except psutil.NoSuchProcess:
+        return
 
 
 def kill_descendants(pid: int) -> None:
