@@ -20,9 +20,9 @@ async def complaints(redis: Redis, connection: asyncpg.Connection) -> list[str]:
         durable = {str(row["id"]) for row in rows if (row["kind"] == "invoke") == (queue == "invoke")}
         messages = {
             job.decode(): JobMessage.decode(job.decode(), raw)
-            for job, raw in (await redis.hgetall(f"cp:{queue}:messages")).items()
+            for job, raw in (await redis.hgetall(f"cp:{queue}:messages")).items()  # type: ignore[misc]
         }
-        running = {job.decode() for job in await redis.hkeys(f"cp:{queue}:running")}
+        running = {job.decode() for job in await redis.hkeys(f"cp:{queue}:running")}  # type: ignore[misc]
         places = Counter(running)
         waiting: set[str] = set()
         for kind in ("user", "parked"):
@@ -51,12 +51,12 @@ async def _sets(
     found = []
     using: set[str] = set()
     async for key in redis.scan_iter(match=f"cp:{queue}:using:*"):
-        using.update(member.decode() for member in await redis.smembers(key))
+        using.update(member.decode() for member in await redis.smembers(key))  # type: ignore[misc]
     found += [f"{job} counts against its user and does not run" for job in using - running]
     found += [f"{job} runs and does not count against its user" for job in running - using]
     admitted: set[str] = set()
     async for key in redis.scan_iter(match=f"cp:{queue}:admitted:*"):
-        admitted.update(member.decode() for member in await redis.smembers(key))
+        admitted.update(member.decode() for member in await redis.smembers(key))  # type: ignore[misc]
     limited = {job for job in running | waiting if job in messages and messages[job].concurrency > 0}
     found += [f"{job} counts against its function and is not admitted" for job in admitted - limited]
     found += [f"{job} is admitted and does not count against its function" for job in limited - admitted]

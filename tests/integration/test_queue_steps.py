@@ -359,7 +359,7 @@ async def test_attempts_register_only_while_the_queue_is_closed(queue: Queue, re
     job = message(concurrency=1)
     mine = Claim(id=str(job.id), epoch="1-7", raw=job.encode())
     assert await queue.register("invoke", W, [mine]) == 0
-    await redis.hset(GENERATION, "open", "0")
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
     assert await queue.register("invoke", W, [mine, mine]) == 1
     assert await queue.register("invoke", "worker-b", [mine]) == 0
     await conserved(redis, pool)
@@ -369,23 +369,23 @@ async def test_attempts_register_only_while_the_queue_is_closed(queue: Queue, re
 async def test_registering_a_job_that_was_put_back_takes_it_from_there(queue: Queue, redis: Redis, pool: Pool) -> None:
     function = uuid4()
     jobs = [message(function=function, concurrency=1) for _ in range(2)]
-    await redis.hset(GENERATION, "open", "0")
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
     await queue.enqueue("invoke", jobs)
     claims = [Claim(id=str(job.id), epoch=f"1-{n}", raw=job.encode()) for n, job in enumerate(jobs)]
     assert await queue.register("invoke", W, claims) == 2
     await conserved(redis, pool)
-    await redis.hset(GENERATION, "open", "1")
+    await redis.hset(GENERATION, "open", "1")  # type: ignore[misc]
     assert await claim(queue, 5, "worker-b") == []
 
 
 async def test_closed_queue_takes_jobs_and_settles_but_gives_none_out(queue: Queue, redis: Redis) -> None:
     await queue.enqueue("invoke", [message()])
     (one,) = await claim(queue)
-    await redis.hset(GENERATION, "open", "0")
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
     assert await queue.enqueue("invoke", [message()]) == [Enqueued.QUEUED]
     assert await claim(queue) == []
     assert await end(queue, settle(one)) == [True]
-    await redis.hset(GENERATION, "open", "1")
+    await redis.hset(GENERATION, "open", "1")  # type: ignore[misc]
     assert len(await claim(queue)) == 1
 
 
@@ -476,7 +476,7 @@ async def test_job_that_vanished_from_under_its_place_is_skipped(queue: Queue, r
     user = uuid4()
     gone, there = message(user), message(user)
     await queue.enqueue("invoke", [gone, there])
-    await redis.hdel("cp:invoke:messages", str(gone.id))
+    await redis.hdel("cp:invoke:messages", str(gone.id))  # type: ignore[misc]
     claims = await claim(queue, 2) + await claim(queue, 2)
     assert [UUID(one.id) for one in claims] == [there.id]
 
