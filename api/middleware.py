@@ -83,6 +83,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
     except (web.RequestPayloadError, HttpProcessingError):
         sentence = "The body of the request is broken: its encoding or its framing is wrong."
         response = problem(BadRequest(sentence, code="broken_body"), request_id)
+        response.force_close()
     except web.HTTPException as error:
         response = _http_problem(error, request_id) if error.status >= 400 else error
     except (asyncio.CancelledError, ConnectionResetError):
@@ -94,6 +95,8 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
             ContainerPubError("Something is wrong on our side; the log has the request id.", code="internal_error"),
             request_id,
         )
+    if response.status >= 400 and not request.content.is_eof():
+        response.force_close()  # what is left of the body is not waited for: say so
     headers = response.headers
     headers["X-Request-ID"] = request_id
     headers["X-Content-Type-Options"] = "nosniff"

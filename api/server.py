@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import _ErrInfo
 
 from api.middleware import problem
 from shared.errors import ContainerPubError, RequestTimeout
@@ -45,7 +46,10 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         requests, in_body = self._request_count, not self._body.is_eof()
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception as error:  # noqa: BLE001 - aiohttp's decoders fail assertions on truncated bodies
+            self._refuse(error)
         now = self._heard_at = self._loop.time()
         self._heard += len(data)
         if self._request_count != requests:
@@ -55,6 +59,15 @@ class Connection(web.RequestHandler):
                 self._body = self._messages[-1][1]
         elif data and not in_body and self._head_since is None:
             self._head_since = now
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer 400, as for a request that cannot be parsed."""
+        body = self._body
+        if not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError(str(error)))
+        self._messages.append((_ErrInfo(status=400, exc=error, message=""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def end_if_overdue(self, now: float, timeout_s: float) -> None:
         """Close on a head that takes too long; fail the reading of a body that does not come."""
@@ -74,6 +87,11 @@ class Connection(web.RequestHandler):
             self._window_at, self._window_heard = now, self._heard
         if slow:
             body.set_exception(SlowBody(timeout_s))
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        # A broken body was answered with 400; aiohttp stumbles over it again as it reads on.
+        if not isinstance(options.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **options)
 
     def handle_error(
         self,

@@ -10,6 +10,7 @@ from api import documents
 from api.accounts import Caller
 from api.keys import ACCOUNTS, FUNCTIONS, SETTINGS
 from api.resolver import no_such_function
+from shared.errors import BadRequest
 from shared.functions import Function
 
 
@@ -18,9 +19,17 @@ async def authenticated(request: web.Request) -> Caller:
     return await request.app[ACCOUNTS].authenticate(request.headers.get("Authorization"))
 
 
+async def read_body(request: web.Request) -> bytes:
+    """The request's body, unpacked. :raises BadRequest: when there is something and it unpacks to nothing."""
+    data = await request.read()
+    if not data and "Content-Encoding" in request.headers:
+        raise BadRequest("The body of the request is broken: it unpacks to nothing.", code="broken_body")
+    return data
+
+
 async def body_of(request: web.Request) -> Any:
     """The request's JSON body; ``{}`` when there is none."""
-    data = await request.read()
+    data = await read_body(request)
     return documents.parse_json(data, max_depth=request.app[SETTINGS].max_json_depth) if data else {}
 
 

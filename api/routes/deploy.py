@@ -16,9 +16,9 @@ from api.routes.jobs import await_end
 from api.session import authenticated
 from shared import archive
 from shared.artifacts import artifact_key
-from shared.errors import BadRequest, Invalid, TooLarge
+from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
 from shared.functions import NAME_PATTERN, project_settings
-from shared.jobs import JobKind, JobStatus
+from shared.jobs import PLATFORM_REASONS, JobKind, JobStatus
 from shared.queue.message import JobMessage, now_ms
 from shared.runtimes import known_runtimes
 from shared.settings import Settings
@@ -103,11 +103,10 @@ async def deploy(request: web.Request) -> web.Response:
                 version = await app[FUNCTIONS].version(accepted.function_id, accepted.version)
                 reason = job.reason or "cancelled"
                 sentence = (version.error if version else None) or f"The deploy ended as {job.status}."
-                raise Invalid(
-                    sentence,
-                    code=reason,
-                    extra={"job_id": str(accepted.job_id), "version": accepted.version},
-                )
+                extra: dict[str, object] = {"job_id": str(accepted.job_id), "version": accepted.version}
+                if reason in PLATFORM_REASONS:
+                    raise Unavailable(sentence, code=reason, retry_after_s=1, extra=extra)
+                raise Invalid(sentence, code=reason, extra=extra)
             return documents.answer(document | {"status": "active"}, status=201)
     return documents.answer(document, status=202, headers={"Location": f"/api/jobs/{accepted.job_id}"})
 

@@ -13,7 +13,7 @@ from api import documents, models
 from api.contract import PREFER, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.routes.jobs import await_end
-from api.session import authenticated
+from api.session import authenticated, read_body
 from shared.errors import BadRequest, Unavailable, WaitTimeout
 from shared.event import describe
 from shared.ids import new_id
@@ -35,7 +35,7 @@ async def invoke(request: web.Request) -> web.Response:
     app = request.app
     caller = await authenticated(request)
     settings = app[SETTINGS]
-    data = await request.read()
+    data = await read_body(request)
     event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
     documents.validate(models.InvokeBody, event)
     if request.query or "Idempotency-Key" in request.headers:

@@ -24,13 +24,14 @@ async def start_api(database: str, redis_url: str) -> AsyncIterator[StartApi]:
             alone = Platform(database_url=database, redis_url=redis_url, engine="process", env=env)
             stack.push_async_callback(alone.stop)
             alone.start("api")
-            await _listening(alone)
+            await listening(alone)
             return alone
 
         yield start
 
 
-async def _listening(alone: Platform) -> None:
+async def listening(alone: Platform) -> None:
+    """Wait until its API answers."""
     deadline = asyncio.get_running_loop().time() + READY_S
     async with Client(alone.url) as client:
         while True:
