@@ -122,6 +122,7 @@ class CallOutcome:
     run_ms: float = 0.0
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
+    is_response: bool = False  # the result is a shaped HTTP answer: {"status", "headers", "body"}
 
 
 class Sandbox(Protocol):
@@ -139,8 +140,43 @@ class Sandbox(Protocol):
         Cancelling this coroutine leaves the sandbox not reusable; the caller then destroys it.
         """
 
+    async def pause(self) -> None:
+        """Freeze it: it uses no CPU until it is unpaused. Raises :class:`EngineUnavailable`."""
+
+    async def unpause(self) -> None:
+        """Let a paused one run again. Raises :class:`EngineUnavailable`; it is not reusable then."""
+
     async def destroy(self) -> None:
-        """Kill and remove it with everything it owned. Idempotent; returns when nothing of it is left."""
+        """Kill and remove it with everything it owned, paused or not. Idempotent; returns when nothing of it is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlankSpec:
+    """What a blank is started from: a runtime and the size that the container has from the start."""
+
+    runtime: str
+    memory_mb: int
+    cpus: float
+
+
+class Blank(Protocol):
+    """A started sandbox of a runtime that has met no function's code yet."""
+
+    id: str
+    spec: BlankSpec
+
+    @property
+    def usable(self) -> bool:
+        """False once it died or was destroyed or specialised."""
+
+    async def specialise(self, spec: SandboxSpec) -> Sandbox:
+        """Give it a version's code, read-only, and import its module: from now on it is that version's sandbox.
+
+        Needs a spec of the same runtime and size. Raises :class:`EngineUnavailable`, and is gone then.
+        """
+
+    async def destroy(self) -> None:
+        """As :meth:`Sandbox.destroy`."""
 
 
 class Engine(Protocol):
@@ -156,6 +192,13 @@ class Engine(Protocol):
     async def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
         is imported is reported by the first call's outcome, not here. Raises :class:`EngineUnavailable`."""
+
+    async def prestart(self, spec: BlankSpec) -> Blank | None:
+        """Start a blank; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""
+
+    async def prepare(self, spec: SandboxSpec) -> bool:
+        """Bring a version's code to this machine so that a blank can be specialised to it at once; False if its
+        runtime has no blanks. Idempotent, and cheap when it is there. Raises :class:`EngineUnavailable`."""
 
     async def has_image(self, image: str) -> bool:
         """Whether ``image`` is on this machine."""
