@@ -253,3 +253,16 @@ def test_nothing_but_the_product_goes_to_the_builder() -> None:
     assert rules[0] == "*"
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     assert {rule[1:] for rule in rules if rule.startswith("!")} == {name for line in copied for name in line.split()}
+
+
+def test_the_how_tos_settings_exist() -> None:
+    ours = {name for setting in setting_names() for name in (setting, f"{setting}_FILE")}
+    text = (ROOT / "docs/how-to/add-workers.md").read_text("utf-8")
+    block = re.search(r"^# worker\.env\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    names = {line.split("=")[0] for line in block[1].splitlines()}
+    assert len(names) > 8
+    assert names <= ours
+    worker = load("compose.yaml")["services"]["worker"]["environment"]
+    optional = {"DOCKER_REGISTRY", "DOCKER_BASE_IMAGE", "DOCKER_RUNTIME", "DRAIN_SECONDS", "LOG_FORMAT", "ENGINE"}
+    assert set(worker) - optional - {"S3_REGION"} == {name.removesuffix("_FILE") for name in names}
