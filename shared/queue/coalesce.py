@@ -38,10 +38,13 @@ class Coalescer(Generic[Item, Answer]):
                 batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 try:
                     answers = await self._flush([item for item, _ in batch])
+                    if len(answers) != len(batch):
+                        raise RuntimeError(f"{self._name}: {len(answers)} answers to {len(batch)} items")
                 except BaseException as error:
                     _fail([future for _, future in batch], error)
                     if not isinstance(error, Exception):
-                        _fail([future for _, future in self._waiting], error)
+                        waiting, self._waiting = self._waiting, []
+                        _fail([future for _, future in waiting], error)
                         raise
                     continue
                 for (_, future), answer in zip(batch, answers, strict=True):

@@ -84,15 +84,16 @@ class Record:
     def decode(cls, data: bytes) -> Record:
         """:raises ValueError: for what is not a record."""
         line, _, rest = data.partition(b"\n")
-        head = orjson.loads(line)
-        blobs: list[bytes | None] = []
-        start = 0
-        for size in head.get("sizes", (-1, -1, -1, -1)):
-            blobs.append(None if size < 0 else rest[start : start + size])
-            start += max(size, 0)
-        if start != len(rest):
-            raise ValueError("the record's parts do not add up")
         try:
+            head = orjson.loads(line)
+            blobs: list[bytes | None] = []
+            start = 0
+            for size in head.get("sizes", (-1, -1, -1, -1)):
+                blobs.append(None if size < 0 else rest[start : start + size])
+                start += max(size, 0)
+            if start != len(rest):
+                raise ValueError("the record's parts do not add up")
+            result, error, payload, logs = blobs
             return cls(
                 id=UUID(head["id"]),
                 user_id=UUID(head["user"]),
@@ -101,14 +102,14 @@ class Record:
                 queue=head["queue"],
                 status=head["status"],
                 at_ms=head["at_ms"],
-                result=blobs[0],
-                error=blobs[1],
-                payload=blobs[2],
-                logs=blobs[3],
+                result=result,
+                error=error,
+                payload=payload,
+                logs=logs,
                 **{name: head[name] for name in _OPTIONAL if name in head},
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a record: {error}") from error
+        except (KeyError, TypeError, AttributeError) as mistake:
+            raise ValueError(f"not a record: {mistake}") from mistake
 
 
 _OPTIONAL = (
