@@ -129,9 +129,12 @@ def decode_cursor(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        return orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        position = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except ValueError as error:
         raise bad_cursor() from error
+    if position is None:
+        raise bad_cursor()
+    return position
 
 
 def bad_cursor() -> BadRequest:

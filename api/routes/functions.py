@@ -55,7 +55,9 @@ async def list_functions(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = request.app[SETTINGS]
     limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    after = documents.decode_cursor(request.query.get("cursor")) or ""
+    after = documents.decode_cursor(request.query.get("cursor"))
+    if after is None:
+        after = ""
     if not isinstance(after, str) or "\0" in after:
         raise documents.bad_cursor()
     found = await request.app[FUNCTIONS].list(caller.user.id, after=after, limit=limit + 1)
