@@ -55,8 +55,75 @@ async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -
 
 async def test_a_response_becomes_an_object(bench: Bench) -> None:
     outcome = await bench.run("response")
+    assert outcome.is_response
     assert outcome.result is not None
     assert orjson.loads(outcome.result) == {"status": 201, "headers": {"X-Answer": "42"}, "body": {"made": True}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "5",
+        '{"status":201,"headers":{}}',
+        '{"status":true,"headers":{},"body":1}',
+        '{"status":99,"headers":{},"body":1}',
+        '{"status":200,"headers":[],"body":1}',
+        '{"status":200,"headers":{"A":1},"body":1}',
+    ],
+)
+async def test_what_only_claims_to_be_a_response_is_a_plain_result(bench: Bench, body: str) -> None:
+    head = '{"nonce":"NONCE","kind":"result","response":true,"cpu_ms":0,"peak_memory_bytes":0}\n'
+    outcome = await bench.run("forge_answer", head + body)
+    assert outcome.result == body.encode()
+    assert not outcome.is_response
+
+
+async def test_a_plain_object_is_no_response(bench: Bench) -> None:
+    assert not (await bench.run("echo", {"status": 201, "headers": {}, "body": None})).is_response
+
+
+async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
+    sandbox = await bench.start("burn_in_background")
+    assert (await sandbox.call(call())).result == b'"burning"'
+    await sandbox.pause()
+    try:
+        before = await _cpu_s(bench, sandbox.id)
+        await asyncio.sleep(0.3)
+        assert await _cpu_s(bench, sandbox.id) - before < 0.05
+    finally:
+        await sandbox.unpause()
+    assert (await sandbox.call(call())).result == b'"burning"'
+
+
+@pytest.mark.parametrize("handler", ["echo", "leave_child_behind"])
+async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str) -> None:
+    sandbox = await bench.start(handler)
+    await sandbox.call(call())
+    await sandbox.pause()
+    started = time.monotonic()
+    await sandbox.destroy()
+    assert time.monotonic() - started < 4
+    assert await _left(bench) == []
+
+
+async def test_a_sandbox_that_cannot_be_unpaused_is_not_reusable(bench: Bench) -> None:
+    sandbox = await bench.start("echo")
+    await sandbox.pause()
+    await _end_from_outside(bench, sandbox.id)
+    with pytest.raises(EngineUnavailable):
+        await sandbox.unpause()
+    assert not sandbox.reusable
+
+
+async def test_an_idle_sandbox_that_is_removed_from_outside_is_noticed(bench: Bench) -> None:
+    sandbox = await bench.start("echo")
+    assert (await sandbox.call(call(1))).result == b"1"
+    await _end_from_outside(bench, sandbox.id)
+    async with asyncio.timeout(5):
+        while sandbox.reusable:
+            await asyncio.sleep(0.01)
+    await sandbox.destroy()
+    assert await _left(bench) == []
 
 
 async def test_the_event_has_its_five_members(bench: Bench) -> None:
@@ -502,6 +569,35 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
     finally:
         for engine in others:
             await engine.close()
+
+
+def _first_process(bench: Bench, sandbox_id: str) -> psutil.Process:
+    (file,) = bench.config.socket_dir.glob(f"*/{sandbox_id}/pid")
+    return psutil.Process(int(file.read_text().split()[0]))
+
+
+async def _cpu_s(bench: Bench, sandbox_id: str) -> float:
+    """CPU time that a sandbox has used so far."""
+    if isinstance(bench.engine, DockerEngine):
+        container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+        (state,) = await container.stats(stream=False)
+        return float(state["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9)
+    first = _first_process(bench, sandbox_id)
+    times = [process.cpu_times() for process in (first, *first.children(recursive=True))]
+    return sum(float(one.user + one.system) for one in times)
+
+
+async def _end_from_outside(bench: Bench, sandbox_id: str) -> None:
+    """As an operator would, or the kernel."""
+    if isinstance(bench.engine, DockerEngine):
+        await bench.engine._client().containers.container(f"containerpub-{sandbox_id}").delete(force=True)
+        return
+    first = _first_process(bench, sandbox_id)
+    for process in (*first.children(recursive=True), first):
+        process.kill()
+    async with asyncio.timeout(5):
+        while first.is_running() and first.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
 
 
 async def _left(bench: Bench) -> list[str]:

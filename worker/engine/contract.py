@@ -147,7 +147,7 @@ class Sandbox(Protocol):
         """Let a paused one run again. Raises :class:`EngineUnavailable`; it is not reusable then."""
 
     async def destroy(self) -> None:
-        """Kill and remove it with everything it owned, paused or not. Idempotent; returns when nothing of it is left."""
+        """Kill and remove it with everything it owned, paused or not. Idempotent; returns when nothing is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,12 @@ class Vessel(Protocol):
 
     def kill(self) -> None:
         """Begin to kill everything in it, at once and without waiting; idempotent."""
+
+    async def pause(self) -> None:
+        """Freeze everything in it. Raises :class:`EngineUnavailable`."""
+
+    async def unpause(self) -> None:
+        """Let it run again. Raises :class:`EngineUnavailable`."""
 
     async def exit_status(self) -> ExitStatus:
         """How it ended, waiting a moment for that. Raises :class:`EngineUnavailable`."""
@@ -162,7 +168,14 @@ class AttachedSandbox:
             run_ms=run_ms,
             cpu_ms=outcome.cpu_ms,
             peak_memory_bytes=outcome.peak_memory_bytes,
+            is_response=outcome.is_response,
         )
+
+    async def pause(self) -> None:
+        await self._change(self._vessel.pause())
+
+    async def unpause(self) -> None:
+        await self._change(self._vessel.unpause())
 
     async def destroy(self) -> None:
         self._break(_LOST)
@@ -171,6 +184,14 @@ class AttachedSandbox:
             self._destroying = self._loop.create_task(self._remove(), name=f"destroy-{self.id}")
         # Whoever waits may be cancelled; the removal goes on.
         await asyncio.shield(self._destroying)
+
+    async def _change(self, change: Awaitable[None]) -> None:
+        """Pause or unpause; one that failed or was given up leaves open which it is, so it serves nobody any more."""
+        try:
+            await change
+        except BaseException:
+            self._break(_LOST)
+            raise
 
     async def _remove(self) -> None:
         await self._vessel.remove()
@@ -197,7 +218,7 @@ class AttachedSandbox:
             if len(result) > call.max_result_bytes:
                 return self._too_large(call)
             try:
-                orjson.loads(result)
+                value = orjson.loads(result)
             except orjson.JSONDecodeError:
                 return CallOutcome(
                     reason="invalid_result",
@@ -206,7 +227,8 @@ class AttachedSandbox:
                     cpu_ms=cpu_ms,
                     peak_memory_bytes=peak,
                 )
-            return CallOutcome(reason=None, result=result, cpu_ms=cpu_ms, peak_memory_bytes=peak)
+            shaped = meta.get("response") is True and _is_answer(value)
+            return CallOutcome(reason=None, result=result, cpu_ms=cpu_ms, peak_memory_bytes=peak, is_response=shaped)
         reason, error = meta.get("reason"), meta.get("error")
         if not isinstance(reason, str) or reason not in _REASONS or not isinstance(error, dict):
             return None
@@ -335,3 +357,16 @@ class AttachedSandbox:
         self._hung_up = True
         self._output.close()
         self._control.close()
+
+
+def _is_answer(value: object) -> bool:
+    """Whether ``value`` has the shape that a :class:`Response` of the runtime's SDK has."""
+    if not isinstance(value, dict) or value.keys() != {"status", "headers", "body"}:
+        return False
+    status, headers = value["status"], value["headers"]
+    return (
+        type(status) is int
+        and 200 <= status <= 599
+        and isinstance(headers, dict)
+        and all(isinstance(header, str) for header in headers.values())
+    )

@@ -287,6 +287,15 @@ def leave_child_behind(event, context):
     return os.getpid()
 
 
+def burn_in_background(event, context):
+    def burn():
+        while True:
+            pass
+
+    threading.Thread(target=burn, daemon=True).start()
+    return "burning"
+
+
 def exit_later(event, context):
     threading.Thread(target=lambda: (time.sleep(0.05), os._exit(9))).start()
     return "for now"

@@ -71,6 +71,14 @@ class Container:
         if self._killing is None:
             self._killing = asyncio.get_running_loop().create_task(self._kill(), name=f"kill-{self.name}")
 
+    async def pause(self) -> None:
+        async with engine_call("pausing a container", self._timeout_s):
+            await self._container.pause()
+
+    async def unpause(self) -> None:
+        async with engine_call("unpausing a container", self._timeout_s):
+            await self._container.unpause()
+
     async def ended(self) -> int | None:
         async with engine_call("looking at a container", self._timeout_s):
             state = (await self._container.show())["State"]

@@ -14,7 +14,7 @@ from aiohttp import ClientTimeout
 
 from worker.engine.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.contract import Blank, BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.container import Container, engine_call
 from worker.engine.docker.hardening import (
@@ -102,6 +102,12 @@ class DockerEngine:
             return Container(self._client(), f"containerpub-{sandbox_id}", folder, timeout_s, new_config)
 
         return await self._fleet.start(sandbox_id, spec, folder, new_vessel)
+
+    async def prestart(self, spec: BlankSpec) -> Blank | None:
+        return None
+
+    async def prepare(self, spec: SandboxSpec) -> bool:
+        return False
 
     async def has_image(self, image: str) -> bool:
         found: list[object] = []

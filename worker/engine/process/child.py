@@ -24,6 +24,9 @@ TEMP_FOLDER = "tmp"
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _END_WAIT_S = 2.0
 _KILL_WAIT_S = 5.0
+_STOP_WAIT_S = 2.0
+_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, *_ENDED)
 
 
 class Child:
@@ -52,6 +55,12 @@ class Child:
             await asyncio.to_thread(self._spawn, rendezvous)
         except OSError as error:
             raise EngineUnavailable(f"A sandbox's process cannot be started: {error}") from error
+
+    async def pause(self) -> None:
+        await asyncio.to_thread(self._stop_all)
+
+    async def unpause(self) -> None:
+        await asyncio.to_thread(self._continue_all)
 
     async def ended(self) -> int | None:
         return None if self._process is None else self._exit_code(self._process.poll())
@@ -104,6 +113,29 @@ class Child:
         if _wait(process, _KILL_WAIT_S) is None:
             raise EngineUnavailable(f"Process {process.pid} did not end within {_KILL_WAIT_S:g} s of being killed.")
 
+    def _stop_all(self) -> None:
+        """SIGSTOP to everything below, until no look finds one that still runs: it could have started another."""
+        deadline = time.monotonic() + _STOP_WAIT_S
+        while running := [one for one in self._everything() if _status(one) not in _STOPPED]:
+            if time.monotonic() > deadline:
+                raise EngineUnavailable(f"A sandbox's processes did not stop within {_STOP_WAIT_S:g} s.")
+            for one in running:
+                _send(one, signal.SIGSTOP)
+            time.sleep(0.001)
+
+    def _continue_all(self) -> None:
+        for one in self._everything():
+            _send(one, signal.SIGCONT)
+
+    def _everything(self) -> list[psutil.Process]:
+        if self._process is None or self._process.poll() is not None:
+            raise EngineUnavailable("A sandbox's process has ended.")
+        try:
+            first = psutil.Process(self._process.pid)
+            return [first, *first.children(recursive=True)]
+        except psutil.NoSuchProcess as error:
+            raise EngineUnavailable("A sandbox's process has ended.") from error
+
     @staticmethod
     def _kill_group(process: subprocess.Popen[bytes]) -> None:
         # Not yet reaped, so the number is still this process's.
@@ -146,18 +178,26 @@ def kill_descendants(pid: int) -> None:
         # First all are stopped, or those not yet killed could start others.
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for one in below:
-                try:
-                    one.send_signal(number)
-                except psutil.NoSuchProcess:
-                    continue
+                _send(one, number)
         psutil.wait_procs(below, timeout=1.0)
 
 
 def _alive(process: psutil.Process) -> bool:
+    return _status(process) not in _ENDED
+
+
+def _status(process: psutil.Process) -> str:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return str(process.status())
     except psutil.NoSuchProcess:
-        return False
+        return psutil.STATUS_DEAD
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
 
 
 def write_pid(folder: Path, pid: int) -> None:

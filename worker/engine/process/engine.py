@@ -18,7 +18,7 @@ from pathlib import Path
 
 from worker.engine.attach import Rendezvous, SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.contract import Blank, BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
 from worker.engine.environment import environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
@@ -103,6 +103,12 @@ class ProcessEngine:
             return Child(folder, namespaces, _command(recipe), version / "function", limits, new_env)
 
         return await self._fleet.start(sandbox_id, spec, folder, new_vessel)
+
+    async def prestart(self, spec: BlankSpec) -> Blank | None:
+        return None
+
+    async def prepare(self, spec: SandboxSpec) -> bool:
+        return False
 
     async def has_image(self, image: str) -> bool:
         return await asyncio.to_thread((self._versions / image / "function").is_dir)
