@@ -8,6 +8,7 @@ from uuid import UUID
 from shared.errors import Conflict, NotFound
 from shared.functions import FunctionSettings, Target
 from shared.postgres.functions import Functions
+from shared.queue.queue import Change
 
 _REMEMBER_S = 5.0  # in case a push got lost
 _REMEMBER_MOST = 10_000
@@ -50,8 +51,8 @@ class Resolver:
         return target, target.version_id, target.settings
 
     def changed(self, message: bytes) -> None:
-        """A push: the function with this id changed."""
-        function = UUID(message.decode())
+        """A push: a function changed."""
+        function = Change.decode(message).function
         self._changes += 1
         self._known = {key: entry for key, entry in self._known.items() if entry[1].function_id != function}
 

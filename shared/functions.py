@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import orjson
@@ -38,6 +38,10 @@ class FunctionSettings(BaseModel):
     concurrency: Annotated[
         int, Field(ge=0, description="Attempts at a time over all workers; 0: as many as slots.")
     ] = 0
+    isolation: Annotated[
+        Literal["warm", "fresh"], Field(description="`fresh`: a new sandbox for every call, started ahead.")
+    ] = "warm"
+    min_warm: Annotated[int, Field(ge=0, le=20, description="Sandboxes that every worker keeps ready.")] = 0
 
     @property
     def timeout_ms(self) -> int:

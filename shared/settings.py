@@ -24,6 +24,7 @@ KILOBYTE = 1_000
 _PLACEHOLDERS = ("secret", "change", "default", "example", "password", "your-", "jwt")
 
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -56,6 +57,10 @@ class Settings(BaseModel):
         "auto", "`json`, `text`, or `auto`: text on a terminal, JSON elsewhere."
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged.")
+
+    metrics_token: SecretStr = _setting(
+        SecretStr(""), "Bearer token for `/metrics`; empty: only callers on the same machine may read it."
+    )
 
     # Accounts
     access_token_seconds: Positive = _setting(3600, "Life of an access token.")
@@ -121,9 +126,17 @@ class Settings(BaseModel):
         "Hosts that builds may reach, separated by commas; `none` forbids all; empty: the index "
         "that the base image's package manager names.",
     )
+    worker_memory_mb: Positive = _setting(
+        4096, "Memory of all sandboxes of one worker together, by their caps; idle ones make room for others."
+    )
+    sandbox_pause_seconds: PositiveSeconds = _setting(5, "Idle time after which a sandbox is paused.")
     sandbox_idle_seconds: PositiveSeconds = _setting(60, "Idle time after which a sandbox goes.")
+    sandbox_max_age_seconds: PositiveSeconds = _setting(3600, "Age after which a sandbox is replaced.")
     sandbox_max_uses: Positive = _setting(10_000, "Calls after which a sandbox is replaced.")
-    sandbox_max_count: Positive = _setting(40, "Sandboxes that one worker keeps, busy or idle.")
+    sandbox_ahead: Positive = _setting(2, 'Sandboxes kept ready of a function with `isolation = "fresh"`.')
+    sandbox_blanks: NotNegative = _setting(
+        2, "Blank sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."
+    )
     sandbox_start_timeout_seconds: PositiveSeconds = _setting(30, "Time a sandbox may take to get ready.")
 
     # Queue

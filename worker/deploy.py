@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from shared.functions import RunnableVersion
 from shared.jobs import JobKind, JobStatus, Reason
 from shared.postgres.functions import Functions
 from shared.queue.message import JobMessage, now_ms
-from shared.queue.queue import Claim, Queue
+from shared.queue.queue import Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, Engine, EngineUnavailable
@@ -39,7 +39,10 @@ class BuildLimits:
 
 
 class Deployer:
-    """Runs deploy and delete jobs. Repeating either changes nothing: a lost attempt is simply run again."""
+    """Runs deploy and delete jobs. Repeating either changes nothing: a lost attempt is simply run again.
+
+    :param start_ahead: called with a version that is about to become active, so that its first call finds it warm.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Deployer:
         store: ArtifactStore,
         queue: Queue,
         scratch: Scratch,
+        start_ahead: Callable[[RunnableVersion], Awaitable[None]],
         limits: BuildLimits,
     ) -> None:
         self._worker = worker
@@ -58,6 +62,7 @@ class Deployer:
         self._store = store
         self._queue = queue
         self._scratch = scratch
+        self._start_ahead = start_ahead
         self._limits = limits
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
@@ -135,11 +140,12 @@ class Deployer:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
+            await self._start_ahead(replace(version, image=built.ref))
             await self._functions.activate(
                 version.id, image=built.ref, image_bytes=built.size_bytes, analysis=built.analysis
             )
         # Before the job ends: whoever sees it ended is served by the new version.
-        await self._queue.announce_change(version.function_id)
+        await self._queue.announce_change(Change(function=version.function_id, live=version.id))
         return {"function_id": str(version.function_id), "version": version.number}
 
     async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltImage:
@@ -166,7 +172,7 @@ class Deployer:
 
     async def _delete(self, message: JobMessage) -> dict[str, object]:
         images = await self._functions.images(message.function_id)
-        await self._queue.announce_change(message.function_id)
+        await self._queue.announce_change(Change(function=message.function_id, live=None))
         for _, image in images:
             await self._engine.remove_image(image)
         await self._functions.forget_images(message.function_id)

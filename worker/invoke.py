@@ -14,10 +14,10 @@ from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Claim
 from shared.queue.records import Record
 from worker.deploy import Deployer
-from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable, SandboxSpec
+from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
 from worker.pool import Lease, Pool
 from worker.station import Cleanup
-from worker.versions import Versions
+from worker.versions import Specs, Versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class _NotStarted(Exception):
 
 
 class Invoker:
-    """Runs invoke attempts. ``env`` is what every function's environment gets beside the contract's own."""
+    """Runs invoke attempts."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Invoker:
         versions: Versions,
         deployer: Deployer,
         limits: Limits,
-        env: tuple[tuple[str, str], ...],
+        specs: Specs,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -56,7 +56,7 @@ class Invoker:
         self._versions = versions
         self._deployer = deployer
         self._limits = limits
-        self._env = env
+        self._specs = specs
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
@@ -74,6 +74,7 @@ class Invoker:
             return self._record(message, claim, claimed_ms, started, started, outcome, None, None), None
         ready = time.perf_counter()
         settings = version.settings
+        fresh = settings.isolation == "fresh"
         call = Call(
             job_id=message.id,
             attempt=message.attempt,
@@ -86,11 +87,11 @@ class Invoker:
             outcome = await lease.sandbox.call(call)
         except BaseException:
             # Cancelled: nobody wants the outcome, and the slot is free once the sandbox is dead.
-            leaving = self._pool.release(lease)
+            leaving = self._pool.release(lease, fresh=fresh)
             if leaving is not None:
                 await leaving
             raise
-        cleanup = self._pool.release(lease)
+        cleanup = self._pool.release(lease, fresh=fresh)
         return self._record(message, claim, claimed_ms, started, ready, outcome, lease, version), cleanup
 
     async def _version(self, message: JobMessage) -> RunnableVersion:
@@ -105,34 +106,17 @@ class Invoker:
     async def _sandbox(self, version: RunnableVersion) -> Lease:
         try:
             try:
-                return await self._pool.acquire(self._spec(version))
+                return await self._pool.acquire(self._specs.of(version), fresh=version.settings.isolation == "fresh")
             except EngineUnavailable:
                 if version.image is not None and await self._engine.has_image(version.image):
                     raise
             # The image was removed behind our back, or this machine never had it: make it from the artifact.
             self._versions.forget(version.id)
-            return await self._pool.acquire(self._spec(await self._deployer.rebuild(version)))
+            return await self._pool.acquire(self._specs.of(await self._deployer.rebuild(version)))
         except EngineUnavailable as error:
             raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
         except (ContainerPubError, BuildRejected) as error:
             raise _NotStarted(Reason.ARTIFACT_MISSING, f"its image cannot be made again: {error}") from error
-
-    def _spec(self, version: RunnableVersion) -> SandboxSpec:
-        settings = version.settings
-        return SandboxSpec(
-            version_id=version.id,
-            function_id=version.function_id,
-            user_id=version.user_id,
-            function_name=version.function_name,
-            version=version.number,
-            runtime=settings.runtime,
-            handler=settings.handler,
-            image=version.image or "",
-            memory_mb=settings.memory_mb,
-            cpus=settings.cpus,
-            timeout_ms=settings.timeout_ms,
-            env=self._env,
-        )
 
     def _record(
         self,
@@ -166,7 +150,7 @@ class Invoker:
             worker=self._worker,
             at_ms=now_ms(),
             started_ms=claimed_ms,
-            start_kind=None if lease is None else "warm" if lease.warm else "cold",
+            start_kind=None if lease is None else lease.start_kind,
             exit_code=outcome.exit_code,
             queue_ms=queue_ms,
             sandbox_ms=(ready - started) * 1000,

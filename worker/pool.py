@@ -1,78 +1,126 @@
-"""Warm sandboxes: kept per function version, handed out one call at a time, gone when idle for long."""
+"""Warm sandboxes of one worker: handed out one call at a time, frozen when idle, gone when idle for long.
+
+Everything that has memory is counted against one budget from before it is started until nothing of it is left, so the
+budget is never passed. Three kinds stand idle: used sandboxes, waiting for the next call of their spec; unused ones,
+started ahead for functions that take a fresh one for every call, or that are kept warm; and blanks, which have met no
+function yet and become a sandbox of any function of their runtime and size in little time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
+from enum import StrEnum
 
-from worker.engine.contract import Engine, Sandbox, SandboxSpec
+from worker.engine.contract import Blank, BlankSpec, Engine, EngineUnavailable, Sandbox, SandboxSpec
 
 log = logging.getLogger(__name__)
 
-_REAP_EVERY_S = 1.0
+_REAP_EVERY_S = 0.5
+_BLANKS_UNUSED_S = 600.0
+
+
+class StartKind(StrEnum):
+    COLD = "cold"  # it had to be made, or a blank to be specialised
+    PAUSED = "paused"  # an idle one was unpaused
+    WARM = "warm"  # an idle one was running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """:param memory_mb: of all sandboxes and blanks together, by their caps.
+    :param pause_s: idle time after which a sandbox is paused. :param idle_s: … after which it goes.
+    :param max_age_s: age after which it is replaced. :param max_uses: calls after which it is replaced.
+    :param ahead: fresh sandboxes kept ready of a function that takes a new one for every call.
+    :param blanks: blanks kept ready of every runtime and size in use; 0 for none.
+    """
+
+    memory_mb: int
+    pause_s: float
+    idle_s: float
+    max_age_s: float
+    max_uses: int
+    ahead: int
+    blanks: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """A sandbox in use by one attempt."""
+    """A sandbox on its way through the pool; in use between ``acquire`` and ``release``."""
 
     sandbox: Sandbox
     spec: SandboxSpec
-    warm: bool
+    born: float
+    idle_since: float
+    start_kind: StartKind = StartKind.COLD
+    paused: bool = False
     uses: int = 0
-    idle_since: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Pool:
-    """All sandboxes of one worker.
-
-    Two attempts share a sandbox only one after the other, only if their specs are equal, and only while it reports
-    itself reusable.
-
-    :param most: sandboxes at a time, busy or idle; the least recently used idle one makes room.
-    :param idle_s: idle time after which a sandbox goes.
-    :param max_uses: calls after which a sandbox is replaced.
-    """
-
     engine: Engine
-    most: int
-    idle_s: float
-    max_uses: int
-    _idle: dict[SandboxSpec, list[Lease]] = field(default_factory=dict)
+    limits: PoolLimits
+    _idle: dict[SandboxSpec, deque[Lease]] = field(default_factory=dict)
+    _blanks: dict[BlankSpec, deque[Blank]] = field(default_factory=dict)
+    _blank_wanted_at: dict[BlankSpec, float] = field(default_factory=dict)
+    _kept: Mapping[SandboxSpec, int] = field(default_factory=dict)
+    _starting: dict[SandboxSpec | BlankSpec, int] = field(default_factory=dict)
+    _used_mb: int = 0
+    _leaving_mb: int = 0
     _count: int = 0
-    _leaving: set[asyncio.Task[None]] = field(default_factory=set)
+    _waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _closed: bool = False
 
-    async def acquire(self, spec: SandboxSpec) -> Lease:
-        """An idle sandbox of ``spec``, else a new one. Raises :class:`EngineUnavailable`."""
-        waiting = self._idle.get(spec)
-        while waiting:
-            lease = waiting.pop()  # the one used last: the others may cool down
-            if lease.sandbox.reusable:
-                lease.warm = True
-                return lease
-            self._destroy_later(lease)
-        while self._count >= self.most and self._evict():
-            pass
-        self._count += 1
-        try:
-            sandbox = await self.engine.start(spec)
-        except BaseException:
-            self._count -= 1
-            raise
-        return Lease(sandbox=sandbox, spec=spec, warm=False)
+    async def acquire(self, spec: SandboxSpec, *, fresh: bool = False) -> Lease:
+        """An idle sandbox of ``spec``, else a new one, made from a blank where there is one.
 
-    def release(self, lease: Lease) -> Awaitable[None] | None:
-        """Take a sandbox back. Returns what must end before it is gone, if it cannot be used again."""
+        Waits while the budget is in use by other calls. ``fresh`` takes only one that served nobody.
+
+        :raises EngineUnavailable: if none can be started, or it could never fit into the budget.
+        """
+        while (idle := self._take_idle(spec)) is not None:
+            if await self._awake(idle):
+                if fresh:
+                    self._background(self._start_ahead(spec, self.limits.ahead))
+                return idle
+        lease = await self._make(spec)
+        if fresh:
+            self._background(self._start_ahead(spec, self.limits.ahead))
+        return lease
+
+    def release(self, lease: Lease, *, fresh: bool = False) -> Awaitable[None] | None:
+        """Take a sandbox back. Returns what must end before it is gone, if it is not used again."""
         lease.uses += 1
-        if lease.sandbox.reusable and lease.uses < self.max_uses:
-            lease.idle_since = asyncio.get_running_loop().time()
-            self._idle.setdefault(lease.spec, []).append(lease)
-            return None
-        return asyncio.shield(self._destroy_later(lease))
+        now = asyncio.get_running_loop().time()
+        if (
+            fresh
+            or self._closed
+            or not lease.sandbox.reusable
+            or lease.uses >= self.limits.max_uses
+            or now - lease.born >= self.limits.max_age_s
+        ):
+            return asyncio.shield(self._destroy_later(lease))
+        self._put_idle(lease, now)
+        return None
+
+    async def prestart(self, spec: SandboxSpec) -> None:
+        """Start one sandbox of a version that was just built, and see to blanks of its runtime and size, as far as
+        there is room without taking it from others. What fails here is not told: the first call will try again."""
+        try:
+            if await self.engine.prepare(spec):
+                self._want_blanks(spec)
+            await self._start_ahead(spec, 1)
+        except EngineUnavailable as error:
+            log.info("not started ahead", extra={"function": spec.function_name, "error": str(error)})
+
+    def keep(self, wanted: Mapping[SandboxSpec, int]) -> None:
+        """From now on keep so many idle sandboxes of these specs, and none of others longer than usual."""
+        self._kept = dict(wanted)
 
     def drop(self, unwanted: Callable[[SandboxSpec], bool]) -> None:
         """Destroy the idle sandboxes whose spec is ``unwanted``."""
@@ -80,62 +128,299 @@ class Pool:
             for lease in self._idle.pop(spec):
                 self._destroy_later(lease)
 
-    def drop_function(self, function: UUID) -> None:
-        self.drop(lambda spec: spec.function_id == function)
+    def state(self) -> dict[str, int]:
+        """Figures for metrics: sandboxes by state, blanks, memory in use and allowed."""
+        idle = [lease for leases in self._idle.values() for lease in leases]
+        paused = sum(lease.paused for lease in idle)
+        blanks = sum(len(blanks) for blanks in self._blanks.values())
+        return {
+            "busy": self._count - len(idle) - blanks,
+            "idle": len(idle) - paused,
+            "paused": paused,
+            "blank": blanks,
+            "memory_mb": self._used_mb,
+            "memory_limit_mb": self.limits.memory_mb,
+        }
 
-    async def reap(self) -> None:
-        """Let idle sandboxes go when their time is over; runs until cancelled."""
+    async def maintain(self) -> None:
+        """Pause, reap and start ahead as time passes; runs until cancelled."""
         while True:
             await asyncio.sleep(_REAP_EVERY_S)
-            self.reap_once(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            self.reap_once(now)
+            await self._pause_idle(now)
+            try:
+                for spec, count in list(self._kept.items()):
+                    await self._start_ahead(spec, count)
+                await self._fill_blanks(now)
+            except EngineUnavailable as error:
+                log.warning("sandboxes are not started ahead", extra={"error": str(error)})
+                await asyncio.sleep(_REAP_EVERY_S * 4)
 
     def reap_once(self, now: float) -> int:
-        """Destroy what has been idle too long or died meanwhile; their count."""
+        """Destroy what has been idle too long, is too old or died meanwhile; their count."""
         gone = 0
         for spec, leases in list(self._idle.items()):
-            keep = []
-            for lease in leases:
-                if lease.sandbox.reusable and now - lease.idle_since < self.idle_s:
-                    keep.append(lease)
-                else:
+            spared = self._kept.get(spec, 0)
+            for lease in list(leases):
+                over = now - lease.idle_since >= self.limits.idle_s and len(leases) > spared
+                if over or not lease.sandbox.reusable or now - lease.born >= self.limits.max_age_s:
+                    leases.remove(lease)
                     self._destroy_later(lease)
                     gone += 1
-            if keep:
-                self._idle[spec] = keep
-            else:
+            if not leases:
                 del self._idle[spec]
         return gone
 
     async def close(self) -> None:
-        """Destroy every idle sandbox and wait for those that are leaving."""
+        """Destroy everything idle and wait for what is leaving."""
+        self._closed = True
         self.drop(lambda _: True)
-        if self._leaving:
-            await asyncio.wait(self._leaving)
+        while self._blanks:
+            _, blanks = self._blanks.popitem()
+            for blank in blanks:
+                self._destroy_blank_later(blank)
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
-    def _evict(self) -> bool:
-        oldest = min(
-            (lease for leases in self._idle.values() for lease in leases),
-            key=lambda lease: lease.idle_since,
-            default=None,
-        )
-        if oldest is None:
-            return False
-        leases = self._idle[oldest.spec]
-        leases.remove(oldest)
-        if not leases:
-            del self._idle[oldest.spec]
-        self._destroy_later(oldest)
+    # Idle ones
+
+    def _take_idle(self, spec: SandboxSpec) -> Lease | None:
+        leases = self._idle.get(spec)
+        while leases:
+            lease = leases.pop()  # the one used last: the others may cool down
+            if not leases:
+                del self._idle[spec]
+            if lease.sandbox.reusable:
+                return lease
+            self._destroy_later(lease)
+        return None
+
+    async def _awake(self, lease: Lease) -> bool:
+        lease.start_kind = StartKind.WARM
+        if lease.paused:
+            lease.start_kind = StartKind.PAUSED
+            try:
+                await lease.sandbox.unpause()
+            except EngineUnavailable:
+                self._destroy_later(lease)
+                return False
+            except BaseException:
+                self._destroy_later(lease)
+                raise
+            lease.paused = False
         return True
 
-    def _destroy_later(self, lease: Lease) -> asyncio.Task[None]:
+    def _put_idle(self, lease: Lease, now: float) -> None:
+        lease.idle_since = now
+        self._idle.setdefault(lease.spec, deque()).append(lease)
+        self._let_in()
+
+    async def _pause_idle(self, now: float) -> None:
+        for leases in list(self._idle.values()):
+            for lease in list(leases):
+                if lease.paused or now - lease.idle_since < self.limits.pause_s or lease not in leases:
+                    continue
+                # Taken out meanwhile: a call must not get one that is about to freeze.
+                leases.remove(lease)
+                try:
+                    await lease.sandbox.pause()
+                    lease.paused = True
+                except EngineUnavailable:
+                    self._destroy_later(lease)
+                    continue
+                self._idle.setdefault(lease.spec, deque()).appendleft(lease)
+                self._let_in()
+
+    # New ones
+
+    async def _make(self, spec: SandboxSpec) -> Lease:
+        blank = self._take_blank(spec)
+        if blank is not None:
+            try:
+                return self._born(spec, await blank.specialise(spec))
+            except EngineUnavailable as error:
+                self._freed(spec.memory_mb)
+                log.warning("a blank could not be used", extra={"error": str(error)})
+            except BaseException:
+                self._freed(spec.memory_mb)
+                raise
+        await self._room(spec.memory_mb)
+        return await self._start(spec)
+
+    async def _start(self, spec: SandboxSpec) -> Lease:
+        """Start a sandbox whose room was taken already."""
+        try:
+            return self._born(spec, await self.engine.start(spec))
+        except BaseException:
+            self._freed(spec.memory_mb)
+            raise
+
+    def _born(self, spec: SandboxSpec, sandbox: Sandbox) -> Lease:
+        now = asyncio.get_running_loop().time()
+        return Lease(sandbox=sandbox, spec=spec, born=now, idle_since=now)
+
+    async def _start_ahead(self, spec: SandboxSpec, count: int) -> None:
+        """Start idle sandboxes until there are ``count``, as long as there is room to spare."""
+        while not self._closed and len(self._idle.get(spec, ())) + self._starting.get(spec, 0) < count:
+            if not self._spare_room(spec.memory_mb):
+                return
+            self._starting[spec] = self._starting.get(spec, 0) + 1
+            try:
+                blank = self._take_blank(spec)
+                if blank is not None:
+                    self._freed(spec.memory_mb)  # counted twice: as a blank, and as the room just taken
+                    try:
+                        lease = self._born(spec, await blank.specialise(spec))
+                    except BaseException:
+                        self._freed(spec.memory_mb)
+                        raise
+                else:
+                    lease = await self._start(spec)
+            finally:
+                self._starting[spec] -= 1
+                if not self._starting[spec]:
+                    del self._starting[spec]
+            self._put_idle(lease, lease.born)
+
+    # Blanks
+
+    def _take_blank(self, spec: SandboxSpec) -> Blank | None:
+        wanted = self._want_blanks(spec)
+        blanks = self._blanks.get(wanted)
+        while blanks:
+            blank = blanks.popleft()
+            if blank.usable:
+                return blank
+            self._destroy_blank_later(blank)
+        return None
+
+    def _want_blanks(self, spec: SandboxSpec) -> BlankSpec:
+        wanted = BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus)
+        self._blank_wanted_at[wanted] = asyncio.get_running_loop().time()
+        return wanted
+
+    async def _fill_blanks(self, now: float) -> None:
+        for spec, wanted_at in list(self._blank_wanted_at.items()):
+            blanks = self._blanks.setdefault(spec, deque())
+            for blank in [blank for blank in blanks if not blank.usable]:
+                blanks.remove(blank)
+                self._destroy_blank_later(blank)
+            if now - wanted_at > _BLANKS_UNUSED_S:
+                del self._blank_wanted_at[spec]
+                for blank in self._blanks.pop(spec):
+                    self._destroy_blank_later(blank)
+                continue
+            if len(blanks) < self.limits.blanks and self._spare_room(spec.memory_mb):
+                try:
+                    made = await self.engine.prestart(spec)
+                except BaseException:
+                    self._freed(spec.memory_mb)
+                    raise
+                if made is None:
+                    self._freed(spec.memory_mb)
+                    del self._blank_wanted_at[spec]
+                    continue
+                self._blanks.setdefault(spec, deque()).append(made)
+
+    # The budget
+
+    async def _room(self, memory_mb: int) -> None:
+        """Take ``memory_mb`` of the budget: what stands idle makes room, the least recently used first."""
+        if memory_mb > self.limits.memory_mb:
+            most = self.limits.memory_mb
+            raise EngineUnavailable(f"A sandbox of {memory_mb} MB never fits into this worker's {most} MB of memory.")
+        first = True
+        while self._used_mb + memory_mb > self.limits.memory_mb or (first and self._waiting):
+            self._evict(memory_mb)
+            let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if first:
+                self._waiting.append(let_in)
+            else:
+                self._waiting.appendleft(let_in)
+            first = False
+            try:
+                await let_in
+            except BaseException:
+                if let_in in self._waiting:
+                    self._waiting.remove(let_in)
+                else:
+                    self._let_in()
+                raise
+        self._take(memory_mb)
+        self._let_in()
+
+    def _spare_room(self, memory_mb: int) -> bool:
+        """Take ``memory_mb`` if it is free and nobody waits for it."""
+        if self._waiting or self._used_mb + memory_mb > self.limits.memory_mb:
+            return False
+        self._take(memory_mb)
+        return True
+
+    def _take(self, memory_mb: int) -> None:
+        self._used_mb += memory_mb
+        self._count += 1
+
+    def _freed(self, memory_mb: int) -> None:
+        self._used_mb -= memory_mb
         self._count -= 1
-        task = asyncio.create_task(self._destroy(lease), name=f"destroy-{lease.sandbox.id}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Something changed: let the first one that waits for room look again."""
+        while self._waiting:
+            first = self._waiting.popleft()
+            if not first.done():
+                first.set_result(None)
+                return
+
+    def _evict(self, memory_mb: int) -> None:
+        """Begin to destroy idle sandboxes, the least recently used first, then blanks, until enough will be free."""
+
+        def enough() -> bool:
+            return self._used_mb - self._leaving_mb + memory_mb <= self.limits.memory_mb
+
+        idle = (lease for leases in self._idle.values() for lease in leases)
+        for lease in sorted(idle, key=lambda lease: lease.idle_since):
+            if enough():
+                return
+            leases = self._idle[lease.spec]
+            leases.remove(lease)
+            if not leases:
+                del self._idle[lease.spec]
+            self._destroy_later(lease)
+        for blanks in self._blanks.values():
+            while blanks and not enough():
+                self._destroy_blank_later(blanks.popleft())
+
+    # The end
+
+    def _destroy_later(self, lease: Lease) -> asyncio.Task[None]:
+        self._leaving_mb += lease.spec.memory_mb
+        return self._background(self._destroy(lease.sandbox, lease.spec.memory_mb))
+
+    def _destroy_blank_later(self, blank: Blank) -> asyncio.Task[None]:
+        self._leaving_mb += blank.spec.memory_mb
+        return self._background(self._destroy(blank, blank.spec.memory_mb))
+
+    async def _destroy(self, sandbox: Sandbox | Blank, memory_mb: int) -> None:
+        try:
+            await sandbox.destroy()
+        except Exception as error:  # noqa: BLE001 - the sweep takes what could not be destroyed; the room must be free
+            log.warning("a sandbox could not be destroyed", extra={"sandbox": sandbox.id, "error": str(error)})
+        finally:
+            self._leaving_mb -= memory_mb
+            self._freed(memory_mb)
+
+    def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(_quietly(work), name="pool")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _destroy(self, lease: Lease) -> None:
-        try:
-            await lease.sandbox.destroy()
-        except Exception as error:  # noqa: BLE001 - the sweep takes what could not be destroyed; the slot must go on
-            log.warning("a sandbox could not be destroyed", extra={"sandbox": lease.sandbox.id, "error": str(error)})
+
+async def _quietly(work: Coroutine[None, None, None]) -> None:
+    try:
+        await work
+    except EngineUnavailable as error:
+        log.warning("the engine does not follow", extra={"error": str(error)})

@@ -8,7 +8,6 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from typing import Any
-from uuid import UUID
 
 from arq.connections import ArqRedis
 
@@ -23,7 +22,7 @@ from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.drain import Drain
 from shared.queue.message import JobMessage
 from shared.queue.push import Push
-from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Claim, Queue
+from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
 from shared.settings import Settings
@@ -33,9 +32,10 @@ from worker.engine import make_engine
 from worker.engine.config import EngineConfig
 from worker.engine.contract import Engine, EngineUnavailable
 from worker.invoke import Invoker, Limits
-from worker.pool import Pool
+from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
-from worker.versions import Versions
+from worker.versions import Specs, Versions
+from worker.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Service:
         self._invoker: Invoker
         self._deployer: Deployer
         self._engine: Engine
+        self._pool: Pool
 
     async def start(self, ctx: dict[Any, Any]) -> None:
         settings, queue = self._settings, self._queue
@@ -94,13 +95,20 @@ class Service:
         self._engine = make_engine(settings.engine, engine_config(settings, self.id))
         await self._engine.open()
         self._open.push_async_callback(self._engine.close)
-        pool = Pool(
+        pool = self._pool = Pool(
             engine=self._engine,
-            most=settings.sandbox_max_count,
-            idle_s=settings.sandbox_idle_seconds,
-            max_uses=settings.sandbox_max_uses,
+            limits=PoolLimits(
+                memory_mb=settings.worker_memory_mb,
+                pause_s=settings.sandbox_pause_seconds,
+                idle_s=settings.sandbox_idle_seconds,
+                max_age_s=settings.sandbox_max_age_seconds,
+                max_uses=settings.sandbox_max_uses,
+                ahead=settings.sandbox_ahead,
+                blanks=settings.sandbox_blanks,
+            ),
         )
         self._open.push_async_callback(pool.close)
+        specs = Specs(function_environment(settings))
         self._deployer = Deployer(
             worker=self.id,
             engine=self._engine,
@@ -108,6 +116,7 @@ class Service:
             store=store,
             queue=queue,
             scratch=scratch,
+            start_ahead=lambda version: pool.prestart(specs.of(version)),
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,
@@ -122,7 +131,7 @@ class Service:
             versions=Versions(functions),
             deployer=self._deployer,
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
-            env=function_environment(settings),
+            specs=specs,
         )
         stations = (
             Station(queue, "invoke", self.id, slots=settings.function_max_concurrent, run=self.worker.run_one),
@@ -138,6 +147,13 @@ class Service:
                 for station in stations:
                     station.cancel(*rest)
 
+        warmth = Warmth(pool, functions, specs)
+
+        def changed(message: bytes) -> None:
+            change = Change.decode(message)
+            pool.drop(lambda spec: spec.function_id == change.function and spec.version_id != change.live)
+            warmth.changed()
+
         def look_again() -> None:
             for station in stations:
                 station.look_again()
@@ -146,7 +162,7 @@ class Service:
             self._redis,
             {
                 f"cp:worker:{self.id}": told,
-                CHANGED_CHANNEL: lambda message: pool.drop_function(UUID(message.decode())),
+                CHANGED_CHANNEL: changed,
                 REBUILT_CHANNEL: lambda _: look_again(),
             },
             # What was missed meanwhile is found by looking.
@@ -160,7 +176,8 @@ class Service:
         self.worker.loops = {
             "heartbeat": self._beat,
             "records": drain.run,
-            "sandboxes": pool.reap,
+            "sandboxes": pool.maintain,
+            "warmth": warmth.run,
             "sweep": self._sweep,
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
@@ -184,10 +201,18 @@ class Service:
         while True:
             try:
                 await self._queue.beat(self.id)
+                await self._queue.report(self.id, self._figures())
                 await asyncio.sleep(self._settings.heartbeat_seconds)
             except Unavailable as error:
                 log.warning("heartbeat failed", extra={"error": error.message})
                 await asyncio.sleep(_RETRY_BEAT_S)
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "sandboxes": self._pool.state(),
+            "slots": {station.name: station.busy for station in self.worker.stations},
+            "settled": sum(station.settled for station in self.worker.stations),
+        }
 
     async def _sweep(self) -> None:
         """Clear away what dead workers left on this engine."""

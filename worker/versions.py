@@ -7,6 +7,7 @@ from uuid import UUID
 
 from shared.functions import RunnableVersion
 from shared.postgres.functions import Functions
+from worker.engine.contract import SandboxSpec
 
 _REMEMBER_MOST = 5_000
 
@@ -34,3 +35,30 @@ class Versions:
 
     def forget(self, version: UUID) -> None:
         self._known.pop(version, None)
+
+
+class Specs:
+    """What sandboxes of versions are started from.
+
+    :param env: what every function's environment gets beside the contract's own.
+    """
+
+    def __init__(self, env: tuple[tuple[str, str], ...]) -> None:
+        self._env = env
+
+    def of(self, version: RunnableVersion) -> SandboxSpec:
+        settings = version.settings
+        return SandboxSpec(
+            version_id=version.id,
+            function_id=version.function_id,
+            user_id=version.user_id,
+            function_name=version.function_name,
+            version=version.number,
+            runtime=settings.runtime,
+            handler=settings.handler,
+            image=version.image or "",
+            memory_mb=settings.memory_mb,
+            cpus=settings.cpus,
+            timeout_ms=settings.timeout_ms,
+            env=self._env,
+        )

@@ -15,6 +15,7 @@ from shared.errors import NotFound, Unavailable
 from shared.functions import Function, Version
 from shared.jobs import JobKind
 from shared.queue.message import NO_VERSION, JobMessage, now_ms
+from shared.queue.queue import Change
 
 
 def function_view(function: Function) -> dict[str, Any]:
@@ -76,7 +77,8 @@ async def delete_function(request: web.Request) -> web.Response:
     job = await request.app[FUNCTIONS].delete(caller.user.id, function.id)
     if job is None:
         raise no_such_function(request.match_info["function"])
-    request.app[RESOLVER].changed(str(function.id).encode())
+    change = Change(function=function.id, live=None)
+    request.app[RESOLVER].changed(change.encode().encode())
     request.app[ACCEPTOR].hand_over(
         [
             JobMessage(
@@ -90,7 +92,7 @@ async def delete_function(request: web.Request) -> web.Response:
         ]
     )
     try:
-        await request.app[QUEUE].announce_change(function.id)
+        await request.app[QUEUE].announce_change(change)
     except Unavailable:
         pass  # it is deleted; others forget it within seconds, and at their reconnection
     return documents.answer({"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}"})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Awaitable
 
 from aiohttp import web
 
 from api import documents, models
 from api.contract import Operation
+from api.exposition import CONTENT_TYPE, exposition
 from api.keys import OPENAPI, POOL, QUEUE, SETTINGS, VERSION, WAITING
-from shared.errors import Unavailable
+from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.postgres.pool import postgres_errors
 
 _PROCESS_NOTICE = "The process engine is for development only: functions are not isolated from this machine."
@@ -63,6 +65,19 @@ async def ready(request: web.Request) -> web.Response:
     )
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """Figures in Prometheus's text format, of all workers and the queue."""
+    token = request.app[SETTINGS].metrics_token.get_secret_value()
+    if token:
+        given = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise Unauthenticated("Send METRICS_TOKEN as a bearer token.")
+    elif request.remote not in ("127.0.0.1", "::1") or "X-Forwarded-For" in request.headers:
+        raise Forbidden("Metrics are for this machine only, unless METRICS_TOKEN is set.", code="metrics_closed")
+    figures = await request.app[QUEUE].figures()
+    return web.Response(body=exposition(figures), headers={"Content-Type": CONTENT_TYPE})
+
+
 async def openapi(request: web.Request) -> web.Response:
     return documents.raw_answer(request.app[OPENAPI])
 
@@ -82,6 +97,14 @@ OPERATIONS = (
         handler=ready,
         summary="Can calls be served",
         responses={200: models.Readiness, 503: models.Readiness},
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        summary="Figures for Prometheus",
+        responses={200: None},
         public=True,
     ),
     Operation(

@@ -124,17 +124,13 @@ class Functions:
             row = await self._pool.fetchrow(_SQL["version_to_run"], version)
         if row is None:
             return None
-        return RunnableVersion(
-            id=row["id"],
-            function_id=row["function_id"],
-            user_id=row["user_id"],
-            function_name=row["name"],
-            number=row["number"],
-            status=row["status"],
-            artifact_sha256=row["artifact_sha256"],
-            settings=FunctionSettings.model_validate_json(row["settings"]),
-            image=row["image"],
-        )
+        return _runnable(row)
+
+    async def kept_warm(self) -> Sequence[RunnableVersion]:
+        """Live versions whose settings ask for sandboxes that are kept ready."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["versions_kept_warm"])
+        return [_runnable(row) for row in rows]
 
     async def append_build_log(self, version: UUID, text: str) -> None:
         with postgres_errors():
@@ -199,6 +195,20 @@ def _function(row: Any) -> Function:
         settings=_settings(row["settings"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+    )
+
+
+def _runnable(row: Any) -> RunnableVersion:
+    return RunnableVersion(
+        id=row["id"],
+        function_id=row["function_id"],
+        user_id=row["user_id"],
+        function_name=row["name"],
+        number=row["number"],
+        status=row["status"],
+        artifact_sha256=row["artifact_sha256"],
+        settings=FunctionSettings.model_validate_json(row["settings"]),
+        image=row["image"],
     )
 
 

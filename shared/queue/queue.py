@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import orjson
 from redis.asyncio import Redis
 
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
-from shared.queue.message import JobMessage
+from shared.queue.message import NO_VERSION, JobMessage
 from shared.queue.scripts import Script
 
 QUEUES = ("invoke", "build")
@@ -63,6 +64,32 @@ class Claim:
 
     def decode(self) -> JobMessage:
         return JobMessage.decode(self.id, self.raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A function changed; ``live`` is the version that serves it now, None if it serves nothing any more."""
+
+    function: UUID
+    live: UUID | None
+
+    def encode(self) -> str:
+        return f"{self.function} {self.live or NO_VERSION}"
+
+    @classmethod
+    def decode(cls, message: bytes) -> Change:
+        function, live = (UUID(part) for part in message.decode().split(" "))
+        return cls(function=function, live=None if live == NO_VERSION else live)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """Jobs on each queue, those of them that run, records that wait for Postgres, and what workers reported."""
+
+    jobs: Mapping[str, int]
+    running: Mapping[str, int]
+    records: int
+    workers: Mapping[str, Mapping[str, Any]]
 
 
 class CancelledWhere(StrEnum):
@@ -123,6 +150,31 @@ class Queue:
         """Move the heartbeat of ``worker`` on."""
         with redis_errors():
             await self.redis.eval(_BEAT, 0, WORKERS, worker)  # type: ignore[misc]
+
+    async def report(self, worker: str, figures: Mapping[str, object]) -> None:
+        """Leave a worker's figures for whoever reads metrics; they go a minute after the last report."""
+        with redis_errors():
+            await self.redis.set(f"cp:figures:{worker}", orjson.dumps(figures), ex=60)
+
+    async def figures(self) -> QueueFigures:
+        """What the queue and its workers look like now."""
+        workers = list(await self.beats())
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            for queue in QUEUES:
+                pipe.hlen(f"cp:{queue}:messages")
+                pipe.hlen(f"cp:{queue}:running")
+            pipe.xlen(RECORDS)
+            for worker in workers:
+                pipe.get(f"cp:figures:{worker}")
+            *sizes, backlog = (answers := await pipe.execute())[: 2 * len(QUEUES) + 1]
+        reported = zip(workers, answers[2 * len(QUEUES) + 1 :], strict=True)
+        return QueueFigures(
+            jobs={queue: sizes[2 * index] for index, queue in enumerate(QUEUES)},
+            running={queue: sizes[2 * index + 1] for index, queue in enumerate(QUEUES)},
+            records=backlog,
+            workers={worker: orjson.loads(report) for worker, report in reported if report is not None},
+        )
 
     async def beats(self) -> dict[str, int]:
         """Heartbeats so far, by worker."""
@@ -204,10 +256,10 @@ class Queue:
             answer = await self.redis.smembers(f"cp:{queue}:using:{user}")  # type: ignore[misc]
         return [UUID(member.decode()) for member in answer]
 
-    async def announce_change(self, function_id: UUID) -> None:
+    async def announce_change(self, change: Change) -> None:
         """Tell every process to drop what it remembers of a function."""
         with redis_errors():
-            await self.redis.publish(CHANGED_CHANNEL, str(function_id))
+            await self.redis.publish(CHANGED_CHANNEL, change.encode())
 
     async def generation(self) -> tuple[str, bool] | None:
         """The generation and whether claims are open; None while there is none."""

@@ -109,3 +109,9 @@ SELECT DISTINCT v.artifact_sha256 FROM versions v
 WHERE v.function_id = $1 AND NOT EXISTS (
     SELECT 1 FROM versions o JOIN functions f ON f.id = o.function_id
     WHERE o.artifact_sha256 = v.artifact_sha256 AND o.function_id <> $1 AND f.deleted_at IS NULL)
+
+-- name: versions_kept_warm
+-- Live versions of which every worker keeps sandboxes ready.
+SELECT v.id, v.function_id, v.number, v.status, v.artifact_sha256, v.settings, v.image, f.name, f.user_id
+FROM functions f JOIN aliases a ON a.function_id = f.id AND a.name = 'live' JOIN versions v ON v.id = a.version_id
+WHERE f.deleted_at IS NULL AND f.status = 'active' AND v.image IS NOT NULL AND (v.settings ->> 'min_warm')::int > 0

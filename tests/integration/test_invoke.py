@@ -42,7 +42,8 @@ async def test_waited_for_invoke_answers_the_result_and_leaves_a_record(client: 
     assert (job["status"], job["attempt"], job["kind"]) == ("succeeded", 1, "invoke")
     records = (await client.call("GET", "/api/functions/echo/invocations")).json["items"]
     assert [record["job_id"] for record in records] == [answer.json["job_id"]]
-    assert records[0]["start_kind"] == "cold"
+    # A deploy starts the first sandbox ahead.
+    assert records[0]["start_kind"] in ("warm", "paused")
     assert records[0]["logs"]["container"]["stdout"] == "seen {'ä': [1, 2.5, None]}\n"
     assert records[0]["timings"]["run_ms"] > 0
 

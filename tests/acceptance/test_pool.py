@@ -1,0 +1,207 @@
+"""The pool of one worker, on a real engine: what is reused, what is frozen, what goes, and the budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from engines import Bench, call, engine_config, process_bench_of, short_dir
+
+from worker.engine.config import EngineConfig
+from worker.engine.contract import EngineUnavailable
+from worker.pool import Lease, Pool, PoolLimits, StartKind
+
+__all__ = ["engine_config", "short_dir"]  # fixtures
+
+WITHIN_S = 20
+
+
+def limits(**changes: Any) -> PoolLimits:
+    usual: dict[str, Any] = {
+        "memory_mb": 1024,
+        "pause_s": 1000,
+        "idle_s": 1000,
+        "max_age_s": 1000,
+        "max_uses": 1000,
+        "ahead": 1,
+        "blanks": 0,
+    }
+    return PoolLimits(**{**usual, **changes})
+
+
+@pytest.fixture
+async def process(engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    async for one in process_bench_of(engine_config):
+        yield one
+
+
+async def until(condition: Any) -> None:
+    """Wait for something that a background task brings about."""
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def use(pool: Pool, lease: Lease, **release: Any) -> None:
+    outcome = await lease.sandbox.call(call())
+    assert outcome.reason is None, outcome
+    leaving = pool.release(lease, **release)
+    if leaving is not None:
+        await leaving
+
+
+async def test_a_sandbox_is_used_again_for_its_own_spec_only(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    mine, other = process.spec("echo"), process.spec("echo")
+    first = await pool.acquire(mine)
+    assert first.start_kind is StartKind.COLD
+    await use(pool, first)
+    stranger = await pool.acquire(other)
+    assert stranger.sandbox.id != first.sandbox.id
+    again = await pool.acquire(mine)
+    assert again.sandbox.id == first.sandbox.id
+    assert again.start_kind is StartKind.WARM
+    await use(pool, again)
+    await use(pool, stranger)
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_an_idle_sandbox_is_paused_and_wakes_for_a_call(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(pause_s=0.05))
+    maintaining = asyncio.create_task(pool.maintain())
+    spec = process.spec("echo")
+    await use(pool, await pool.acquire(spec))
+    await until(lambda: pool.state()["paused"] == 1)
+    lease = await pool.acquire(spec)
+    assert lease.start_kind is StartKind.PAUSED
+    await use(pool, lease)
+    maintaining.cancel()
+    await pool.close()
+
+
+async def test_an_idle_sandbox_goes_when_its_time_is_over_unless_it_is_kept(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(idle_s=0.05))
+    kept, other = process.spec("echo"), process.spec("echo")
+    pool.keep({kept: 1})
+    maintaining = asyncio.create_task(pool.maintain())
+    going = await pool.acquire(other)
+    await use(pool, going)
+    await until(lambda: not going.sandbox.reusable and pool.state()["idle"] == 1)
+    await until(lambda: pool.state()["memory_mb"] == 128)
+    lease = await pool.acquire(kept)
+    assert lease.start_kind is StartKind.WARM
+    await use(pool, lease)
+    maintaining.cancel()
+    await pool.close()
+
+
+async def test_w8_a_sandbox_is_replaced_after_its_uses(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(max_uses=2))
+    spec = process.spec("echo")
+    ids = []
+    for _ in range(3):
+        lease = await pool.acquire(spec)
+        ids.append(lease.sandbox.id)
+        await use(pool, lease)
+    assert ids[0] == ids[1] != ids[2]
+    await pool.close()
+
+
+async def test_the_budget_is_never_passed_and_the_oldest_idle_one_makes_room(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=256))
+    specs = [process.spec("echo") for _ in range(3)]
+    first = await pool.acquire(specs[0])
+    second = await pool.acquire(specs[1])
+    assert pool.state()["memory_mb"] == 256
+    waiting = asyncio.create_task(pool.acquire(specs[2]))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    await use(pool, first)
+    third = await waiting
+    assert pool.state()["memory_mb"] == 256
+    assert not first.sandbox.reusable
+    for lease in (second, third):
+        await use(pool, lease)
+    await pool.close()
+
+
+async def test_many_at_once_share_a_small_budget_without_passing_it(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=384))
+    specs = [process.spec("echo") for _ in range(6)]
+    most = 0
+
+    async def one(index: int) -> None:
+        nonlocal most
+        lease = await pool.acquire(specs[index % 6])
+        most = max(most, pool.state()["memory_mb"])
+        await use(pool, lease)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(one(index) for index in range(18)))
+    assert most <= 384
+    await pool.close()
+    assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "memory_mb": 0}
+
+
+async def test_a_sandbox_larger_than_the_budget_is_refused_at_once(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=64))
+    with pytest.raises(EngineUnavailable, match="never fits"):
+        await pool.acquire(process.spec("echo"))
+
+
+async def test_a_caller_that_gives_up_waiting_leaves_its_place_to_the_next(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=128))
+    specs = [process.spec("echo") for _ in range(3)]
+    holding = await pool.acquire(specs[0])
+    impatient = asyncio.create_task(pool.acquire(specs[1]))
+    patient = asyncio.create_task(pool.acquire(specs[2]))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await use(pool, holding)
+    async with asyncio.timeout(WITHIN_S):
+        await use(pool, await patient)
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_a_fresh_sandbox_serves_one_call_and_the_next_stands_ready(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    spec = process.spec("echo")
+    ids = set()
+    for number in range(3):
+        lease = await pool.acquire(spec, fresh=True)
+        assert lease.start_kind is (StartKind.WARM if number else StartKind.COLD)
+        ids.add(lease.sandbox.id)
+        await use(pool, lease, fresh=True)
+        await until(lambda: pool.state()["idle"] == 1)
+    assert len(ids) == 3
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_an_idle_sandbox_that_died_is_noticed_and_not_handed_out(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    spec = process.spec("echo")
+    lease = await pool.acquire(spec)
+    await use(pool, lease)
+    await lease.sandbox.destroy()
+    again = await pool.acquire(spec)
+    assert again.sandbox.id != lease.sandbox.id
+    await use(pool, again)
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_dropped_specs_go_and_others_stay(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    gone, stays = process.spec("echo"), process.spec("echo")
+    for spec in (gone, stays):
+        await use(pool, await pool.acquire(spec))
+    pool.drop(lambda spec: spec.version_id == gone.version_id)
+    await until(lambda: pool.state()["memory_mb"] == 128)
+    assert (await pool.acquire(stays)).start_kind is StartKind.WARM
+    await pool.close()
