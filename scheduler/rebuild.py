@@ -40,7 +40,7 @@ _DRAIN_BOUND_S = 30.0
 _BEGIN = """
 local set = redis.call('HGET', KEYS[1], 'gen')
 if set and tonumber(set) >= tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'open', '0')
+redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'open', '0', 'run', ARGV[2])
 return 1
 """
 _REMOVE = """
@@ -69,7 +69,8 @@ class Rebuild:
         """Whether the copy in Redis is missing, half made, or older than Redis's last start."""
         with redis_errors():
             known = await self._redis.script_exists(*(script.sha for script in SCRIPTS))
-        return not all(known) or not await self._queue.is_open()
+            run = await self._redis.hget(GENERATION, "run")  # type: ignore[misc]
+        return not all(known) or not await self._queue.is_open() or run != (await self._run_id()).encode()
 
     async def run_once(self) -> int:
         """Open a new generation; how many jobs were put on the queue. Raises ``Unavailable``; run it again then."""
@@ -79,10 +80,10 @@ class Rebuild:
         log.info("rebuilding the queue", extra={"generation": generation})
         with redis_errors():
             await self._redis.script_flush()
-            await self._guarded(_BEGIN, generation)
+            await self._guarded(_BEGIN, generation, run=await self._run_id())
             await self._clear(generation)
             for script in SCRIPTS:
-                await self._redis.script_load(script.source)
+                await self._redis.eval(script.source, 0)  # type: ignore[misc]
             await self._redis.publish(REBUILT_CHANNEL, generation)
         await asyncio.sleep(self._grace_s)
         await self._write_records()
@@ -93,9 +94,14 @@ class Rebuild:
         log.info("the queue is open", extra={"generation": generation, "jobs": count})
         return count
 
-    async def _guarded(self, script: str, generation: str, *keys: bytes) -> None:
+    async def _run_id(self) -> str:
+        """Another one after each start of Redis."""
+        with redis_errors():
+            return str((await self._redis.info("server"))["run_id"])
+
+    async def _guarded(self, script: str, generation: str, *keys: bytes, run: str = "") -> None:
         """A step that only the newest generation may take. :raises Unavailable: if another leader is further."""
-        if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation):  # type: ignore[arg-type, misc]
+        if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation, run):  # type: ignore[arg-type, misc]
             raise Unavailable("another leader is rebuilding the queue")
 
     async def _clear(self, generation: str) -> None:

@@ -2,7 +2,8 @@
 
 A process never loads a script by itself: Redis forgets scripts when it restarts, so an unknown script is how everybody
 notices that the queue's fast copy may have lost writes. Only the leader loads them, after it has opened a new
-generation (``scheduler/rebuild.py``). Until then every step answers :class:`QueueClosed`.
+generation (``scheduler/rebuild.py``). Until then every step answers :class:`QueueClosed`. It does so by calling them
+without arguments: what ``SCRIPT LOAD`` loads, Redis before version 7 writes to its file and knows after a restart.
 """
 
 from __future__ import annotations

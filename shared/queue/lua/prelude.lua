@@ -16,6 +16,9 @@
 -- A message is a line for these scripts (user function version limit attempt lost deadline reply), then the rest,
 -- which only Python reads.
 
+-- A call without arguments only makes the script known (see shared/queue/scripts.py).
+if #ARGV == 0 then return 'known' end
+
 local QUEUE = ARGV[1]
 local K = 'cp:' .. QUEUE .. ':'
 local MESSAGES, RING, RUNNING, IDLE = K .. 'messages', K .. 'ring', K .. 'running', K .. 'idle'
