@@ -70,7 +70,8 @@ def test_result_travels_verbatim(result: bytes) -> None:
 
 def test_empty_part_is_not_a_missing_one() -> None:
     for parts in itertools.product((None, b"", b"x"), repeat=4):
-        one = record(message(), **dict(zip(("result", "error", "payload", "logs"), parts, strict=True)))
+        result, error, payload, logs = parts
+        one = record(message(), result=result, error=error, payload=payload, logs=logs)
         back = Record.decode(one.encode())
         assert (back.result, back.error, back.payload, back.logs) == parts
 

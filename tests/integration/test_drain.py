@@ -1,0 +1,325 @@
+"""Records on their way to Postgres: in batches, whatever dies on the way, each with one effect."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from shared.errors import Unavailable
+from shared.jobs import JobStatus
+from shared.postgres.jobs import Jobs
+from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
+from shared.queue import drain as drain_module
+from shared.queue.drain import BATCH, REJECTED, Drain
+from shared.queue.message import JobMessage
+from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
+from shared.queue.records import Record
+from tests.seeds import message, new_user, record
+
+
+@pytest.fixture
+def jobs(pool: Pool) -> Jobs:
+    return Jobs(pool)
+
+
+@pytest.fixture
+async def drain(redis: Redis, jobs: Jobs) -> Drain:
+    one = Drain(redis, jobs, consumer="one")
+    assert await one.run_once() == 0  # makes the group
+    return one
+
+
+@pytest.fixture
+async def user(pool: Pool) -> UUID:
+    return await new_user(pool)
+
+
+async def put(redis: Redis, *records: Record | bytes) -> None:
+    for one in records:
+        await redis.xadd(RECORDS, {"r": one if isinstance(one, bytes) else one.encode()})
+
+
+async def row(pool: Pool, job: JobMessage) -> Any:
+    return await pool.fetchrow("SELECT * FROM jobs WHERE id = $1", job.id)
+
+
+async def attempts(pool: Pool, job: JobMessage) -> list[tuple[str, int]]:
+    rows = await pool.fetch("SELECT outcome, attempt FROM invocations WHERE job_id = $1 ORDER BY epoch", job.id)
+    return [(one["outcome"], one["attempt"]) for one in rows]
+
+
+async def test_records_are_written_in_batches_and_the_stream_is_emptied(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    await put(redis, *(record(message(user), epoch=f"1-{n}") for n in range(BATCH + 10)))
+    assert [await drain.run_once() for _ in range(3)] == [BATCH, 10, 0]
+    assert await pool.fetchval("SELECT count(*) FROM jobs WHERE status = 'succeeded'") == BATCH + 10
+    assert await drain.backlog() == 0
+    assert (await redis.xpending(RECORDS, RECORDS_GROUP))["pending"] == 0
+
+
+async def test_record_keeps_everything_to_the_byte(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    printed = orjson.dumps([("stdout", "info", "ä\x00b"), ("stderr", "error", "x")])
+    result = b'{"n":123456789012345678901234567890,"s":"\\u0000\\ud800"}'
+    await put(redis, record(job, result=result, logs=printed, request={"path": "/ü"}, run_ms=1.5, exit_code=0))
+    assert await drain.run_once() == 1
+    assert (await row(pool, job))["result"] == result
+    lines = await pool.fetch("SELECT stream, level, message FROM logs WHERE job_id = $1 ORDER BY seq", job.id)
+    assert [tuple(line) for line in lines] == [("stdout", "info", "ä\\x00b"), ("stderr", "error", "x")]
+
+
+async def test_duplicate_records_have_one_effect(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    one = record(job, logs=orjson.dumps([("stdout", "info", "once")]))
+    await put(redis, one, one)
+    await drain.run_once()
+    await put(redis, one)
+    await drain.run_once()
+    assert await attempts(pool, job) == [("succeeded", 1)]
+    assert await pool.fetchval("SELECT count(*) FROM logs") == 1
+    assert await pool.fetchval("SELECT count(*) FROM jobs") == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_attempts_that_arrive_out_of_order_only_move_a_job_forward(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID, together: bool
+) -> None:
+    job = message(user)
+    await Jobs(pool).accept([job])
+    lost = record(job, epoch="1-5", status=JobStatus.QUEUED, lost=1)
+    lost_again = record(job, epoch="1-6", status=JobStatus.QUEUED, attempt=2, lost=2)
+    done = record(job, epoch="2-1", attempt=3, lost=2)
+    for one in (lost_again, lost, done, lost_again):
+        await put(redis, one)
+        if not together:
+            await drain.run_once()
+    await drain.run_once()
+    found = await row(pool, job)
+    assert (found["status"], found["attempt"], found["lost"], found["result"]) == ("succeeded", 3, 2, b"1")
+    assert await attempts(pool, job) == [("lost", 1), ("lost", 2), ("succeeded", 3)]
+
+
+async def test_final_outcome_never_changes_afterwards(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    await put(redis, record(job, epoch="1-5"))
+    await drain.run_once()
+    before = await row(pool, job)
+    await put(redis, record(job, epoch="9-9", status=JobStatus.FAILED, attempt=2))
+    await put(redis, record(job, epoch=None, status=JobStatus.CANCELLED, outcome=None))
+    await drain.run_once()
+    assert await row(pool, job) == before
+
+
+async def test_stale_attempt_does_not_overwrite_a_later_one(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    await Jobs(pool).accept([job])
+    await put(redis, record(job, epoch="2-1", status=JobStatus.QUEUED, attempt=1, lost=1))
+    await drain.run_once()
+    # Settled in an older generation of the queue, whose Redis was emptied before the record got here.
+    await put(redis, record(job, epoch="1-900", status=JobStatus.SUCCEEDED))
+    await drain.run_once()
+    assert (await row(pool, job))["status"] == "queued"
+
+
+async def test_synchronous_job_meets_postgres_only_at_its_end(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    job = message(user, reply="api-1")
+    await put(redis, record(job, epoch="1-1", status=JobStatus.QUEUED, lost=1))
+    await drain.run_once()
+    # Its payload is in Redis alone: a row would be an open job that nobody can run.
+    assert await row(pool, job) is None
+    assert await attempts(pool, job) == [("lost", 1)]
+    await put(redis, record(job, epoch="1-2", attempt=2, lost=1))
+    await drain.run_once()
+    assert (await row(pool, job))["status"] == "succeeded"
+
+
+async def test_payload_is_kept_of_a_failed_job_and_let_go_of_a_succeeded_one(
+    redis: Redis, drain: Drain, pool: Pool, jobs: Jobs, user: UUID
+) -> None:
+    good, bad = message(user), message(user)
+    await jobs.accept([good, bad])
+    await put(redis, record(good), record(bad, status=JobStatus.FAILED))
+    await drain.run_once()
+    assert (await row(pool, good))["payload"] is None
+    assert (await row(pool, bad))["payload"] == bad.payload
+
+
+async def test_entries_of_a_dead_consumer_are_taken_over(
+    redis: Redis, drain: Drain, jobs: Jobs, pool: Pool, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = message(user)
+    await put(redis, record(job))
+    await redis.xreadgroup(RECORDS_GROUP, "dead", {RECORDS: ">"})
+    assert await drain.run_once() == 0
+    assert await drain.take_over() == 0, "it may still be writing them"
+    monkeypatch.setattr(drain_module, "STRANDED_MS", 0)
+    assert await drain.take_over() == 1
+    assert (await row(pool, job))["status"] == "succeeded"
+    assert await drain.backlog() == 0
+
+
+async def test_leaving_consumer_writes_what_it_had_read(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    await put(redis, record(job))
+    await redis.xreadgroup(RECORDS_GROUP, "one", {RECORDS: ">"})
+    await drain.leave()
+    assert (await row(pool, job))["status"] == "succeeded"
+    assert await redis.xinfo_consumers(RECORDS, RECORDS_GROUP) == []
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [b"", b"null", b"[]\n", b"\xff\xfe", b'{"id":"x"}\n', b'{"id":1,"sizes":["a"]}\n'],
+    ids=["empty", "null", "list", "binary", "short", "sizes"],
+)
+async def test_poison_is_put_aside_and_the_others_are_written(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID, poison: bytes
+) -> None:
+    good = [message(user) for _ in range(3)]
+    await put(redis, record(good[0]), poison, record(good[1]), record(good[2]))
+    assert await drain.run_once() == 4
+    assert [(await row(pool, job))["status"] for job in good] == ["succeeded"] * 3
+    assert [fields[b"r"] for _, fields in await redis.xrange(REJECTED)] == [poison]
+    assert await drain.backlog() == 0
+
+
+async def test_record_that_postgres_refuses_is_put_aside_once_with_poison_beside_it(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    good = [message(user) for _ in range(5)]
+    nobody = record(message(uuid4()))  # its account is gone: the foreign key refuses it
+    await put(redis, record(good[0]), b"poison", nobody, *(record(job) for job in good[1:]))
+    assert await drain.run_once() == 7
+    assert [(await row(pool, job))["status"] for job in good] == ["succeeded"] * 5
+    assert [fields[b"r"] for _, fields in await redis.xrange(REJECTED)] == [b"poison", nobody.encode()]
+    assert await drain.backlog() == 0
+
+
+async def test_two_drains_share_the_stream_without_waiting_for_each_other(
+    redis: Redis, drain: Drain, jobs: Jobs, pool: Pool, user: UUID
+) -> None:
+    other = Drain(redis, jobs, consumer="two")
+    batch = [message(user) for _ in range(400)]
+    # The same jobs in both orders, attempt by attempt, so that batches overlap in every row.
+    await put(redis, *(record(job, epoch="1-1", status=JobStatus.QUEUED, lost=1) for job in batch))
+    await put(redis, *(record(job, epoch="1-2", attempt=2, lost=1) for job in reversed(batch)))
+    await put(redis, *(record(job, epoch="1-2", attempt=2, lost=1) for job in batch))
+
+    async def work(one: Drain) -> None:
+        while await one.run_once():
+            pass
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(work(drain), work(other))
+    assert await pool.fetchval("SELECT count(*) FROM jobs WHERE status = 'succeeded' AND attempt = 2") == 400
+    assert await pool.fetchval("SELECT count(*) FROM invocations") == 800
+    assert await redis.exists(REJECTED) == 0
+
+
+async def test_waiters_are_told_only_after_the_commit(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
+    job = message(user)
+    async with redis.pubsub() as pubsub, pool.acquire() as connection:
+        await pubsub.subscribe(FINAL_CHANNEL)
+        await pubsub.parse_response()
+        await put(redis, record(job))
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
+        writing = asyncio.create_task(drain.run_once())
+
+        async def blocked() -> bool:
+            return bool(await pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        async with asyncio.timeout(10):
+            while not await blocked():
+                await asyncio.sleep(0.01)
+        assert await pubsub.parse_response(block=False, timeout=0.05) is None
+        assert await drain.backlog() == 1, "not acknowledged before the commit"
+        await transaction.rollback()
+        assert await writing == 1
+        _, _, told = await pubsub.parse_response()
+    assert told == str(job.id).encode()
+    assert (await row(pool, job))["status"] == "succeeded"
+
+
+async def test_attempt_that_is_not_the_end_tells_nobody(redis: Redis, drain: Drain, user: UUID, jobs: Jobs) -> None:
+    job, other = message(user), message(user)
+    await jobs.accept([job, other])
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(FINAL_CHANNEL)
+        await pubsub.parse_response()
+        await put(redis, record(job, status=JobStatus.QUEUED, lost=1))
+        await drain.run_once()
+        await put(redis, record(other))
+        await drain.run_once()
+        assert (await pubsub.parse_response())[2] == str(other.id).encode()
+
+
+@pytest.fixture
+async def closed(database: str) -> Pool:
+    """A pool to a Postgres that does not answer."""
+    gone = await open_pool(database, size=1, timeout_s=5, name="test")
+    await close_pool(gone)
+    return gone
+
+
+async def test_what_could_not_be_written_comes_first_when_postgres_is_back(
+    redis: Redis, pool: Pool, closed: Pool, user: UUID
+) -> None:
+    class Switched:
+        """A pool whose server goes away and comes back."""
+
+        def __init__(self) -> None:
+            self.now = closed
+
+        def acquire(self) -> Any:
+            return self.now.acquire()
+
+    switched = Switched()
+    drain = Drain(redis, Jobs(switched), consumer="one")
+    await drain.run_once()
+    await put(redis, *(record(message(user)) for _ in range(BATCH * 2)))
+    with pytest.raises(Unavailable):
+        await drain.run_once()
+    with pytest.raises(Unavailable):
+        await drain.run_once()
+    assert (await redis.xpending(RECORDS, RECORDS_GROUP))["pending"] == BATCH, "read once, and not again and again"
+    switched.now = pool
+    assert [await drain.run_once() for _ in range(4)] == [BATCH, 0, BATCH, 0]
+    assert await drain.backlog() == 0
+
+
+async def test_written_up_to_tells_when_earlier_records_are_in(redis: Redis, drain: Drain, user: UUID) -> None:
+    assert await drain.last() is None
+    assert await drain.written_up_to(None)
+    await put(redis, record(message(user)))
+    last = await drain.last()
+    assert not await drain.written_up_to(last)
+    await drain.run_once()
+    await put(redis, record(message(user)))
+    assert await drain.written_up_to(last), "later ones do not count"
+
+
+async def test_stream_that_vanished_is_read_again_from_its_start(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    await redis.flushall()
+    job = message(user)
+    await put(redis, record(job))
+    assert await drain.run_once() == 0  # makes the group anew
+    assert await drain.run_once() == 1
+    assert (await row(pool, job))["status"] == "succeeded"
+
+
+async def test_deadlock_is_a_reason_to_try_again_not_to_reject(pool: Pool) -> None:
+    with pytest.raises(Unavailable), postgres_errors():
+        raise asyncpg.DeadlockDetectedError("deadlock detected")
