@@ -52,7 +52,7 @@ app.command()(logs)
 app.command()(delete)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def containerpub(
     ctx: typer.Context,
     as_json: JsonFlag = False,
