@@ -295,7 +295,7 @@ async def test_running_attempts_that_register_meanwhile_stay_with_their_worker(
         taken = await asyncio.gather(
             queue.register("invoke", "worker-a", running[:5]), queue.register("invoke", "worker-b", running[5:])
         )
-        assert taken == [5, 5]
+        assert list(taken) == [5, 5]
         assert await rebuilding == 20
     assert await complaints(redis, pool) == []
     assert await queue.holders() == {"worker-a", "worker-b"}

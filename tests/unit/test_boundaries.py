@@ -1,0 +1,147 @@
+"""Who may import whom, and what nobody may: read from the source, so that it holds for code that no test runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("api", "worker", "scheduler")
+PACKAGES = (*ROOMS, "shared", "cli", "sql", "runtimes", "bench", "tests", "scripts")
+VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "base"}
+UNSAFE_FORMATS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle", "joblib"}
+CLI_ON_THE_SERVER = ("cli/commands/up.py", "cli/commands/migrate.py", "cli/supervisor/")
+BEHIND_THE_API = ("shared.postgres", "shared.queue", "shared.artifacts", "shared.embedded", "asyncpg", "redis", "arq")
+
+
+@cache
+def source(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), filename=str(path))
+
+
+def modules(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it the import stands."""
+    for node in ast.walk(source(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(ROOT).parent.parts
+                base = ".".join((*package[: len(package) - node.level + 1], base)).rstrip(".")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(modules(*ROOMS)) > 30
+    assert "shared.errors" in set(imports(ROOT / "worker" / "station.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_shared_and_no_other_room(room: str) -> None:
+    others = [*(other for other in ROOMS if other != room), "cli", "bench", "tests"]
+    assert [(relative(path), name) for path in modules(room) for name in imports(path) if within(name, *others)] == []
+
+
+def test_shared_imports_no_room() -> None:
+    foreign = (*ROOMS, "cli", "bench", "tests")
+    assert [
+        (relative(path), name) for path in modules("shared", "sql") for name in imports(path) if within(name, *foreign)
+    ] == []
+
+
+def test_command_speaks_only_http() -> None:
+    found = [
+        (relative(path), name)
+        for path in modules("cli")
+        if not relative(path).startswith(CLI_ON_THE_SERVER)
+        for name in imports(path)
+        if within(name, *ROOMS, *BEHIND_THE_API)
+    ]
+    assert found == []
+
+
+def test_command_starts_processes_by_name_and_imports_none_of_them() -> None:
+    assert [(relative(path), name) for path in modules("cli") for name in imports(path) if within(name, *ROOMS)] == []
+
+
+def test_in_sandbox_code_imports_nothing_of_ours() -> None:
+    ours = (*ROOMS, "shared", "cli", "sql")
+    assert [
+        (relative(path), name) for path in modules("runtimes") for name in imports(path) if within(name, *ours)
+    ] == []
+
+
+def test_environment_is_read_in_main_modules_only() -> None:
+    readers = [
+        relative(path)
+        for path in modules(*ROOMS, "shared", "cli", "sql")
+        if _reads_environment(path) and not _is_main(path) and not relative(path).startswith(CLI_ON_THE_SERVER)
+    ]
+    assert readers == []
+
+
+def test_q1_nothing_imports_a_format_that_runs_code() -> None:
+    found = [
+        (relative(path), name)
+        for path in modules(*PACKAGES)
+        for name in imports(path)
+        if name.split(".")[0] in UNSAFE_FORMATS
+    ]
+    assert found == []
+
+
+def test_q1_every_use_of_arqs_job_format_names_a_serializer() -> None:
+    """arq's own default is pickle."""
+    calls = {"serialize_job", "deserialize_job", "deserialize_job_raw", "serialize_result", "deserialize_result"}
+    for path in modules(*ROOMS, "shared"):
+        for node in ast.walk(source(path)):
+            if isinstance(node, ast.Call) and _name(node.func) in calls:
+                given = {keyword.arg for keyword in node.keywords}
+                assert given & {"serializer", "deserializer"}, (relative(path), node.lineno)
+
+
+def test_modules_have_names_that_say_something() -> None:
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
+    assert [relative(path) for path in paths if path.stem in VAGUE and (path.suffix == ".py" or path.is_dir())] == []
+
+
+def _reads_environment(path: Path) -> bool:
+    names = {"environ", "environb", "getenv"}
+    for node in ast.walk(source(path)):
+        if isinstance(node, ast.Attribute) and node.attr in names and _name(node.value) == "os":
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and names & {alias.name for alias in node.names}:
+            return True
+    return False
+
+
+def _is_main(path: Path) -> bool:
+    """Whether a module is a program: it ends in the usual ``if __name__ == "__main__"``."""
+    return any(
+        isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and _name(node.test.left) == "__name__"
+        for node in source(path).body
+    )
+
+
+def _name(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr if isinstance(node, ast.Attribute) else ""
