@@ -31,7 +31,7 @@ FILLED = {
     "list_invocations": ("function",),
 }
 LISTS = {"list_functions", "list_jobs"}
-NOBODYS = {"register", "login", "refresh", "logout", "me", "deploy", "health", "ready", "openapi"}
+NOBODYS = {"register", "login", "refresh", "logout", "me", "deploy", "health", "ready", "openapi", "metrics"}
 """Operations that name nothing of anybody's. A deploy's name is the caller's own: see the test of it."""
 
 

@@ -1,0 +1,58 @@
+"""The settings page of the reference, from the settings themselves: ``python -m shared.reference >
+docs/reference/settings.md``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, get_args
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from shared.settings import Settings
+
+_HEAD = """\
+# Settings
+
+Every process reads its settings once, at its start, from the environment; an empty variable counts as none. Any of them
+may be given as `NAME_FILE` instead, the path of a file that holds the value. What neither says is taken from a file
+`.env` in the working folder. Mistakes are reported all at once, and a process that has some ends with status 2.
+
+`MB` is 10^6 bytes where a setting counts bytes. Lists are separated by commas.
+
+| setting | default | values | meaning |
+|---|---|---|---|
+"""
+
+
+def settings_page() -> str:
+    """``docs/reference/settings.md``; a test compares the two."""
+    rows = (
+        f"| `{name.upper()}` | {_default(field.default)} | {_values(field)} | {field.description} |\n"
+        for name, field in Settings.model_fields.items()
+    )
+    return _HEAD + "".join(rows)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, tuple):
+        value = ",".join(value)
+    return f"`{value}`" if str(value) else ""
+
+
+def _values(field: FieldInfo) -> str:
+    choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices)
+    bounds = {
+        name: getattr(item, name) for item in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)
+    }
+    words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+    kind = {int: "whole number", float: "number"}.get(field.annotation)  # type: ignore[arg-type]
+    return " ".join([*([kind] if kind else []), *(f"{words[name]} {bound:g}" for name, bound in bounds.items())])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_page())
