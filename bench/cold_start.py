@@ -1,4 +1,4 @@
-"""Cold starts with the image on the machine: the first call of a new function, and a call after an eviction."""
+"""Calls that find no running sandbox of their function, with the image on the machine."""
 
 from __future__ import annotations
 
@@ -7,58 +7,84 @@ import time
 
 from bench import functions, recorded
 from bench.caller import Caller
-from bench.figure import Better, Figure, WrongAnswer, median, percentile
+from bench.figure import Baseline, Better, Figure, WrongAnswer, median, percentile
 from bench.platform import Platform
 from bench.run import Run
 
-_IDLE_S = 0.5
-_EVICTION_TIMEOUT_S = 30.0
+TARGET_MS = 60.0
+_SHORT_S = 0.5
+_CALM_S = 3.0
+"""Between two calls: what stood idle is gone or frozen by then, and the engine at rest. The records prove it."""
+_RECORDS_TIMEOUT_S = 30.0
+
+# The worker that operators run, but one that lets go of idle sandboxes sooner than anybody wants to wait here.
+_KINDS = (
+    ("cold_start_evicted", "call after its sandboxes were evicted", "cold", {"SANDBOX_IDLE_SECONDS": str(_SHORT_S)}),
+    (
+        "cold_start_no_blank",
+        "the same, and no blank container stands ready",
+        "cold",
+        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_BLANKS": "0"},
+    ),
+    ("paused_start", "call to a paused sandbox", "paused", {"SANDBOX_PAUSE_SECONDS": str(_SHORT_S)}),
+)
 
 
 async def measure(run: Run) -> list[Figure]:
     async with run.platform() as platform, platform.caller() as caller:
-        run.say("cold start, first call of a new function")
-        await _first_call(caller, "warm-up", 0)
+        run.say("first call of a new function")
+        await _first_call(caller, "old", 0)
         began = time.time()
-        first = [await _first_call(caller, f"new-{number}", number) for number in range(1, run.pick(5, 20) + 1)]
-        await _all_cold(platform, began, len(first))
-        first_phases = await recorded.phases_ms(platform, began)
+        took = [await _first_call(caller, f"new-{number}", number) for number in range(1, run.pick(5, 20) + 1)]
+        kinds = await _kinds(platform, began, len(took))
         image = await platform.database.fetchval("SELECT image FROM versions LIMIT 1")
         baseline = await run.baselines.docker_run(image)
-        # The same worker program, but one that lets go of idle sandboxes sooner than anybody wants to wait here.
-        await platform.stop("worker-1")
-        platform.start("worker-2", {"SANDBOX_IDLE_SECONDS": str(_IDLE_S)})
-        run.say("cold start, call after an eviction")
-        await _call(caller, "warm-up")  # the worker has read the version and everything else it needs once
-        await _evicted(platform)
-        began = time.time()
-        again = []
-        for _ in range(run.pick(5, 15)):
-            again.append(await _call(caller, "warm-up"))
-            await _evicted(platform)
-        await _all_cold(platform, began, len(again))
-        again_phases = await recorded.phases_ms(platform, began)
-    return [
-        Figure(
-            key=key,
-            what=f"cold start, {what}, p50",
-            value=median(took),
-            unit="ms",
-            better=Better.LESS,
-            target=60,
-            baseline=baseline,
-            details={
-                "calls": len(took),
-                "p95_ms": percentile(sorted(took), 95),
-                "all_ms": took,
-                "median_phases_ms": phases,
-            },
-        )
-        for key, what, took, phases in (
-            ("cold_start_first", "first call of a new function", first, first_phases),
-            ("cold_start_evicted", "call after its sandboxes were evicted", again, again_phases),
-        )
-    ]
+        figures = [
+            _figure(
+                "cold_start_first",
+                "first call of a new function",
+                took,
+                baseline,
+                {"start_kinds": kinds, "median_phases_ms": await recorded.phases_ms(platform, began)},
+            )
+        ]
+        worker = "worker-1"
+        for number, (key, what, kind, env) in enumerate(_KINDS, 2):
+            run.say(what)
+            await platform.stop(worker)
+            worker = f"worker-{number}"
+            platform.start(worker, env)
+            figures.append(await _after_calm(run, platform, caller, baseline, key, what, kind))
+    return figures
+
+
+async def _after_calm(
+    run: Run, platform: Platform, caller: Caller, baseline: Baseline | None, key: str, what: str, kind: str
+) -> Figure:
+    await _call(caller, "old")  # the worker has read the version and everything else it needs once
+    await asyncio.sleep(_CALM_S)
+    began = time.time()
+    took = []
+    for _ in range(run.pick(5, 15)):
+        took.append(await _call(caller, "old"))
+        await asyncio.sleep(_CALM_S)
+    kinds = await _kinds(platform, began, len(took))
+    if kinds != {kind: len(took)}:
+        raise WrongAnswer(f"{len(took)} {kind} starts were expected, these were recorded: {kinds}")
+    return _figure(key, what, took, baseline, {"median_phases_ms": await recorded.phases_ms(platform, began)})
+
+
+def _figure(key: str, what: str, took: list[float], baseline: Baseline | None, details: dict[str, object]) -> Figure:
+    return Figure(
+        key=key,
+        what=f"{what}, p50",
+        value=median(took),
+        unit="ms",
+        better=Better.LESS,
+        target=TARGET_MS,
+        baseline=baseline,
+        details={"calls": len(took), "p95_ms": percentile(sorted(took), 95), "all_ms": took, **details},
+    )
 
 
 async def _first_call(caller: Caller, name: str, number: int) -> float:
@@ -72,16 +98,9 @@ async def _call(caller: Caller, name: str) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-async def _evicted(platform: Platform) -> None:
-    async with asyncio.timeout(_EVICTION_TIMEOUT_S):
-        while await platform.sandboxes():
-            await asyncio.sleep(0.1)
-
-
-async def _all_cold(platform: Platform, since: float, count: int) -> None:
-    """The records of the calls since then, which must all be there, say that each was a cold start."""
-    async with asyncio.timeout(_EVICTION_TIMEOUT_S):
+async def _kinds(platform: Platform, since: float, count: int) -> dict[str, int]:
+    """How the ``count`` calls since then were started, once all their records are there."""
+    async with asyncio.timeout(_RECORDS_TIMEOUT_S):
         while sum((kinds := await recorded.start_kinds(platform, since)).values()) < count:
             await asyncio.sleep(0.05)
-    if kinds != {"cold": count}:
-        raise WrongAnswer(f"{count} cold starts were expected, these were recorded: {kinds}")
+    return kinds

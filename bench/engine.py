@@ -67,8 +67,3 @@ async def remove_images(engine_name: str, installation: str) -> None:
         return
     label = f"label=containerpub.installation={installation}"
     await remove(*set((await docker("images", "-q", "--filter", label, "containerpub/function")).split()))
-
-
-async def count_containers(installation: str) -> int:
-    label = f"label=containerpub.installation={installation}"
-    return len((await docker("ps", "--all", "--quiet", "--filter", label)).split())

@@ -100,13 +100,6 @@ class Platform:
         """The platform's own processes by name; not Postgres, Redis or sandboxes."""
         return {name: psutil.Process(process.pid) for name, process in self._processes.items()}
 
-    async def sandboxes(self) -> int:
-        """How many sandboxes exist."""
-        if self.engine_name == "docker":
-            return await engine.count_containers(self.installation)
-        workers = (process for name, process in self.processes().items() if name.startswith("worker"))
-        return sum(len(worker.children()) for worker in workers)
-
     async def unfinished(self) -> int:
         """Accepted jobs whose end is not in Postgres yet."""
         return int(
