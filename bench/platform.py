@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -75,7 +76,11 @@ class Platform:
             raise
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            error.add_note(self.logs())  # the folder is about to go
         await self._open.aclose()
 
     def start(self, name: str, env: Mapping[str, str] | None = None) -> None:
