@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -95,7 +96,7 @@ async def test_a12_stranger_gets_the_same_404_as_for_what_does_not_exist(
         for value in foreign[first]:
             filled = {first: value, **{name: foreign[name][0] for name in others}}
             path = operation.path.format(**filled)
-            body = {} if operation.method == "POST" else None
+            body: dict[str, Any] | None = {} if operation.method == "POST" else None
             answer = await stranger.call(operation.method, path, json=body)
             absent = {first: str(new_id()) if _is_uuid(value) else "absent", **dict.fromkeys(others, "1")}
             nothing = await stranger.call(operation.method, operation.path.format(**absent), json=body)

@@ -19,7 +19,8 @@ import pytest
 from tests.client import Answer, Client, pack
 from tests.platform import Platform
 
-GOOD = {"main.py": "def handler(event, context):\n    return 'served'\n"}
+SOURCE = b"def handler(event, context):\n    return 'served'\n"
+GOOD: dict[str, str | bytes] = {"main.py": SOURCE}
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def member(name: str, **fields: object) -> tarfile.TarInfo:
     return info
 
 
-def tar(*members: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
+def tar(*members: tarfile.TarInfo) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for info in members:
             archive.addfile(info, io.BytesIO(b"x" * info.size))
     return buffer.getvalue()
@@ -123,10 +124,10 @@ async def test_u1_to_u17_hostile_archive_is_refused_and_nothing_stored(client: C
 
 
 async def test_u14_modes_and_owners_are_normalised_not_refused(client: Client) -> None:
-    info = member("main.py", size=len(GOOD["main.py"]), mode=0o6000, uid=0, uname="root")
+    info = member("main.py", size=len(SOURCE), mode=0o6000, uid=0, uname="root")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.addfile(info, io.BytesIO(GOOD["main.py"].encode()))
+        archive.addfile(info, io.BytesIO(SOURCE))
     assert (await client.deploy("modes", archive=buffer.getvalue())).status == 201
     assert (await client.invoke("modes")).json["result"] == "served"
 

@@ -33,8 +33,8 @@ def codes_in_source() -> Iterator[tuple[str, int]]:
                     yield from _codes_of_call(node)
     for cls, code, _, _ in _CONSTRAINTS.values():
         yield code, HTTP_STATUS[cls]
-    for cls in TREE.values():
-        yield cls.default_code, HTTP_STATUS[cls]
+    for kind in TREE.values():
+        yield kind.default_code, HTTP_STATUS[kind]
     for reason in PLATFORM_REASONS:
         yield reason.value, 503
     for reason in (Reason.ANALYSIS_REJECTED, Reason.BUILD_FAILED, Reason.ARCHIVE_REJECTED):
@@ -50,7 +50,7 @@ def _codes_of_call(node: ast.Call) -> Iterator[tuple[str, int]]:
         yield str(node.args[0].value), 422
     for keyword in node.keywords:
         if name in TREE and keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-            status = {"malformed_request": 400}.get(keyword.value.value, HTTP_STATUS[TREE[name]])
+            status = {"malformed_request": 400}.get(str(keyword.value.value), HTTP_STATUS[TREE[name]])
             yield str(keyword.value.value), status
 
 
