@@ -1,0 +1,237 @@
+"""A worker's station on a real Redis: what it does with answers that got lost, attempts that break, shutdowns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from redis.asyncio import Redis
+
+from scheduler.rebuild import Rebuild
+from shared.embedded.redis import EmbeddedRedis
+from shared.postgres.jobs import Jobs
+from shared.postgres.pool import Pool
+from shared.queue.connection import connect
+from shared.queue.message import JobMessage
+from shared.queue.queue import RECORDS, Claim, Queue
+from shared.queue.records import Record
+from tests.conservation import complaints
+from tests.seeds import message, record
+from worker.station import Cleanup, Station
+
+W = "worker-a"
+
+
+class Work:
+    """Attempts that end when they are told to."""
+
+    def __init__(self) -> None:
+        self.started: list[UUID] = []
+        self.killed: list[UUID] = []
+        self.may_end = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def run(self, job: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        self.started.append(job.id)
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.killed.append(job.id)
+            raise
+        if self.error is not None:
+            raise self.error
+        return record(job, epoch=claim.epoch, worker=W), None
+
+
+@asynccontextmanager
+async def at_work(station: Station) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(station.work())
+    try:
+        yield task
+    finally:
+        station.drain()
+        station.hand_back_all()
+        async with asyncio.timeout(20):
+            await task
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], within_s: float = 10) -> None:
+    async with asyncio.timeout(within_s):
+        while True:
+            answer = condition()
+            if await answer if isinstance(answer, Awaitable) else answer:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def records(redis: Redis) -> list[Record]:
+    return [Record.decode(fields[b"r"]) for _, fields in await redis.xrange(RECORDS)]
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def station(queue: Queue, work: Work) -> Station:
+    return Station(queue, "invoke", W, slots=2, run=work.run)
+
+
+async def test_station_runs_no_more_than_its_slots(queue: Queue, station: Station, work: Work, redis: Redis) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(5)])
+    async with at_work(station):
+        await until(lambda: len(work.started) == 2)
+        assert station.busy == 2
+        work.may_end.set()
+
+        async def all_recorded() -> bool:
+            return len(await records(redis)) == 5
+
+        await until(all_recorded)
+        assert station.settled == 5
+
+
+async def test_claim_whose_answer_was_lost_is_handed_back(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])
+    state = await queue.generation()
+    assert state is not None
+    await queue.exchange("invoke", W, generation=state[0], want=1)  # and its answer never arrives
+    work.may_end.set()
+    async with at_work(station):
+        await until(lambda: work.started == [job.id])
+    outcomes = [(one.outcome, one.attempt) for one in await records(redis)]
+    assert outcomes == [("handed_back", 0), ("succeeded", 1)]
+
+
+async def test_attempt_that_was_cancelled_while_nobody_listened_is_killed(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])
+    async with at_work(station):
+        await until(lambda: work.started == [job.id])
+        await queue.cancel("invoke", job.id)  # the station has no push here
+        station.look_again()
+        await until(lambda: work.killed == [job.id])
+        await until(lambda: station.busy == 0)
+    assert [one.status for one in await records(redis)] == ["cancelled"]
+
+
+async def test_attempt_whose_lease_was_lost_settles_nothing(
+    queue: Queue, station: Station, work: Work, redis: Redis
+) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])
+    async with at_work(station):
+        await until(lambda: work.started == [job.id])
+        station_saw = await queue.beats()
+        await queue.expire_worker(W, seen=station_saw[W], max_lost=3)
+        state = await queue.generation()
+        assert state is not None
+        _, claims = await queue.exchange("invoke", "worker-b", generation=state[0], want=1)
+        assert [UUID(claim.id) for claim in claims] == [job.id]
+        work.may_end.set()
+        await until(lambda: station.busy == 0)
+    assert [one.outcome for one in await records(redis)] == ["lost"]
+    assert await queue.holders() == {"worker-b"}
+
+
+async def test_attempt_that_breaks_ends_its_job_and_not_the_worker(
+    queue: Queue, station: Station, work: Work, redis: Redis
+) -> None:
+    work.error = RuntimeError("a fault of ours")
+    work.may_end.set()
+    await queue.enqueue("invoke", [message()])
+    async with at_work(station) as task:
+        await until(lambda: station.settled == 1)
+        assert not task.done()
+    (left,) = await records(redis)
+    assert (left.status, left.reason, left.attempt) == ("failed", "dependency_down", 1)
+    assert b"a fault of ours" not in (left.error or b"")
+
+
+async def test_unreadable_job_goes_back_unspent(
+    queue: Queue, station: Station, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.station.UNREADABLE_S", 0.01)
+    job = message()
+    await queue.enqueue("invoke", [job])
+    raw = await redis.hget("cp:invoke:messages", str(job.id))  # type: ignore[misc]
+    assert raw is not None
+    await redis.hset("cp:invoke:messages", str(job.id), raw.replace(b'"invoke"', b'"juggle"'))  # type: ignore[misc]
+    async with at_work(station):
+        await until(lambda: station.settled >= 2)
+    assert {(one.outcome, one.attempt) for one in await records(redis)} == {("handed_back", 0)}
+    assert await queue.present("invoke", [job.id]) == [True]
+
+
+async def test_f22_drain_lets_attempts_end_and_claims_nothing(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(3)])
+    async with at_work(station) as task:
+        await until(lambda: len(work.started) == 2)
+        station.drain()
+        work.may_end.set()
+        async with asyncio.timeout(10):
+            await task
+    assert [one.outcome for one in await records(redis)] == ["succeeded", "succeeded"]
+    assert await redis.hlen("cp:invoke:running") == 0  # type: ignore[misc]
+    assert await redis.hlen("cp:invoke:messages") == 1  # type: ignore[misc]
+
+
+async def test_f22_what_cannot_end_in_time_is_handed_back_unspent(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(2)])
+    async with at_work(station):
+        await until(lambda: len(work.started) == 2)
+    assert sorted(work.killed) == sorted(work.started)
+    assert [(one.outcome, one.attempt) for one in await records(redis)] == [("handed_back", 0)] * 2
+    assert [line for line in await complaints(redis, pool) if "not open in Postgres" not in line] == []
+
+
+async def test_emptied_redis_hears_of_running_attempts_even_if_every_slot_is_taken(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    await queue.enqueue("invoke", [message() for _ in range(2)])
+    async with at_work(station):
+        await until(lambda: len(work.started) == 2)
+        await redis.flushall()
+        rebuilding = asyncio.create_task(Rebuild(redis, queue, Jobs(pool), pool, grace_s=1).run_once())
+
+        async def has_generation() -> bool:
+            return await queue.generation() is not None
+
+        await until(has_generation)
+        station.look_again()  # what the push of the rebuild does
+        await rebuilding
+        assert await redis.hlen("cp:invoke:running") == 2  # type: ignore[misc]
+        work.may_end.set()
+        await until(lambda: station.settled == 2)
+    assert [one.outcome for one in await records(redis)] == ["succeeded", "succeeded"]
+    assert work.killed == []
+
+
+async def test_shutdown_ends_also_when_redis_is_away(tmp_path: Path, pool: Pool, work: Work) -> None:
+    async with EmbeddedRedis(tmp_path / "redis") as server, connect(server.url, timeout_s=1) as client:
+        queue = Queue(client)
+        await Rebuild(client, queue, Jobs(pool), pool, grace_s=0).run_once()
+        await queue.enqueue("invoke", [message()])
+        station = Station(queue, "invoke", W, slots=1, run=work.run)
+        async with at_work(station) as task:
+            await until(lambda: len(work.started) == 1)
+            await server.stop()
+            station.drain()
+            station.hand_back_all()
+            async with asyncio.timeout(15):
+                await task
+        assert len(work.killed) == 1
