@@ -29,6 +29,10 @@ from containerpub import Context, FunctionError, Response  # noqa: E402
 from containerpub.marking import marked  # noqa: E402
 
 
+PLATFORM_FOLDERS = [_HERE + os.sep]
+"""Whose frames no traceback shows; a runtime that builds on this one adds its own."""
+
+
 class NoHandler(Exception):
     """The function's code does not have the handler that it should have."""
 
@@ -110,6 +114,7 @@ class Function:
     def __init__(self, name: str, folder: str, dependencies: str) -> None:
         self._folders = ((folder, "/function"), (dependencies, "/dependencies"))
         self._loop: Any = None
+        self.room = 0  # bytes that the running call's result may have
         self._handler: Callable[..., Any] | None = None
         self._broken: BaseException | None = None
         sys.path[0:0] = [folder]
@@ -118,12 +123,16 @@ class Function:
 
             site.addsitedir(dependencies)
         try:
-            self._handler = find_handler(name, folder)
+            self._handler = self.adapt(find_handler(name, folder))
             code = getattr(self._handler, "__code__", None)
             if code is not None and code.co_flags & _COROUTINE:
                 self._event_loop()
         except BaseException as error:  # noqa: BLE001 (whatever it is, each call reports it)
             self._broken, self._broken_at = error, error.__traceback__
+
+    def adapt(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler of what was found under the handler's name."""
+        return found
 
     def run(self, event: Any, context: Context) -> Any:
         if self._handler is None:
@@ -176,7 +185,7 @@ async def _await(awaitable: Any) -> Any:
 
 
 def _is_platform(filename: str) -> bool:
-    return filename.startswith((_HERE + os.sep, "<frozen importlib"))
+    return filename.startswith((*PLATFORM_FOLDERS, "<frozen importlib"))
 
 
 def find_handler(name: str, folder: str) -> Callable[..., Any]:
@@ -225,7 +234,7 @@ def encode(result: Any) -> tuple[bytes, bool]:
     """JSON text of ``result``, and whether it is a :class:`Response`."""
     shaped = isinstance(result, Response)
     if shaped:
-        result = {"status": result.status, "headers": result.headers, "body": result.body}
+        result = result.document()
     text = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.encode(), shaped
 
@@ -263,6 +272,7 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
     meta: dict[str, Any] = {"nonce": call["nonce"], "kind": "error"}
     result: bytes | None = None
     before_ms, _ = usage()
+    function.room = call["max_result_bytes"]
     try:
         returned = function.run(call["event"], context)
         try:
@@ -308,7 +318,8 @@ def connect(address: str, role: str, token: str) -> socket.socket:
     return connection
 
 
-def main() -> None:
+def main(kind: type[Function] = Function) -> None:
+    """``kind`` is what the user's code is served as."""
     given = {name[len(_PREFIX) :]: os.environ.pop(name) for name in list(os.environ) if name.startswith(_PREFIX)}
     channel = Channel(connect(given["ADDRESS"], "control", given["TOKEN"]))
     for descriptor, role in ((1, "stdout"), (2, "stderr")):
@@ -319,7 +330,7 @@ def main() -> None:
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
     folder = given.get("FOLDER", "/function")
-    function = Function(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
+    function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
     serve(channel, function, given["FUNCTION"], int(given["VERSION"]))
     os._exit(0)
 

@@ -122,7 +122,9 @@ class CallOutcome:
     run_ms: float = 0.0
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
-    is_response: bool = False  # the result is a shaped HTTP answer: {"status", "headers", "body"}
+    is_response: bool = False
+    """The result is a shaped HTTP answer: ``status``, ``headers`` (an object, or pairs where names are repeated), and
+    ``body`` (text or any JSON) or ``body_base64``."""
 
 
 class Sandbox(Protocol):

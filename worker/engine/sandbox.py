@@ -35,6 +35,7 @@ _MOST_CPU_MS = 1e12
 _MOST_MEMORY_BYTES = 2**50
 _REASONS = frozenset(("handler_error", "invalid_result", "result_too_large", "out_of_memory"))
 _REUSABLE = frozenset((None, "handler_error", "invalid_result", "result_too_large"))
+_ANSWERS = ({"status", "headers", "body"}, {"status", "headers", "body_base64"})
 _FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024))
 
 
@@ -361,12 +362,15 @@ class AttachedSandbox:
 
 def _is_answer(value: object) -> bool:
     """Whether ``value`` has the shape that a :class:`Response` of the runtime's SDK has."""
-    if not isinstance(value, dict) or value.keys() != {"status", "headers", "body"}:
+    if not isinstance(value, dict) or value.keys() not in _ANSWERS:
         return False
     status, headers = value["status"], value["headers"]
-    return (
-        type(status) is int
-        and 200 <= status <= 599
-        and isinstance(headers, dict)
-        and all(isinstance(header, str) for header in headers.values())
-    )
+    if type(status) is not int or not 200 <= status <= 599:
+        return False
+    if isinstance(headers, dict):
+        return all(isinstance(header, str) for header in headers.values())
+    return isinstance(headers, list) and all(_is_pair(header) for header in headers)
+
+
+def _is_pair(header: object) -> bool:
+    return isinstance(header, list) and len(header) == 2 and all(isinstance(part, str) for part in header)
