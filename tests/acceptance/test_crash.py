@@ -21,6 +21,7 @@ from shared.embedded.redis import EmbeddedRedis
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import migrate
 from shared.postgres.pool import Pool
+from shared.queue.queue import RECORDS
 from tests.client import Answer, Client
 from tests.conservation import assert_conserved
 from tests.platform import Platform
@@ -117,7 +118,15 @@ class Scene:
         return {str(row["id"]): row for row in await self.rows("SELECT * FROM jobs WHERE id = ANY ($1)", ids)}
 
     async def attempts(self) -> dict[str, list[Any]]:
-        """Records of attempts of the accepted jobs, in order."""
+        """Records of attempts of the accepted jobs, in order, once all that were on their way are written.
+
+        Those that a killed worker had just read are taken over by another within ten seconds.
+        """
+
+        async def written() -> bool:
+            return not await self.redis.xlen(RECORDS)
+
+        await until(written, 15, self.platform.logs)
         ids = [UUID(job) for job in self.accepted]
         found: dict[str, list[Any]] = {job: [] for job in self.accepted}
         for row in await self.rows("SELECT * FROM invocations WHERE job_id = ANY ($1) ORDER BY epoch", ids):
@@ -410,8 +419,8 @@ async def test_f11_redis_that_evicts_is_refused_at_the_start(database: str, redi
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     platform = Platform(database_url=database, redis_url=redis_url, engine="process")
     try:
-        for name in ("api", "scheduler", "worker-1"):
-            process = platform.start(name)
+        started = {name: platform.start(name) for name in ("api", "scheduler", "worker-1")}
+        for name, process in started.items():
             assert await asyncio.to_thread(process.wait, 30) == 1
             assert "maxmemory-policy allkeys-lru" in platform.log(name).read_text()
             del platform.processes[name]
