@@ -31,11 +31,12 @@ async def client(shared_platform: Platform) -> AsyncIterator[Client]:
 
 @pytest.fixture
 def outside(shared_platform: Platform) -> Iterator[None]:
-    """Fails a test after which there is an artifact more, a file beside the folders of the processes, or a scratch
-    folder. (The worker's own folders change at any time.)"""
+    """Fails a test after which there is an artifact more, a file beside the folders of the processes, or something in
+    a scratch folder. (The worker's own folders change at any time.)"""
 
     def snapshot() -> set[Path]:
-        return {*Path(shared_platform.env["FUNCTIONS_DIR"]).rglob("*"), *shared_platform.folder.iterdir()}
+        stored = Path(shared_platform.env["FUNCTIONS_DIR"]).rglob("*")
+        return {path for path in (*stored, *shared_platform.folder.iterdir()) if path.is_file()}
 
     before = snapshot()
     yield
