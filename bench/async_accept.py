@@ -9,6 +9,7 @@ from bench.caller import Caller
 from bench.figure import Better, Figure
 from bench.platform import Platform
 from bench.run import Run
+from bench.warmth import warm_hello
 
 _TARGETS = ((16, 6_000.0, 1_500.0), (64, 9_000.0, None))
 
@@ -19,11 +20,13 @@ async def measure(run: Run) -> list[Figure]:
     for clients, target, floor in _TARGETS:
         baseline = await run.baselines.inserts(clients)
         async with run.platform() as platform, platform.caller() as caller:
-            await caller.deploy("hello", functions.HELLO)
-            await caller.invoke("hello", functions.HELLO_BODY, functions.HELLO_RESULT)
+            await warm_hello(platform, caller)
             run.say(f"asynchronous accept, {clients} clients")
-            working = await _accept(run, platform, caller, clients)
-            await recorded.settled(platform, timeout_s=180)
+            rounds = []
+            for _ in range(run.pick(1, 3)):
+                rounds.append(await _accept(run, platform, caller, clients))
+                await recorded.settled(platform, timeout_s=180)
+            working = sorted(rounds, key=lambda outcome: outcome.rate)[len(rounds) // 2]
             await recorded.all_succeeded(platform)
             run.say(f"asynchronous accept, {clients} clients, worker stopped")
             await platform.stop("worker-1")
@@ -38,7 +41,7 @@ async def measure(run: Run) -> list[Figure]:
                 target=target,
                 floor=floor,
                 baseline=baseline,
-                details={"working": working.summary(), "worker_stopped": stopped.summary()},
+                details={"rounds": [outcome.summary() for outcome in rounds], "worker_stopped": stopped.summary()},
             )
         )
     return figures

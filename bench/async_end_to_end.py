@@ -8,6 +8,7 @@ import time
 from bench import functions, load, recorded
 from bench.figure import Better, Figure
 from bench.run import Run
+from bench.warmth import warm_hello
 
 JOBS = 10_000
 CLIENTS = 64
@@ -18,16 +19,7 @@ async def measure(run: Run) -> list[Figure]:
     jobs = run.pick(2_000, JOBS)
     baseline = await run.baselines.arq_end_to_end(jobs)
     async with run.platform() as platform, platform.caller() as caller:
-        await caller.deploy("hello", functions.HELLO)
-        warm_up = load.Load(
-            port=platform.port,
-            request=caller.request("hello", functions.HELLO_BODY),
-            connections=CLIENTS,
-            duration_s=4,
-            contains=functions.HELLO_ANSWER,
-        )
-        await load.run(warm_up)
-        await recorded.settled(platform, timeout_s=_TIMEOUT_S)
+        await warm_hello(platform, caller)
         before = await platform.database.fetchval("SELECT count(*) FROM invocations")
         run.say(f"asynchronous end to end, {jobs:,} jobs")
         accepted = await load.run(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 
-from bench import functions, load, recorded
 from bench.figure import Better, Figure
 from bench.platform import Platform
 from bench.run import Run
+from bench.warmth import warm_hello
 
 MEGABYTE = 1_000_000
 _EVERY_S = 1.0
@@ -23,18 +23,8 @@ async def measure(run: Run) -> list[Figure]:
     async with run.platform() as platform, platform.caller() as caller:
         run.say(f"memory of the idle platform, mean of {seconds} s")
         fresh = await _mean(platform, seconds)
-        await caller.deploy("hello", functions.HELLO)
         run.say(f"memory after load, mean of {seconds} s")
-        await load.run(
-            load.Load(
-                port=platform.port,
-                request=caller.request("hello", functions.HELLO_BODY),
-                connections=64,
-                duration_s=run.pick(6, 20),
-                contains=functions.HELLO_ANSWER,
-            )
-        )
-        await recorded.settled(platform, timeout_s=60)
+        await warm_hello(platform, caller, run.pick(6, 20))
         used = await _mean(platform, seconds)
     return [
         Figure(
