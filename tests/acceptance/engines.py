@@ -157,7 +157,7 @@ async def _function_image() -> str:
     with tarfile.open(fileobj=context, mode="w") as archive:
         _add(archive, "Dockerfile", f"FROM {BASE_IMAGE}\nCOPY containerpub /containerpub\nCOPY function /function\n")
         for file in load_recipe("python").files:
-            _add(archive, f"containerpub/{file.path}", file.content)
+            _add(archive, file.path, file.content)
         for path in sorted(FUNCTIONS.iterdir()):
             if path.is_file():
                 _add(archive, f"function/{path.name}", path.read_bytes())

@@ -363,7 +363,7 @@ class Hostile:
     async def install(self, setup: str, plan: BuildPlan) -> None:
         recipe = load_recipe("python")
         assert recipe.install is not None
-        head, future, rest = recipe.install.partition("from __future__ import annotations\n")
+        head, future, rest = recipe.install.source.partition("from __future__ import annotations\n")
         prepared = sdist(setup).replace("--no-build-isolation ", "")
         script = head + future + prepared + rest.replace('"--no-input"', '"--no-input", "--no-build-isolation"')
         base = await Images(self._docker, self._config).base(recipe.base_image)
@@ -371,7 +371,7 @@ class Hostile:
         async def install() -> BuiltImage:
             layer = await Installer(self._docker, self._config).install(
                 plan,
-                replace(recipe, install=script),
+                replace(recipe, install=replace(recipe.install, source=script)),
                 base,
                 Requirements(lines=("unused",)),
                 BuildLog(self.log.append, plan.max_log_bytes),

@@ -39,6 +39,7 @@ def test_a_name_is_never_a_path(name: str) -> None:
 
 def test_the_image_holds_the_runtimes_files_and_no_build_scripts() -> None:
     paths = {file.path for file in load_recipe("python").files}
-    assert "serve.py" in paths
-    assert "sdk/containerpub/__init__.py" in paths
-    assert not {path for path in paths if path.startswith(("template/", "install", "analyze")) or "__pycache__" in path}
+    assert "containerpub/serve.py" in paths
+    assert "containerpub/sdk/containerpub/__init__.py" in paths
+    assert all(path.startswith(("containerpub/serve.py", "containerpub/sdk/")) for path in paths)
+    assert not {path for path in paths if "__pycache__" in path}

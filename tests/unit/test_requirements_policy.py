@@ -175,4 +175,4 @@ def test_b11_encodings_and_sizes_are_bounded(content: bytes) -> None:
 
 def test_b11_what_is_accepted_is_accepted_again_unchanged() -> None:
     once = parse_requirements(b"A [x] >= 1 , < 2 ; python_version>'3'\n--no-binary :all:\n")
-    assert parse_requirements(once.text.encode()) == once
+    assert parse_requirements(once.files["requirements.txt"].encode()) == once

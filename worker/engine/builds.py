@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tarfile
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
-from worker.engine.recipe import Recipe
-from worker.engine.requirements import MAX_BYTES, Requirements, parse_requirements
 
 
 class Builds:
@@ -61,19 +57,6 @@ class Builds:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-
-
-def read_requirements(artifact: Path, recipe: Recipe) -> Requirements:
-    """What the artifact's manifest asks for, by our own grammar; blocking.
-
-    :raises BuildRejected: it asks for something that is not allowed.
-    """
-    with tarfile.open(artifact, mode="r|gz") as archive:
-        for member in archive:
-            if member.name.removeprefix("./") in recipe.manifests and member.isreg():
-                content = archive.extractfile(member)
-                return parse_requirements(content.read(MAX_BYTES + 1) if content else b"", member.name)
-    return Requirements(lines=())
 
 
 def content_key(*parts: str) -> str:

@@ -12,13 +12,13 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, cast
 
 from worker.engine.contract import BuildRejected
-from worker.engine.recipe import RuntimeFile
+from worker.engine.recipe import PLATFORM, Recipe
 
 MAX_ENTRIES = 100_000
 _BLOCK = 512
@@ -136,13 +136,13 @@ def artifact_layer(artifact: Path, prefix: str) -> Layer:
     return writer.finish()
 
 
-def runtime_layer(files: Iterable[RuntimeFile]) -> Layer:
-    """A runtime's in-sandbox side, and the empty folders that every image has."""
+def runtime_layer(recipe: Recipe) -> Layer:
+    """A runtime's in-sandbox side, and the folders that all images of the runtime have."""
     writer = LayerWriter()
-    for folder in ("containerpub", "dependencies", "function"):
+    for folder in (PLATFORM, recipe.dependencies, "function"):
         writer.folder(folder)
-    for file in files:
-        writer.add(f"containerpub/{file.path}", io.BytesIO(file.content), len(file.content))
+    for file in recipe.files:
+        writer.add(file.path, io.BytesIO(file.content), len(file.content))
     return writer.finish()
 
 

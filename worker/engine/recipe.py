@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from shared.errors import Invalid
+
+PLATFORM = "containerpub"
+"""The folder at the image's root that holds the runtime's in-sandbox side."""
 
 
 class Contract(StrEnum):
@@ -24,10 +28,30 @@ class Contract(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeFile:
-    """One file of a runtime's in-sandbox side. ``path`` is relative, with ``/``."""
+    """One file of a runtime's in-sandbox side. ``path`` is relative to the image's root, with ``/``."""
 
     path: str
     content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A program of a runtime's that runs inside its base image, and the command that takes it as text."""
+
+    source: str
+    command: tuple[str, ...]  # in which ``{script}`` stands for the source
+
+    def arguments(self, *more: str) -> tuple[str, ...]:
+        """The whole command line."""
+        return (*(self.source if one == "{script}" else one for one in self.command), *more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhaustion:
+    """How a runtime ends that has used up a limit of its own before it meets the sandbox's."""
+
+    exit_code: int
+    says: str  # on stderr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +63,23 @@ class Recipe:
     base_image: str  # pulled unless the installation names another
     command: tuple[str, ...]  # what a sandbox runs, inside the image
     default_handler: str  # what a project that names no handler means
-    files: tuple[RuntimeFile, ...]  # the in-sandbox side, placed under /containerpub
-    manifests: tuple[str, ...]  # names of the files that declare dependencies
-    install: str | None  # source of the script that installs them, run inside the base image
+    files: tuple[RuntimeFile, ...]  # the in-sandbox side
+    dependencies: str  # the folder at the image's root that installed packages are found in
+    manifests: tuple[str, ...]  # names of the files that declare dependencies, the one that has to be there first
+    install: Script | None  # installs them
     analyze: str | None  # source of the script that checks an artifact, run by the worker's own Python
+    check: Script | None  # checks source files whose language only the base image can parse
+    check_files: tuple[str, ...]  # ends of the names of files that it is given
+    address_space_extra_mb: int  # what a process of the runtime maps beside the function's memory
+    data_extra_mb: int  # what of that is private and writable; a function that hoards memory meets this limit
+    exhaustion: Exhaustion | None
+    blanks: bool  # its in-sandbox side can be started before the function is known
     fingerprint: str  # changes whenever anything that shapes an image does
 
     @property
     def install_fingerprint(self) -> str:
         """Changes whenever installed dependencies could turn out otherwise."""
-        return hashlib.sha256((self.install or "").encode()).hexdigest()
+        return hashlib.sha256("\0".join(self.install.arguments() if self.install else ()).encode()).hexdigest()
 
 
 def known_runtimes() -> tuple[str, ...]:
@@ -73,11 +104,16 @@ def load_recipe(runtime: str) -> Recipe:
         )
     folder = files("runtimes") / runtime
     table = tomllib.loads((folder / "runtime.toml").read_text("utf-8"))
+    dependencies = table.get("dependencies", "dependencies")
+    places = [(name, f"{PLATFORM}/{_inside(name)}") for name in table["files"]]
+    if "packages" in table:
+        places.append((table["packages"], dependencies))
     inside = tuple(
         RuntimeFile(path=path, content=file.read_bytes())
-        for name in table["files"]
-        for path, file in _walk(folder / name, name)
+        for name, place in places
+        for path, file in _walk(folder / name, place)
     )
+    process = table.get("process", {})
     recipe = Recipe(
         name=table["name"],
         contract=Contract(table["contract"]),
@@ -85,9 +121,16 @@ def load_recipe(runtime: str) -> Recipe:
         command=tuple(table["command"]),
         default_handler=table.get("default_handler", ""),
         files=inside,
+        dependencies=dependencies,
         manifests=tuple(table.get("manifests", ())),
         install=_script(folder, table.get("install")),
-        analyze=_script(folder, table.get("analyze")),
+        analyze=(folder / table["analyze"]).read_text("utf-8") if "analyze" in table else None,
+        check=_script(folder, table.get("check")),
+        check_files=tuple(table.get("check", {}).get("files", ())),
+        address_space_extra_mb=process.get("address_space_extra_mb", 0),
+        data_extra_mb=process.get("data_extra_mb", 0),
+        exhaustion=Exhaustion(**table["exhaustion"]) if "exhaustion" in table else None,
+        blanks=table.get("blanks", False),
         fingerprint=_fingerprint(inside),
     )
     if recipe.name != runtime:
@@ -95,8 +138,15 @@ def load_recipe(runtime: str) -> Recipe:
     return recipe
 
 
-def _script(folder: Traversable, name: str | None) -> str | None:
-    return None if name is None else (folder / name).read_text("utf-8")
+def _script(folder: Traversable, table: Mapping[str, Any] | None) -> Script | None:
+    if table is None:
+        return None
+    return Script(source=(folder / table["script"]).read_text("utf-8"), command=tuple(table["command"]))
+
+
+def _inside(name: str) -> str:
+    """Where a file is in the image: one of another runtime's (``../<runtime>/<file>``) as if it were its own."""
+    return name.split("/", 2)[2] if name.startswith("../") else name
 
 
 def _walk(node: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:

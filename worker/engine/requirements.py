@@ -7,6 +7,7 @@ encoding cookie, a line continuation or an environment variable cannot mean one 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.engine.contract import BuildRejected
@@ -39,8 +40,8 @@ class Requirements:
     lines: tuple[str, ...]
 
     @property
-    def text(self) -> str:
-        return "".join(f"{line}\n" for line in self.lines)
+    def files(self) -> Mapping[str, str]:
+        return {"requirements.txt": "".join(f"{line}\n" for line in self.lines)}
 
     def __bool__(self) -> bool:
         return any(not line.startswith("-") for line in self.lines)

@@ -9,14 +9,14 @@ from aiodocker import Docker
 
 from worker.engine.analysis import analyze
 from worker.engine.buildlog import BuildLog
-from worker.engine.builds import Builds, content_key, read_requirements
+from worker.engine.builds import Builds, content_key
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
 from worker.engine.layer import artifact_layer, in_thread, runtime_layer
 from worker.engine.recipe import Recipe, load_recipe
-from worker.engine.requirements import Requirements
+from worker.engine.wanted import Wanted, read_wanted, wanted_key
 
 FUNCTION = "containerpub/function"
 DEPENDENCIES = "containerpub/dependencies"
@@ -42,13 +42,13 @@ class ImageBuilder:
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
-        analysis, requirements = await asyncio.gather(
-            analyze(plan, recipe), asyncio.to_thread(read_requirements, plan.artifact, recipe)
+        analysis, wanted = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
         base = await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
         parent = await self._runtime(recipe, base)
-        if requirements and recipe.install is not None:
-            parent = await self._dependencies(plan, recipe, base, parent, requirements, log)
+        if wanted is not None and recipe.install is not None:
+            parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
         tag = str(plan.version_id)
         image = await self._images.stack(
             parent,
@@ -75,19 +75,19 @@ class ImageBuilder:
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
                 return found
             return await self._images.stack(
-                base, await in_thread(runtime_layer, recipe.files), RUNTIME, tag, self._labels()
+                base, await in_thread(runtime_layer, recipe), RUNTIME, tag, self._labels()
             )
 
     async def _dependencies(
-        self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, requirements: Requirements, log: BuildLog
+        self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog
     ) -> Image:
-        key = content_key(parent.id, recipe.install_fingerprint, requirements.text)
+        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted))
         async with self._builds.once(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
                 return found
             log.line("installing dependencies")
-            layer = await self._installer.install(plan, recipe, base, requirements, log)
+            layer = await self._installer.install(plan, recipe, base, wanted, log)
             return await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels())
 
     def _labels(self) -> dict[str, str]:

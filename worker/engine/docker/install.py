@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,10 @@ from worker.engine.docker.image import Image
 from worker.engine.egress import EgressProxy
 from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
 from worker.engine.recipe import Recipe
-from worker.engine.requirements import Requirements
+from worker.engine.wanted import Wanted
 
 _MEBIBYTE = 1024 * 1024
 _INSIDE = "/run/containerpub"  # where the exchange folder appears in the container
-_WANTED = "requirements.txt"
-_TARGET = "/dependencies"
 _ASK_TIMEOUT_S = 30.0
 _STDERR = 2  # as the attached stream numbers it
 _KILLED = 137
@@ -71,10 +69,8 @@ class Installer:
         self._folders = SocketFolders.of("docker", config)
         self._index_hosts: dict[str, tuple[str, ...]] = {}
 
-    async def install(
-        self, plan: BuildPlan, recipe: Recipe, base: Image, requirements: Requirements, log: BuildLog
-    ) -> Layer:
-        """The installed dependencies as a layer under ``dependencies/``; nothing of the container is left.
+    async def install(self, plan: BuildPlan, recipe: Recipe, base: Image, wanted: Wanted, log: BuildLog) -> Layer:
+        """The installed dependencies as a layer under the recipe's folder for them; nothing of the container is left.
 
         :raises BuildRejected: ``build_failed``, with the last thing the installation said.
         """
@@ -82,17 +78,18 @@ class Installer:
         hosts = self._config.index_hosts
         if hosts is None:
             hosts = await self._ask_index_hosts(recipe, base)
-        folder = await asyncio.to_thread(self._exchange, requirements)
+        folder = await asyncio.to_thread(self._exchange, wanted)
+        first, target = next(iter(wanted.files)), f"/{recipe.dependencies}"
         spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, used by threads before
         try:
             async with EgressProxy(folder / SOCKET_NAME, hosts, log.line):
                 ended = await self._run(
                     base,
-                    ["python3", "-c", recipe.install, f"{_INSIDE}/{_WANTED}", _TARGET, f"{_INSIDE}/{SOCKET_NAME}"],
+                    recipe.install.arguments(f"{_INSIDE}/{first}", target, f"{_INSIDE}/{SOCKET_NAME}"),
                     _Run(
                         memory_mb=plan.memory_mb,
                         # the unpacked packages, and at first the archives that they come from
-                        tmpfs={_TARGET: 2 * plan.max_unpacked_bytes},
+                        tmpfs={target: 2 * plan.max_unpacked_bytes},
                         bind=folder,
                         # every entry may take a block for its header and part of one at its end
                         max_stdout_bytes=plan.max_unpacked_bytes + MAX_ENTRIES * 1024,
@@ -104,7 +101,7 @@ class Installer:
             log.flush()
             self._judge(plan, ended, log)
             await asyncio.to_thread(spool.seek, 0)
-            return await in_thread(installed_layer, spool, _TARGET.strip("/"), plan.max_unpacked_bytes, log.line)
+            return await in_thread(installed_layer, spool, recipe.dependencies, plan.max_unpacked_bytes, log.line)
         except TooMuchOutput:
             raise BuildRejected(
                 "build_failed",
@@ -130,25 +127,27 @@ class Installer:
                 "build_failed", f"Installing the dependencies failed with exit code {ended.exit_code}{detail}"
             )
 
-    def _exchange(self, requirements: Requirements) -> Path:
+    def _exchange(self, wanted: Wanted) -> Path:
         """A folder among those of this worker's sandboxes, so that a sweep finds it. Blocking."""
         self._folders.prepare()
         folder = self._folders.folder(f"b{secrets.token_hex(7)}")
         folder.mkdir()
-        wanted = folder / _WANTED
-        wanted.write_text(requirements.text, "ascii")
         # the container's user has to get in, whatever the umask says
         folder.chmod(0o755)
-        wanted.chmod(0o644)
+        for name, text in wanted.files.items():
+            path = folder / name
+            path.write_text(text, "ascii")
+            path.chmod(0o644)
         return folder
 
     async def _ask_index_hosts(self, recipe: Recipe, base: Image) -> tuple[str, ...]:
         """The hosts that the base image's own package manager takes packages from; asked once an image."""
+        assert recipe.install is not None
         if base.id not in self._index_hosts:
             with tempfile.TemporaryFile() as answer:
                 ended = await self._run(
                     base,
-                    ["python3", "-c", recipe.install or "", "--hosts"],
+                    recipe.install.arguments("--hosts"),
                     _Run(memory_mb=256, tmpfs={}, bind=None, max_stdout_bytes=4096, timeout_s=_ASK_TIMEOUT_S),
                     answer,
                     lambda _: None,
@@ -161,7 +160,7 @@ class Installer:
         return self._index_hosts[base.id]
 
     async def _run(
-        self, image: Image, command: list[str], run: _Run, stdout: IO[bytes], stderr: Callable[[bytes], None]
+        self, image: Image, command: Sequence[str], run: _Run, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
         """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
         call_s = self._config.engine_call_timeout_s
@@ -217,7 +216,7 @@ class Installer:
             await asyncio.shield(remove_container(self._docker, container.id, call_s))
             raise
 
-    def _settings(self, image: Image, command: list[str], run: _Run) -> JSONObject:
+    def _settings(self, image: Image, command: Sequence[str], run: _Run) -> JSONObject:
         """The sandboxes' settings, with room for an installation. Blocking."""
         settings = container_config(
             image=image.id,

@@ -1,8 +1,8 @@
 """Making a version startable as a folder, where no container engine answers. For development only.
 
-``<data_dir>/versions/<version>/function`` holds the code, ``dependencies`` beside it leads to
-``<data_dir>/dependencies/<key>``, which all versions with equal requirements share. A folder appears under its name
-only when it is complete.
+``<data_dir>/versions/<version>/function`` holds the code; beside it the recipe's folder for dependencies leads to the
+one of that name in ``<data_dir>/dependencies/<key>``, which all versions that ask for the same share. A folder appears
+under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import IO
 from worker.engine.analysis import analyze
 from worker.engine.attach import SocketFolders
 from worker.engine.buildlog import BuildLog
-from worker.engine.builds import Builds, content_key, read_requirements
+from worker.engine.builds import Builds, content_key
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
 from worker.engine.egress import EgressProxy
 from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
+from worker.engine.process.program import local_command, program_identity
 from worker.engine.recipe import Recipe, load_recipe
-from worker.engine.requirements import Requirements
+from worker.engine.wanted import Wanted, read_wanted, wanted_key
 
 _MEBIBYTE = 1024 * 1024
 _READ = 64 * 1024
@@ -79,18 +80,18 @@ class ProcessBuilder:
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
-        analysis, requirements = await asyncio.gather(
-            analyze(plan, recipe), asyncio.to_thread(read_requirements, plan.artifact, recipe)
+        analysis, wanted = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
         dependencies = None
-        if requirements and recipe.install is not None:
-            dependencies = await self._install(plan, recipe, requirements, log)
+        if wanted is not None and recipe.install is not None:
+            dependencies = await self._install(plan, recipe, wanted, log)
         name = str(plan.version_id)
         async with self._builds.once(name):
-            size = await asyncio.to_thread(self._place, plan, self._versions / name, dependencies)
+            size = await asyncio.to_thread(self._place, plan, recipe, self._versions / name, dependencies)
         return BuiltImage(ref=name, size_bytes=size, analysis=analysis)
 
-    def _place(self, plan: BuildPlan, folder: Path, dependencies: Path | None) -> int:
+    def _place(self, plan: BuildPlan, recipe: Recipe, folder: Path, dependencies: Path | None) -> int:
         """Put a version's folder in place, if it is not there; its size with its dependencies."""
         if not folder.exists():
             scratch = self.scratch(folder)
@@ -98,9 +99,9 @@ class ProcessBuilder:
                 scratch.chmod(0o755)
                 _unpack(artifact_layer(plan.artifact, "function"), scratch)
                 if dependencies is None:
-                    (scratch / "dependencies").mkdir()
+                    _make_dependencies(recipe, scratch)
                 else:
-                    (scratch / "dependencies").symlink_to(dependencies, target_is_directory=True)
+                    (scratch / recipe.dependencies).symlink_to(dependencies, target_is_directory=True)
                 scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -113,39 +114,46 @@ class ProcessBuilder:
             )
         return size
 
-    async def _install(self, plan: BuildPlan, recipe: Recipe, requirements: Requirements, log: BuildLog) -> Path:
-        key = content_key(sys.version, recipe.install_fingerprint, requirements.text)
+    async def _install(self, plan: BuildPlan, recipe: Recipe, wanted: Wanted, log: BuildLog) -> Path:
+        """The folder of the installed dependencies, called as the recipe says."""
+        assert recipe.install is not None
+        identity = await asyncio.to_thread(program_identity, recipe.install.command)
+        key = content_key(identity, recipe.install_fingerprint, recipe.fingerprint, wanted_key(wanted))
         folder = self._dependencies / key
         async with self._builds.once(key):
             if await asyncio.to_thread(folder.is_dir):
                 log.line("dependencies are unchanged")
-                return folder
+                return folder / recipe.dependencies
             log.line("installing dependencies")
             scratch = await asyncio.to_thread(self.scratch, folder)
             try:
-                layer = await self._run(plan, recipe, requirements, scratch, log)
-                await asyncio.to_thread(_unpack, layer, scratch)
-                await asyncio.to_thread((scratch / "installed").rename, folder)
+                layer = await self._run(plan, recipe, wanted, scratch, log)
+                made = scratch / "made"
+                await asyncio.to_thread(_make_dependencies, recipe, made)
+                await asyncio.to_thread(_unpack, layer, made)
+                await asyncio.to_thread(made.rename, folder)
             except UnsafeEntry as error:
                 raise BuildRejected("build_failed", f"The installed dependencies cannot be used: {error}.") from error
             finally:
                 await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-            return folder
+            return folder / recipe.dependencies
 
-    async def _run(
-        self, plan: BuildPlan, recipe: Recipe, requirements: Requirements, scratch: Path, log: BuildLog
-    ) -> Layer:
-        """Run the install script with ``scratch/target`` as its target; what it sent, under ``installed/``."""
-        wanted, target, egress = scratch / "requirements.txt", scratch / "target", None
-        await asyncio.to_thread(wanted.write_text, requirements.text, "ascii")
+    async def _run(self, plan: BuildPlan, recipe: Recipe, wanted: Wanted, scratch: Path, log: BuildLog) -> Layer:
+        """Run the install script with ``scratch/target`` as its target; what it sent, under the recipe's folder."""
+        assert recipe.install is not None
+        target, egress = scratch / "target", None
+        for name, text in wanted.files.items():
+            await asyncio.to_thread((scratch / name).write_text, text, "ascii")
         await asyncio.to_thread(target.mkdir)
         if self._config.index_hosts is not None:
             folders = SocketFolders.of("process", self._config)
             await asyncio.to_thread(folders.prepare)
             egress = folders.folder(f"b{secrets.token_hex(7)}")
-        command = [sys.executable, "-I", "-c", recipe.install or "", wanted.name, target.name]
+        first = next(iter(wanted.files))
+        command = [*local_command(recipe.install.arguments(first, target.name), "-I")]
+        memory_mb = plan.memory_mb + recipe.address_space_extra_mb
         # the last one bounds each file that is written, and so the archive too
-        limits = [plan.memory_mb * _MEBIBYTE, max(1, round(plan.timeout_s)), plan.max_unpacked_bytes]
+        limits = [memory_mb * _MEBIBYTE, max(1, round(plan.timeout_s)), plan.max_unpacked_bytes]
         with tempfile.TemporaryFile() as spool:
             if egress is None:
                 code = await _run_limited(command, scratch, limits, spool, log)
@@ -157,7 +165,7 @@ class ProcessBuilder:
                 detail = f": {log.last_line}" if log.last_line else ""
                 raise BuildRejected("build_failed", f"Installing the dependencies failed with exit code {code}{detail}")
             spool.seek(0)
-            return await in_thread(installed_layer, spool, "installed", plan.max_unpacked_bytes, log.line)
+            return await in_thread(installed_layer, spool, recipe.dependencies, plan.max_unpacked_bytes, log.line)
 
 
 async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout: IO[bytes], log: BuildLog) -> int:
@@ -190,6 +198,16 @@ async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout:
 def _prefix(worker_id: str) -> str:
     """How the names of a worker's unfinished folders begin."""
     return f"{_SCRATCH}{content_key(worker_id)[:12]}-"
+
+
+def _make_dependencies(recipe: Recipe, target: Path) -> None:
+    """The recipe's folder for dependencies in ``target``, with what stands there from the start. Blocking."""
+    (target / recipe.dependencies).mkdir(parents=True)
+    for file in recipe.files:
+        if file.path.startswith(f"{recipe.dependencies}/"):
+            path = target / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.content)
 
 
 def _unpack(layer: Layer, target: Path) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -24,14 +23,11 @@ from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
 from worker.engine.process.namespaces import Namespaces, probe
-from worker.engine.recipe import Contract, Recipe, load_recipe
+from worker.engine.process.program import local_command
+from worker.engine.recipe import PLATFORM, Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
-_IN_IMAGE = "/containerpub/"
-_ADDRESS_SPACE_EXTRA_MB = 512
-"""Beside the function's memory: what an interpreter and its libraries map but do not use."""
-_DATA_EXTRA_MB = 24
-"""What of that is private and writable; on Linux this is the limit that a function which hoards memory meets."""
+_IN_IMAGE = f"/{PLATFORM}/"
 _OPEN_FILES = 256
 _FILE_BYTES = 32 * 1024**2
 _CPU_S = 3600
@@ -86,13 +82,13 @@ class ProcessEngine:
                 address=str(rendezvous.address),
                 token=rendezvous.token,
                 folder=str(version / "function"),
-                dependencies=str(version / "dependencies"),
+                dependencies=str(version / recipe.dependencies),
             )
             return {**env, "HOME": str(temp), "TMPDIR": str(temp)}
 
         limits = {
-            "AS": (spec.memory_mb + _ADDRESS_SPACE_EXTRA_MB) * 1024**2,
-            "DATA": (spec.memory_mb + _DATA_EXTRA_MB) * 1024**2,
+            "AS": (spec.memory_mb + recipe.address_space_extra_mb) * 1024**2,
+            "DATA": (spec.memory_mb + recipe.data_extra_mb) * 1024**2,
             "NOFILE": _OPEN_FILES,
             "FSIZE": _FILE_BYTES,
             "CORE": 0,
@@ -135,10 +131,7 @@ class ProcessEngine:
 
 
 def _command(recipe: Recipe) -> tuple[str, ...]:
-    """The recipe's command on this machine: our own interpreter, without the packages that are installed for us."""
-    program, *arguments = recipe.command
+    """The recipe's command on this machine: Python without the packages that are installed for us."""
     runtime = Path(str(files("runtimes"))) / recipe.name
-    local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in arguments]
-    if program == "python3":
-        return (sys.executable, "-s", "-S", "-B", *local)
-    raise EngineUnavailable(f"The process engine has no program {program!r}.")
+    local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in recipe.command]
+    return local_command(local, "-s", "-S", "-B")

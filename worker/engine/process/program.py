@@ -1,0 +1,40 @@
+"""The programs that recipes name, on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.engine.contract import EngineUnavailable
+
+_PYTHON = "python3"
+
+
+def local_command(command: Sequence[str], *python_options: str) -> tuple[str, ...]:
+    """``command`` with its program's path here. Python is our own interpreter, with ``python_options``.
+
+    :raises EngineUnavailable: the program is not installed.
+    """
+    program, *arguments = command
+    if program == _PYTHON:
+        return (sys.executable, *python_options, *arguments)
+    return (str(_find(program)), *arguments)
+
+
+def program_identity(command: Sequence[str]) -> str:
+    """Changes whenever ``command``'s program is another one. Blocking."""
+    program = command[0]
+    if program == _PYTHON:
+        return sys.version
+    path = _find(program).resolve()
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def _find(program: str) -> Path:
+    path = shutil.which(program)
+    if path is None:
+        raise EngineUnavailable(f"The process engine needs the program {program!r}, which is not installed here.")
+    return Path(path)
