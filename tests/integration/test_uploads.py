@@ -8,7 +8,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -133,61 +133,79 @@ async def test_u14_modes_and_owners_are_normalised_not_refused(client: Client) -
     assert (await client.invoke("modes")).json["result"] == "served"
 
 
-@pytest.mark.usefixtures("outside")
-async def test_u18_body_over_the_cap_is_413_however_its_length_is_told(client: Client) -> None:
-    cap = 50_000_000
-
-    async def stream() -> AsyncIterator[bytes]:
-        yield b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a"\r\n\r\n'
-        for _ in range(cap // 1_000_000 + 5):
-            yield b"x" * 1_000_000
-        yield b"\r\n--b--\r\n"
-
-    for headers in ({}, {"Content-Length": str(cap + 10_000_000)}):
-        answer = await upload(client, stream(), headers)
-        assert (answer.status, answer.json["code"]) == (413, "upload_too_large")
-
-
 async def upload(client: Client, data: AsyncIterator[bytes] | bytes, headers: dict[str, str] | None = None) -> Answer:
     sent = {"Content-Type": "multipart/form-data; boundary=b", **(headers or {})}
     return await client.call("POST", "/api/functions/deploy", data=data, headers=sent)
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a"\r\n\r\n'
+END = b"\r\n--b--\r\n"
+CAP = 50_000_000
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@asynccontextmanager
+async def uploading(
+    client: Client, platform: Platform, length: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A raw connection on which the head of an upload was sent; broken off at the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", platform.port)
+    writer.write(
+        f"POST /api/functions/deploy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+        f"Content-Type: multipart/form-data; boundary=b\r\n{length}\r\n\r\n".encode()
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def send(writer: asyncio.StreamWriter, data: bytes, length: str) -> None:
+    writer.write(b"%x\r\n%b\r\n" % (len(data), data) if length == CHUNKED else data)
+    await writer.drain()
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize("length", [CHUNKED, f"Content-Length: {len(PART) + CAP + 50_000 + len(END)}"])
+async def test_u18_body_over_the_cap_is_413_however_its_length_is_told(
+    client: Client, shared_platform: Platform, length: str
+) -> None:
+    async with uploading(client, shared_platform, length) as (reader, writer):
+        answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+        await send(writer, PART, length)
+        for _ in range(CAP // 50_000 + 1):
+            if answer.done():
+                break
+            await send(writer, b"x" * 50_000, length)
+        await send(writer, END, length)
+        head = await asyncio.wait_for(answer, 10)
+        assert head.startswith(b"HTTP/1.1 413 "), head
+        assert b'"upload_too_large"' in await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    await nothing_left(shared_platform)
 
 
 @pytest.mark.usefixtures("outside")
 async def test_u18_length_that_promises_too_much_is_refused_before_the_body(
     client: Client, shared_platform: Platform
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", shared_platform.port)
-    writer.write(
-        f"POST /api/functions/deploy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
-        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000000000000\r\n\r\n".encode()
-    )
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    assert head.startswith(b"HTTP/1.1 413 ")
-    assert b"Connection: close" in head
-    writer.close()
-    await writer.wait_closed()
+    async with uploading(client, shared_platform, "Content-Length: 1000000000000") as (reader, _):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"Connection: close" in head
 
 
 @pytest.mark.usefixtures("outside")
-@pytest.mark.parametrize("length", ["Content-Length: 40000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("length", ["Content-Length: 40000000", CHUNKED])
 async def test_u18_upload_that_breaks_off_leaves_nothing(
     client: Client, shared_platform: Platform, length: str
 ) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", shared_platform.port)
-    part = b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a"\r\n\r\n' + b"x" * 2_000_000
-    writer.write(
-        f"POST /api/functions/deploy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
-        f"Content-Type: multipart/form-data; boundary=b\r\n{length}\r\n\r\n".encode()
-    )
-    writer.write(part if "chunked" not in length else b"%x\r\n%b\r\n" % (len(part), part))
-    await writer.drain()
-    async with asyncio.timeout(10):
-        while not left_over(shared_platform):  # it is being written
-            await asyncio.sleep(0.01)
-    writer.transport.abort()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
+    async with uploading(client, shared_platform, length) as (_, writer):
+        await send(writer, PART + b"x" * 2_000_000, length)
+        async with asyncio.timeout(10):
+            while not left_over(shared_platform):  # it is being written
+                await asyncio.sleep(0.01)
     await nothing_left(shared_platform)
 
 
