@@ -1,0 +1,67 @@
+"""Checks what can be said of a JavaScript artifact without a JavaScript parser.
+
+Runs as ``python -I -S -c SOURCE ARTIFACT HANDLER`` on the worker and prints one JSON object on stdout: ``errors`` (a
+list of sentences), ``warnings``, ``files`` (how many scripts and modules) and ``handler`` (as found). Whether they
+parse is checked in the base image, by ``check.cjs``.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import resource
+import sys
+import tarfile
+
+MEMORY_BYTES = 1 << 30
+CPU_S = 20
+EXTENSIONS = (".mjs", ".js", ".cjs")
+DEFAULT_MODULES = ("main", "index")
+UNREAD_LOCKS = ("yarn.lock", "pnpm-lock.yaml", "bun.lockb", "bun.lock")
+
+
+def limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def candidates(module: str) -> list[str]:
+    """Where a module may be, in the order in which serve.cjs looks."""
+    direct = [module] if module.endswith(EXTENSIONS) else [module + one for one in EXTENSIONS]
+    return [posixpath.normpath(name) for name in (*direct, *(f"{module}/index{one}" for one in EXTENSIONS))]
+
+
+def find_handler(handler: str, files: set[str]) -> tuple[str, str | None]:
+    """The handler as ``module:name``, and the sentence that says what is wrong with it."""
+    module, colon, name = handler.rpartition(":")
+    if not colon:
+        module, name = handler, ""
+    for wanted in (module,) if module else DEFAULT_MODULES:
+        if any(path in files for path in candidates(wanted)):
+            return f"{wanted}:{name or 'handler'}", None
+    expected = candidates(module or DEFAULT_MODULES[0])[0]
+    return handler, f"{expected}:1: there is no such file, but the handler is {handler or 'main:handler'!r}"
+
+
+def main() -> None:
+    artifact, handler = sys.argv[1:]
+    limit()
+    with tarfile.open(artifact, mode="r|gz") as archive:
+        names = {member.name.removeprefix("./") for member in archive if member.isreg()}
+    scripts = {name for name in names if name.endswith(EXTENSIONS)}
+    found, problem = find_handler(handler, scripts)
+    report = {
+        "errors": [] if problem is None else [problem],
+        "warnings": [
+            f"{name!r} is not read: packages are locked by package-lock.json" for name in UNREAD_LOCKS if name in names
+        ],
+        "files": len([name for name in scripts if not name.startswith("node_modules/")]),
+        "handler": found,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+/** An HTTP answer shaped by the function. */
+export class Response {
+  constructor(status?: number, headers?: Record<string, string>, body?: unknown);
+  readonly status: number;
+  readonly headers: Record<string, string>;
+  readonly body: unknown;
+}
+
+/** Throw it to fail a call on purpose: the caller gets its message, without a stack. */
+export class FunctionError extends Error {}
+
+/** What a call was made with. */
+export interface Event {
+  body: any;
+  query: Record<string, string>;
+  headers: Record<string, string>;
+  method: string;
+  path: string;
+}
+
+/** Stored with the call, level by level; takes what `console.log` takes. */
+export interface Logger {
+  debug(...args: unknown[]): void;
+  info(...args: unknown[]): void;
+  warn(...args: unknown[]): void;
+  error(...args: unknown[]): void;
+}
+
+/** Second argument of a handler. */
+export interface Context {
+  /** The same for every attempt, so it serves as an idempotency key. */
+  readonly job_id: string;
+  /** 1 for the first delivery of the job. */
+  readonly attempt: number;
+  readonly function: string;
+  readonly version: number;
+  /** Unix seconds after which the call is killed. */
+  readonly deadline: number;
+  readonly logger: Logger;
+  /** Seconds until the deadline, never below zero. */
+  remaining_s(): number;
+}
+
+export type Handler = (event: Event, context: Context) => unknown;

@@ -1,0 +1,51 @@
+'use strict';
+// What a Node.js function may import from its platform. Nothing here is needed for a plain handler.
+//
+//     import { Response, FunctionError } from 'containerpub';
+//
+//     export function handler(event, context) {
+//       if (!event.body) throw new FunctionError('a name is needed');
+//       context.logger.info('greeting %s', event.body);
+//       return new Response(201, { 'Content-Type': 'text/plain' }, `hello ${event.body}`);
+//     }
+//
+// One CommonJS module, so that `import` and `require` see the same classes.
+
+/**
+ * An HTTP answer shaped by the function. Returned by a handler, it shapes the answer of the HTTP gateway; elsewhere it is
+ * an object of its three members.
+ */
+class Response {
+  /**
+   * @param {number} status HTTP status, 200 to 599.
+   * @param {Record<string, string>} headers names to values.
+   * @param {unknown} body text, or anything that JSON can say.
+   */
+  constructor(status = 200, headers = {}, body = null) {
+    if (!Number.isInteger(status) || status < 200 || status > 599) {
+      throw new RangeError(`status is a number from 200 to 599, not ${String(status)}`);
+    }
+    this.status = status;
+    this.headers = Object.fromEntries(Object.entries(headers ?? {}).map(([name, value]) => [name, String(value)]));
+    this.body = body;
+  }
+
+  // How the runtime knows one, whichever copy of this class made it.
+  get [Symbol.for('containerpub.response')]() {
+    return true;
+  }
+}
+
+/** Throw it to fail a call on purpose: the caller gets its message, without a stack. */
+class FunctionError extends Error {
+  get name() {
+    return 'FunctionError';
+  }
+
+  get [Symbol.for('containerpub.expected')]() {
+    return true;
+  }
+}
+
+exports.Response = Response;
+exports.FunctionError = FunctionError;

@@ -1,0 +1,413 @@
+'use strict';
+// The node runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
+//
+// Only what Node.js 18 brings. worker/engine/wire.py describes what is exchanged and worker/engine/attach.py how the
+// connections are made. Function code shares this process: nothing kept here is secret from it, and the worker trusts
+// nothing that comes from here.
+
+const fs = require('node:fs');
+const net = require('node:net');
+const path = require('node:path');
+const { Writable } = require('node:stream');
+const { pathToFileURL } = require('node:url');
+
+const PREFIX = 'CONTAINERPUB_ATTACH_';
+const READY_NONCE = '0'.repeat(16);
+const MESSAGE_CHARS = 16 * 1024;
+const STACK_CHARS = 64 * 1024;
+const CAUSES = 8;
+// More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
+// leaks is replaced at this point, far from where opening fails.
+const KEPT_DESCRIPTORS = 32;
+const EXTENSIONS = ['.mjs', '.js', '.cjs'];
+const DEFAULT_MODULES = ['main', 'index'];
+const SHAPED = Symbol.for('containerpub.response');
+const EXPECTED = Symbol.for('containerpub.expected');
+const LONE_SURROGATE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const pause = new Int32Array(new SharedArrayBuffer(4));
+
+/** The function's code does not have the handler that it should have. */
+class NoHandler extends Error {
+  get name() {
+    return 'NoHandler';
+  }
+
+  get [EXPECTED]() {
+    return true;
+  }
+}
+
+/** What was returned cannot be said in JSON. */
+class NotJSON extends Error {}
+
+/** Write all of `data` before returning, so that it is kept whatever ends the process next. */
+function writeAll(fd, data) {
+  let wait = 0.05;
+  for (let at = 0; at < data.length; ) {
+    try {
+      at += fs.writeSync(fd, data, at);
+      wait = 0.05;
+    } catch (error) {
+      if (error.code !== 'EAGAIN') throw error;
+      Atomics.wait(pause, 0, 0, wait);
+      wait = Math.min(wait * 2, 2);
+    }
+  }
+}
+
+function connect(address, role, token) {
+  const socket = net.connect(address);
+  // A Unix socket is connected, or refused, when connect() returns; the event comes later.
+  socket.on('error', () => process.reallyExit(1));
+  writeAll(socket._handle.fd, Buffer.from(`${role.padEnd(7)} ${token}`));
+  return socket;
+}
+
+/**
+ * Connect, and be the descriptor `fd`: there is no dup2, but a new socket takes the lowest number that is free. So native
+ * code, V8's last words and child processes that inherit it write there too. Blocking, as writers of it expect.
+ */
+function redirect(fd, address, role, token) {
+  fs.closeSync(fd);
+  const socket = connect(address, role, token);
+  if (socket._handle.fd !== fd) throw new Error(`${role} became descriptor ${socket._handle.fd}`);
+  socket._handle.setBlocking(true);
+  socket.removeAllListeners('error');
+  socket.on('error', () => {});
+  // Takes the handle away from the event loop; libuv leaves descriptors up to 2 open.
+  socket.destroy();
+}
+
+/** `process.stdout` and `process.stderr`: every write is through when it returns. */
+function standardStream(name, fd) {
+  let stream;
+  Object.defineProperty(process, name, {
+    configurable: true,
+    enumerable: true,
+    get() {
+      stream ??= Object.assign(
+        new Writable({
+          decodeStrings: true,
+          write(chunk, _, done) {
+            try {
+              writeAll(fd, chunk);
+            } catch {
+              // The function closed it, which is its good right.
+            }
+            done();
+          },
+          destroy(_, done) {
+            done();
+          },
+        }),
+        { fd, _isStdio: true },
+      );
+      return stream;
+    },
+  });
+}
+
+/** `text` with lone surrogates escaped, which no encoding of ours could carry. */
+function printable(text) {
+  return text.replace(LONE_SURROGATE, (unit) => `\\u${unit.charCodeAt(0).toString(16)}`);
+}
+
+/** The control connection. */
+class Channel {
+  #socket;
+  #fd;
+  #received = Buffer.alloc(0);
+  #waiting = [];
+
+  constructor(socket, onCall) {
+    this.#socket = socket;
+    this.#fd = socket._handle.fd;
+    // Whoever hangs up on us does not want anything any more.
+    for (const event of ['end', 'close']) socket.on(event, () => process.reallyExit(0));
+    this.onCall = onCall;
+  }
+
+  listen() {
+    this.#socket.on('data', (data) => {
+      this.#waiting.push(data);
+      let size = this.#received.length;
+      for (const part of this.#waiting) size += part.length;
+      const head = this.#received.length >= 4 ? this.#received : (this.#received = this.#join());
+      if (head.length < 4 || size < 4 + head.readUInt32BE(0)) return;
+      const whole = this.#join();
+      const end = 4 + whole.readUInt32BE(0);
+      this.#received = whole.subarray(end);
+      this.onCall(JSON.parse(whole.toString('utf8', 4, end)));
+    });
+  }
+
+  #join() {
+    const whole = Buffer.concat([this.#received, ...this.#waiting]);
+    this.#waiting = [];
+    return whole;
+  }
+
+  /** `meta` must begin with its nonce; `result` is JSON text. */
+  send(meta, result = null) {
+    const head = JSON.stringify(meta);
+    const text = result === null ? head : `${head}\n${result}`;
+    const size = Buffer.byteLength(text);
+    const frame = Buffer.allocUnsafe(4 + size);
+    frame.writeUInt32BE(size, 0);
+    frame.write(text, 4);
+    writeAll(this.#fd, frame);
+  }
+}
+
+/** Where `context.logger` writes: frames of the call that runs, up to its log limit. */
+class CallLog {
+  nonce = '';
+  room = 0;
+  #channel;
+
+  constructor(channel) {
+    this.#channel = channel;
+    this.logger = Object.freeze({
+      debug: (...args) => this.#write('debug', args),
+      info: (...args) => this.#write('info', args),
+      warn: (...args) => this.#write('warning', args),
+      error: (...args) => this.#write('error', args),
+    });
+  }
+
+  #write(level, args) {
+    // The message that passes the limit is still sent (cut): from it the worker knows that something is missing.
+    if (this.room < 0 || !this.nonce) return;
+    const message = printable(require('node:util').format(...args)).slice(0, this.room + 1);
+    this.room -= Math.max(message.length, 1);
+    this.#channel.send({ nonce: this.nonce, kind: 'log', level, message });
+  }
+}
+
+/** Notices what calls leave behind that would disturb later ones. What is there after the import may stay. */
+class Residue {
+  #processes = new Set(processes());
+  #newest = newestProcess();
+  #descriptors = openDescriptors();
+
+  /** What kind of thing the last call left, or null. */
+  found() {
+    // Most calls start nothing, which is cheaper to see than what there is.
+    const newest = newestProcess();
+    if (newest === '' || newest !== this.#newest) {
+      const family = [String(process.pid), String(process.ppid)];
+      for (const one of processes()) {
+        if (!this.#processes.has(one) && family.includes(parentOf(one))) return 'processes';
+      }
+      this.#newest = newest;
+    }
+    return openDescriptors() > this.#descriptors + KEPT_DESCRIPTORS ? 'descriptors' : null;
+  }
+}
+
+function read(file) {
+  try {
+    return fs.readFileSync(file, 'latin1');
+  } catch {
+    return ''; // there is no such process any more, or no /proc
+  }
+}
+
+function list(folder) {
+  try {
+    return fs.readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+const openDescriptors = () => list('/proc/self/fd').length;
+const processes = () => list('/proc').filter((name) => name >= '1' && name < ':');
+/** Its number is the last word in this file; threads have numbers too. */
+const newestProcess = () => read('/proc/loadavg').trim().split(' ').pop();
+/** The name before the last parenthesis may hold anything; state and parent follow it. */
+const parentOf = (pid) => read(`/proc/${pid}/stat`).split(')').pop().split(' ')[2];
+
+/** The file that `module` names in `folder`, or null. */
+function findFile(folder, module) {
+  const names = EXTENSIONS.includes(path.extname(module)) ? [module] : EXTENSIONS.map((one) => module + one);
+  names.push(...EXTENSIONS.map((one) => `${module}/index${one}`));
+  for (const name of names) {
+    const file = path.join(folder, name);
+    if (file.startsWith(folder + path.sep) && fs.statSync(file, { throwIfNoEntry: false })?.isFile()) return file;
+  }
+  return null;
+}
+
+/** What `module:name` means. Without a name it is the export `handler`, or else the default one. */
+async function findHandler(setting, folder) {
+  const at = setting.lastIndexOf(':');
+  const wanted = at < 0 ? setting : setting.slice(0, at);
+  const name = at < 0 ? '' : setting.slice(at + 1);
+  const modules = wanted ? [wanted] : DEFAULT_MODULES;
+  const module = modules.find((one) => findFile(folder, one) !== null);
+  if (module === undefined) {
+    throw new NoHandler(`there is no module '${modules[0]}' for the handler '${setting}' in the function's folder`);
+  }
+  const exported = await import(pathToFileURL(findFile(folder, module)));
+  // What a CommonJS module exports is the default; some of it has names as well.
+  const places = [exported, exported.default].filter((one) => one !== null && one !== undefined);
+  for (const place of places) {
+    let [owner, found] = [undefined, place];
+    for (const part of (name || 'handler').split('.')) [owner, found] = [found, found?.[part]];
+    if (typeof found === 'function') return owner === place ? found : found.bind(owner);
+  }
+  const bare = places.find((one) => typeof one === 'function');
+  if (bare !== undefined && (name === '' || name === 'handler')) return bare;
+  const what = name ? `function '${name}'` : "function that is called 'handler' or the default";
+  throw new NoHandler(`the module '${module}' exports no ${what}`);
+}
+
+/** Stack of `error` and of what caused it, with the function's own frames only. */
+function stackOf(error, folder, depth = 0) {
+  let stack = typeof error?.stack === 'string' ? error.stack : String(error);
+  stack = stack
+    .split('\n')
+    .filter((line) => !/^\s+at /.test(line) || !(line.includes(__filename) || /[( ]node:/.test(line)))
+    .join('\n')
+    .replaceAll(pathToFileURL(folder).href, '/function')
+    .replaceAll(folder, '/function');
+  const causes = [error?.cause, ...(Array.isArray(error?.errors) ? error.errors.slice(0, CAUSES) : [])];
+  for (const cause of depth < CAUSES ? causes : []) {
+    if (cause instanceof Error) stack += `\ncaused by: ${stackOf(cause, folder, depth + 1)}`;
+  }
+  return stack;
+}
+
+/** `error` for the caller. It may be anything, and reading it may throw. */
+function describe(error, folder) {
+  const read = (get, otherwise) => {
+    try {
+      return printable(String(get()));
+    } catch {
+      return otherwise;
+    }
+  };
+  const isError = read(() => error instanceof Error || typeof error?.stack === 'string', 'false') === 'true';
+  const described = {
+    type: read(() => (isError ? error.name : typeof error), 'Error').slice(0, 256),
+    message: read(() => (isError ? error.message : error), '(the error has no readable message)').slice(
+      0,
+      MESSAGE_CHARS,
+    ),
+  };
+  if (!isError || read(() => error[EXPECTED], '') !== 'true') {
+    described.traceback = read(() => stackOf(error, folder), '').slice(0, STACK_CHARS);
+  }
+  return described;
+}
+
+/** For JSON.stringify, which would turn all of these into null or {} or nothing without a word. */
+function strict(key, value) {
+  switch (typeof value) {
+    case 'number':
+      if (!Number.isFinite(value)) throw new NotJSON(`${value} at '${key}'`);
+      break;
+    case 'function':
+    case 'symbol':
+    case 'bigint':
+      throw new NotJSON(`a ${typeof value} at '${key}'`);
+    case 'object':
+      if (value instanceof Map || value instanceof Set || value instanceof Promise) {
+        throw new NotJSON(`a ${value.constructor.name} at '${key}'`);
+      }
+  }
+  return value;
+}
+
+/** JSON text of `result`, and whether it is a Response. */
+function encode(result) {
+  const shaped = result !== null && typeof result === 'object' && result[SHAPED] === true;
+  if (shaped) result = { status: result.status, headers: result.headers, body: result.body };
+  return [JSON.stringify(result === undefined ? null : result, strict), shaped];
+}
+
+/** CPU time of this process in ms. */
+function cpuMs() {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1000;
+}
+
+/** Run one call; the frame to send for it. */
+async function answer(handler, call, context, folder) {
+  const meta = { nonce: call.nonce, kind: 'error' };
+  let result = null;
+  const before = cpuMs();
+  try {
+    const returned = await handler(call.event, context);
+    try {
+      [result, meta.response] = encode(returned);
+      meta.kind = 'result';
+    } catch (error) {
+      const message = `the result is not JSON: ${describe(error, folder).message}`;
+      Object.assign(meta, { reason: 'invalid_result', error: { type: 'InvalidResult', message } });
+    }
+    const size = result === null ? 0 : Buffer.byteLength(result);
+    if (size > call.max_result_bytes) {
+      const message = `the result has ${size} bytes, the limit is ${call.max_result_bytes}`;
+      Object.assign(meta, { kind: 'error', reason: 'result_too_large', error: { type: 'ResultTooLarge', message } });
+      result = null;
+    }
+  } catch (error) {
+    Object.assign(meta, { reason: 'handler_error', error: describe(error, folder) });
+  }
+  meta.cpu_ms = Math.max(0, cpuMs() - before);
+  meta.peak_memory_bytes = process.resourceUsage().maxRSS * 1024;
+  return [meta, result];
+}
+
+async function main() {
+  const given = {};
+  for (const name of Object.keys(process.env)) {
+    if (!name.startsWith(PREFIX)) continue;
+    given[name.slice(PREFIX.length)] = process.env[name];
+    delete process.env[name];
+  }
+  const control = connect(given.ADDRESS, 'control', given.TOKEN);
+  redirect(1, given.ADDRESS, 'stdout', given.TOKEN);
+  redirect(2, given.ADDRESS, 'stderr', given.TOKEN);
+  standardStream('stdout', 1);
+  standardStream('stderr', 2);
+
+  const folder = given.FOLDER ?? '/function';
+  const channel = new Channel(control, serve);
+  const log = new CallLog(channel);
+  let handler;
+  try {
+    handler = await findHandler(given.HANDLER, folder);
+  } catch (error) {
+    // Whatever it is, each call reports it.
+    handler = () => {
+      throw error;
+    };
+  }
+  const residue = new Residue();
+  channel.listen();
+  channel.send({ nonce: READY_NONCE, kind: 'ready' });
+
+  async function serve(call) {
+    log.nonce = call.nonce;
+    log.room = call.max_log_bytes;
+    const context = {
+      job_id: call.job_id,
+      attempt: call.attempt,
+      function: given.FUNCTION,
+      version: Number(given.VERSION),
+      deadline: call.deadline,
+      logger: log.logger,
+      remaining_s: () => Math.max(0, call.deadline - Date.now() / 1000),
+    };
+    const [meta, result] = await answer(handler, call, context, folder);
+    log.nonce = '';
+    const left = residue.found();
+    if (left !== null) meta.residue = left;
+    channel.send(meta, result);
+  }
+}
+
+main();

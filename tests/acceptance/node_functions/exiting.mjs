@@ -1,0 +1,2 @@
+console.log('dying early');
+process.exit(4);

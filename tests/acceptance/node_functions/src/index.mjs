@@ -1,0 +1,1 @@
+export const handler = (event) => ['in a folder', event.body];

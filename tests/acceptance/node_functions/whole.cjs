@@ -1,0 +1,1 @@
+module.exports = async (event) => ['whole', event.body];
