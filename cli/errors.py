@@ -49,6 +49,7 @@ EXIT_STATUS: Mapping[str, ExitStatus] = {
     "misconfigured": ExitStatus.UNAVAILABLE,
     "dependency_down": ExitStatus.UNAVAILABLE,
     "wait_timeout": ExitStatus.WAIT_RAN_OUT,
+    "request_timeout": ExitStatus.UNAVAILABLE,
     "queue_timeout": ExitStatus.WAIT_RAN_OUT,
     "http_401": ExitStatus.NOT_ALLOWED,
     "http_403": ExitStatus.NOT_ALLOWED,

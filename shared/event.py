@@ -22,6 +22,18 @@ _MAX_VALUE = 1024
 _MAX_ITEMS = 64
 
 
+_DEFAULTS = {"body": b"null", "query": b"{}", "headers": b"{}", "method": b'"POST"', "path": b'"/"'}
+
+
+def complete(payload: bytes, event: dict[str, Any]) -> bytes:
+    """``payload``, the JSON text of ``event``, with the members that it leaves out; what it has stays verbatim."""
+    missing = [b'"%b":%b' % (name.encode(), _DEFAULTS[name]) for name in FIELDS if name not in event]
+    if not missing:
+        return payload
+    rest = payload.lstrip()[1:] if event else b"}"
+    return b"{" + b",".join(missing) + (b"," if event else b"") + rest
+
+
 def describe(event: dict[str, Any]) -> dict[str, Any]:
     """Headers without credentials, query, method, path and content type of an event; never its body.
 

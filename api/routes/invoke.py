@@ -15,7 +15,7 @@ from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Unavailable, WaitTimeout
-from shared.event import describe
+from shared.event import complete, describe
 from shared.ids import new_id
 from shared.jobs import PLATFORM_REASONS, Job, JobKind
 from shared.queue.message import NO_REPLY, JobMessage, now_ms
@@ -59,7 +59,7 @@ async def invoke(request: web.Request) -> web.Response:
         deadline_ms=0 if respond_async or wait_s is not None else accepted_ms + round(patience_s * 1000),
         reply=NO_REPLY if respond_async else app[API_ID],
         enqueued_ms=accepted_ms,
-        payload=data or b"{}",
+        payload=complete(data, event),
         request=describe(event),
     )
     if respond_async:

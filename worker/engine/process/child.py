@@ -52,7 +52,7 @@ class Child:
 
     async def start(self, rendezvous: Rendezvous) -> None:
         try:
-            await asyncio.to_thread(self._spawn, rendezvous)
+            await asyncio.to_thread(self.spawn, self._new_env(rendezvous))
         except OSError as error:
             raise EngineUnavailable(f"A sandbox's process cannot be started: {error}") from error
 
@@ -83,17 +83,19 @@ class Child:
             await killing
         await asyncio.to_thread(remove_folder, self._folder)
 
-    def _spawn(self, rendezvous: Rendezvous) -> None:
-        """In a thread: a fork of the worker takes milliseconds."""
+    def spawn(
+        self, env: Mapping[str, str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+    ) -> None:
+        """Start it with ``env`` in its folder, which is there. Blocking: a fork of the worker takes milliseconds."""
         (self._folder / TEMP_FOLDER).mkdir(mode=0o700)
         python = (sys.executable, "-I", "-S", "-B")
         process = subprocess.Popen(
             (*self._namespaces.wrapper, *python, str(_LAUNCHER), json.dumps(dict(self._limits)), *self._command),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
             cwd=self._working_dir,
-            env=dict(self._new_env(rendezvous)),
+            env=dict(env),
             close_fds=True,
             start_new_session=True,
         )
@@ -105,6 +107,7 @@ class Child:
             # The namespace's first process takes all others along, and its parent ends once they are gone: killed
             # together, the parent could be gone before them.
             _kill_children(process.pid)
+            process.send_signal(signal.SIGCONT)  # a paused parent could not end
             if _wait(process, _KILL_WAIT_S / 2) is not None:
                 return
         else:
