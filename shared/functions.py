@@ -36,7 +36,7 @@ class FunctionSettings(BaseModel):
     memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
     cpus: Annotated[float, Field(gt=0, le=64, description="CPUs of a sandbox.")]
     concurrency: Annotated[
-        int, Field(ge=0, description="Attempts at a time over all workers; 0: as many as slots.")
+        int, Field(ge=0, le=100_000, description="Attempts at a time over all workers; 0: as many as slots.")
     ] = 0
     isolation: Annotated[
         Literal["warm", "fresh"], Field(description="`fresh`: a new sandbox for every call, started ahead.")
