@@ -1,5 +1,7 @@
 """The python runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
 
+Started as a blank it connects, imports what most functions need, and waits to be told which function it is.
+
 Only the standard library of Python 3.9 and later. ``worker/engine/wire.py`` describes what is exchanged and
 ``worker/engine/attach.py`` how the connections are made. Function code shares this process: nothing kept here is
 secret from it, and the worker trusts nothing that comes from here.
@@ -7,12 +9,14 @@ secret from it, and the worker trusts nothing that comes from here.
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +26,16 @@ _READY_NONCE = "0" * 16
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
 _MESSAGE_CHARS = 16 * 1024
 _TRACEBACK_CHARS = 64 * 1024
+_KEPT_DESCRIPTORS = 32
+"""More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
+that leaks is replaced at this point, far from where opening fails."""
+_MOST_WANTED = ("asyncio", "base64", "datetime", "hashlib", "logging", "random", "re", "site", "traceback", "typing")
+"""What a blank imports before it meets its function: what most functions import, or serving one needs."""
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 sys.path[0] = os.path.join(_HERE, "sdk")
 from containerpub import Context, FunctionError, Response  # noqa: E402
 from containerpub.marking import marked  # noqa: E402
-
 
 PLATFORM_FOLDERS = [_HERE + os.sep]
 """Whose frames no traceback shows; a runtime that builds on this one adds its own."""
@@ -46,6 +54,11 @@ class Channel:
         self._received = bytearray()
         # A forked child that spoke here would garble the parent's answers.
         os.register_at_fork(after_in_child=connection.close)
+
+    def hand_over(self) -> int:
+        """The descriptor, for the program that this process is about to become."""
+        self._connection.set_inheritable(True)
+        return self._connection.fileno()
 
     def receive(self) -> dict[str, Any] | None:
         """The next call, or ``None`` once the worker is gone."""
@@ -106,6 +119,46 @@ class CallLog:
         names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
         name = next((name for bound, name in names if level >= bound), "debug")
         self._channel.send({"nonce": self.nonce, "kind": "log", "level": name, "message": message})
+
+
+class Residue:
+    """Notices what calls leave behind that would disturb later ones."""
+
+    def __init__(self) -> None:
+        """What is there now, after the import, may stay."""
+        self._threads = frozenset(sys._current_frames())
+        self._thread_count = _thread._count()
+        self._children = children_of(os.getpid())
+        self._orphans = children_of(os.getppid())
+        self._descriptors = open_descriptors()
+        self._newest = newest_process()
+
+    def found(self) -> str | None:
+        """What kind of thing the last call left, ``None`` if nothing."""
+        # Most calls start nothing, which is cheaper to see than what there is.
+        newest = newest_process()
+        if not newest or newest != self._newest or _thread._count() != self._thread_count:
+            # A thread that was only just started shows itself once it gets its turn.
+            time.sleep(0.001)
+            if self._busy_threads():
+                return "threads"
+            if (self._children or has_children()) and children_of(os.getpid()) - self._children:
+                return "processes"
+            if children_of(os.getppid()) - self._orphans:
+                return "processes"
+            self._newest = newest
+        if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
+            return "descriptors"
+        return None
+
+    def _busy_threads(self) -> bool:
+        """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
+        # Looked up, not imported: without the module there is no such thread.
+        executors = sys.modules.get("concurrent.futures.thread")
+        idle = None if executors is None else executors._worker.__code__
+        own = [frame for thread, frame in sys._current_frames().items() if thread not in self._threads]
+        # One that runs no Python code has no frame.
+        return any(frame.f_code is not idle for frame in own) or _thread._count() - self._thread_count > len(own)
 
 
 class Function:
@@ -250,6 +303,7 @@ def usage() -> tuple[float, int]:
 def serve(channel: Channel, function: Function, name: str, version: int) -> None:
     """Answer calls until the worker hangs up."""
     log = CallLog(channel)
+    residue = Residue()
     channel.send({"nonce": _READY_NONCE, "kind": "ready"})
     while True:
         call = channel.receive()
@@ -264,6 +318,9 @@ def serve(channel: Channel, function: Function, name: str, version: int) -> None
                 stream.flush()
             except Exception:  # noqa: BLE001, S110 (the function closed or replaced it)
                 pass
+        left = residue.found()
+        if left is not None:
+            meta["residue"] = left
         channel.send(meta, result)
 
 
@@ -311,6 +368,48 @@ def leave(error: SystemExit) -> None:
     os._exit((code or 0) & 0xFF)
 
 
+def has_children() -> bool:
+    """Whether this process has children, running or not waited for."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def children_of(pid: int) -> frozenset[bytes]:
+    """Ids of the processes that are children of ``pid``: of our own, or, of our parent, of those that lost theirs.
+
+    Empty where the kernel does not tell.
+    """
+    found: list[bytes] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += file.read().split()
+    except OSError:
+        pass
+    return frozenset(found)
+
+
+def newest_process() -> bytes:
+    """Id of the process or thread that was started last in our namespace; empty where the kernel does not tell."""
+    try:
+        with open("/proc/loadavg", "rb", buffering=0) as file:
+            newest: bytes = file.read(128).split()[-1]
+    except (OSError, IndexError):
+        return b""
+    return newest.strip(b"0") and newest
+
+
+def open_descriptors() -> int:
+    try:
+        # The size is their number since Linux 6.2, and zero before.
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
+
+
 def connect(address: str, role: str, token: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(address)
@@ -318,17 +417,61 @@ def connect(address: str, role: str, token: str) -> socket.socket:
     return connection
 
 
+def be_specialised(channel: Channel) -> dict[str, str]:
+    """Wait as a blank; then the environment is the function's, and the names that are the platform's are returned."""
+    for name in _MOST_WANTED:
+        __import__(name)
+    while True:
+        told = channel.receive()
+        if told is None:
+            os._exit(0)
+        if told["kind"] == "look":
+            seen = {path: _read(path) for path in told["paths"]}
+            channel.send({"nonce": _READY_NONCE, "kind": "seen", "seen": seen})
+            continue
+        environment: dict[str, str] = told["environment"]
+        given = {n[len(_PREFIX) :]: environment.pop(n) for n in list(environment) if n.startswith(_PREFIX)}
+        os.chdir(given.get("FOLDER", "/function"))
+        if any(_shapes_the_start(name) and os.environ.get(name) != environment[name] for name in environment):
+            # Only a program that starts reads them.
+            environment.update({_PREFIX + name: value for name, value in given.items()})
+            arguments = getattr(sys, "orig_argv", None) or [sys.executable, os.path.abspath(__file__)]
+            environment[_PREFIX + "CONTROL"] = str(channel.hand_over())
+            os.execve(sys.executable, arguments, environment)  # noqa: S606
+        os.environ.clear()
+        os.environ.update(environment)
+        return given
+
+
+def _shapes_the_start(name: str) -> bool:
+    return name.startswith(("PYTHON", "LD_", "LC_", "MALLOC_", "GLIBC_")) or name in ("LANG", "LANGUAGE", "TZ")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(256)
+    except OSError:
+        return ""
+
+
 def main(kind: type[Function] = Function) -> None:
     """``kind`` is what the user's code is served as."""
     given = {name[len(_PREFIX) :]: os.environ.pop(name) for name in list(os.environ) if name.startswith(_PREFIX)}
-    channel = Channel(connect(given["ADDRESS"], "control", given["TOKEN"]))
-    for descriptor, role in ((1, "stdout"), (2, "stderr")):
-        with connect(given["ADDRESS"], role, given["TOKEN"]) as connection:
-            os.dup2(connection.fileno(), descriptor)
+    if "CONTROL" in given:
+        channel = Channel(socket.socket(fileno=int(given["CONTROL"])))
+        os.set_inheritable(int(given["CONTROL"]), False)
+    else:
+        channel = Channel(connect(given["ADDRESS"], "control", given["TOKEN"]))
+        for descriptor, role in ((1, "stdout"), (2, "stderr")):
+            with connect(given["ADDRESS"], role, given["TOKEN"]) as connection:
+                os.dup2(connection.fileno(), descriptor)
     # By the line: whole lines survive whatever ends the process, at a third of the system calls of no buffer.
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+    if "BLANK" in given:
+        given = be_specialised(channel)
     folder = given.get("FOLDER", "/function")
     function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
     serve(channel, function, given["FUNCTION"], int(given["VERSION"]))

@@ -14,11 +14,12 @@ from typing import Any
 
 import orjson
 import pytest
-from aiodocker import Docker, DockerError
 
+from worker.engine.blank import AttachedBlank
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Call, CallOutcome, SandboxSpec
+from worker.engine.contract import BlankSpec, Call, CallOutcome, SandboxSpec
 from worker.engine.docker import DockerEngine
+from worker.engine.layer import artifact_layer, in_thread
 from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
 from worker.engine.recipe import load_recipe
@@ -37,13 +38,15 @@ class Bench:
     engine: DockerEngine | ProcessEngine
     config: EngineConfig
     image: str
+    blank: bool = False  # sandboxes are made from blanks
+    user_id: uuid.UUID = field(default_factory=uuid.uuid4)
     started: list[AttachedSandbox] = field(default_factory=list)
 
     def spec(self, handler: str, **changes: Any) -> SandboxSpec:
         spec = SandboxSpec(
             version_id=uuid.uuid4(),
             function_id=uuid.uuid4(),
-            user_id=uuid.uuid4(),
+            user_id=self.user_id,
             function_name="tested",
             version=3,
             runtime="python",
@@ -56,9 +59,20 @@ class Bench:
         return replace(spec, **changes)
 
     async def start(self, handler: str, **changes: Any) -> AttachedSandbox:
-        sandbox = await self.engine.start(self.spec(handler, **changes))
+        spec = self.spec(handler, **changes)
+        sandbox = await (self.specialised(spec) if self.blank else self.engine.start(spec))
         self.started.append(sandbox)
         return sandbox
+
+    async def prestart(self, **changes: Any) -> AttachedBlank:
+        size = BlankSpec(runtime="python", memory_mb=128, cpus=1.0)
+        blank = await self.engine.prestart(replace(size, **changes))
+        assert blank is not None
+        return blank
+
+    async def specialised(self, spec: SandboxSpec) -> AttachedSandbox:
+        assert await self.engine.prepare(spec)
+        return await (await self.prestart(memory_mb=spec.memory_mb, cpus=spec.cpus)).specialise(spec)
 
     async def run(self, handler: str, body: Any = None, **changes: Any) -> CallOutcome:
         """One call in a sandbox of its own."""
@@ -111,15 +125,26 @@ def engine_config(short_dir: Path) -> EngineConfig:
     )
 
 
-@pytest.fixture(params=["process", "process-alone", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(
+    params=[
+        "process",
+        "process-alone",
+        "process-blank",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("docker-blank", marks=pytest.mark.docker),
+    ]
+)
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
-    """Each engine in turn."""
-    if request.param == "docker":
+    """Each engine in turn, also with sandboxes that were blanks before."""
+    engine, _, way = request.param.partition("-")
+    if engine == "docker":
         async for one in docker_bench_of(engine_config):
+            one.blank = way == "blank"
             yield one
     else:
         # Alone: as on a kernel that grants no namespaces.
-        async for one in process_bench_of(engine_config, NONE if request.param == "process-alone" else None):
+        async for one in process_bench_of(engine_config, NONE if way == "alone" else None):
+            one.blank = way == "blank"
             yield one
 
 
@@ -146,29 +171,25 @@ async def docker_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
     engine = DockerEngine(config)
     await engine.open()
     try:
-        yield Bench(engine=engine, config=config, image=await _function_image())
+        yield Bench(engine=engine, config=config, image=await _function_image(engine))
     finally:
         await engine.close()
 
 
-async def _function_image() -> str:
-    """The id of an image with the runtime's side and the test functions; the engine's cache makes this cheap."""
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as archive:
-        _add(archive, "Dockerfile", f"FROM {BASE_IMAGE}\nCOPY containerpub /containerpub\nCOPY function /function\n")
-        for file in load_recipe("python").files:
-            _add(archive, file.path, file.content)
+async def _function_image(engine: DockerEngine) -> str:
+    """The id of an image with the runtime's side and the test functions, put together as builds do it, but without
+    the checks that some of the functions would not pass."""
+    builder, _ = engine._opened()
+    runtime = await builder.runtime_image(load_recipe("python"))
+    artifact = engine._config.data_dir / "functions.tar.gz"
+    with tarfile.open(artifact, mode="w:gz") as archive:
         for path in sorted(FUNCTIONS.iterdir()):
             if path.is_file():
-                _add(archive, f"function/{path.name}", path.read_bytes())
-        _add(archive, "function/broken_syntax.py", BROKEN_SYNTAX)
-    context.seek(0)
-    async with Docker() as docker:
-        try:
-            await docker.images.build(fileobj=context, encoding="identity", tag="containerpub-test/functions:latest")
-            return str((await docker.images.inspect("containerpub-test/functions:latest"))["Id"])
-        except DockerError as error:
-            pytest.fail(f"the test image cannot be built from {BASE_IMAGE}: {error}")
+                _add(archive, path.name, path.read_bytes())
+        _add(archive, "broken_syntax.py", BROKEN_SYNTAX)
+    layer = await in_thread(artifact_layer, artifact, "function")
+    image = await builder._images.stack(runtime, layer, "containerpub-test/functions", "latest", {})
+    return image.id
 
 
 def _add(archive: tarfile.TarFile, name: str, content: str | bytes) -> None:

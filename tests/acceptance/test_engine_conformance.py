@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 
 import orjson
 import psutil
 import pytest
-from engines import Bench, bench, call, engine_config, short_dir, text
+from engines import Bench, bench, call, docker_bench, engine_config, short_dir, text
 
 from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
 from worker.engine.docker import DockerEngine
 from worker.engine.sandbox import AttachedSandbox
 
-__all__ = ["bench", "engine_config", "short_dir"]
+__all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ async def test_a_response_becomes_an_object(bench: Bench) -> None:
         '{"status":201,"headers":{}}',
         '{"status":true,"headers":{},"body":1}',
         '{"status":99,"headers":{},"body":1}',
-        '{"status":200,"headers":[],"body":1}',
+        '{"status":200,"headers":[1],"body":1}',
         '{"status":200,"headers":{"A":1},"body":1}',
     ],
 )
@@ -83,8 +84,8 @@ async def test_a_plain_object_is_no_response(bench: Bench) -> None:
 
 
 async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
-    sandbox = await bench.start("burn_in_background")
-    assert (await sandbox.call(call())).result == b'"burning"'
+    sandbox = await bench.start("import_threads:burn")
+    assert (await sandbox.call(call())).result == b'"for now"'
     await sandbox.pause()
     try:
         before = await _cpu_s(bench, sandbox.id)
@@ -92,7 +93,9 @@ async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench)
         assert await _cpu_s(bench, sandbox.id) - before < 0.05
     finally:
         await sandbox.unpause()
-    assert (await sandbox.call(call())).result == b'"burning"'
+    async with asyncio.timeout(5):
+        while await _cpu_s(bench, sandbox.id) - before < 0.05:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("handler", ["echo", "leave_child_behind"])
@@ -193,7 +196,7 @@ async def test_logged_entries_are_capped(bench: Bench) -> None:
 
 
 async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
-    sandbox = await bench.start("write_later")
+    sandbox = await bench.start("import_threads:write_later")
     await sandbox.call(call())
     probe = replace(call(), event=orjson.dumps({"body": None}))
     async with asyncio.timeout(5):
@@ -278,7 +281,7 @@ async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
 
 
 async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -> None:
-    sandbox = await bench.start("exit_later")
+    sandbox = await bench.start("import_threads:exit_later")
     assert (await sandbox.call(call())).result == b'"for now"'
     async with asyncio.timeout(5):
         while sandbox.reusable:
@@ -524,6 +527,7 @@ async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
+    await bench.engine.prepare(bench.spec("echo"))
     for delay_s in (0.0, 0.02, 0.08):
         starting = asyncio.ensure_future(bench.start("echo"))
         await asyncio.sleep(delay_s)
@@ -571,6 +575,73 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
             await engine.close()
 
 
+@pytest.mark.parametrize(
+    ("what", "reusable"),
+    [
+        ("nothing", True),
+        ("ended thread", True),
+        ("idle executor", True),
+        ("ended child", True),
+        ("client", True),
+        ("thread", False),
+        ("bare thread", False),
+        ("busy executor", False),
+        ("child", False),
+        ("child not waited for", False),
+        ("orphan", False),
+        ("descriptors", False),
+    ],
+)
+async def test_w2_what_a_call_leaves_behind_is_not_met_by_the_next(bench: Bench, what: str, reusable: bool) -> None:
+    sandbox = await bench.start("leave")
+    for _ in range(2 if reusable else 1):
+        outcome = await sandbox.call(call(what))
+        assert outcome.reason is None
+        assert outcome.result is not None
+    assert sandbox.reusable is reusable
+    await sandbox.destroy()
+    assert await _left(bench) == []
+
+
+async def test_w8_a_leak_of_descriptors_ends_the_sandbox_before_it_hurts(bench: Bench) -> None:
+    sandbox = await bench.start("leak_descriptor")
+    calls = 0
+    while sandbox.reusable:
+        assert (await sandbox.call(call())).reason is None
+        calls += 1
+    assert calls == 33
+
+
+async def test_threads_of_an_async_handlers_loop_are_kept(bench: Bench) -> None:
+    sandbox = await bench.start("leave_loop_threads")
+    for _ in range(3):
+        assert (await sandbox.call(call())).reason is None
+        assert sandbox.reusable
+
+
+async def test_w1_files_survive_in_the_same_sandbox_alone(bench: Bench) -> None:
+    sandbox = await bench.start("write_and_leave")
+    assert (await sandbox.call(call("a"))).result == b'"a"'
+    assert (await sandbox.call(call("b"))).result == b'"ab"'
+    assert (await bench.run("write_and_leave", "c")).result == b'"c"'
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("end", ["kill", "stop", "delete"])
+async def test_f15_a_container_that_is_killed_from_outside_is_not_the_functions_fault(
+    docker_bench: Bench, end: str
+) -> None:
+    assert isinstance(docker_bench.engine, DockerEngine)
+    sandbox = await docker_bench.start("sleep")
+    running = asyncio.ensure_future(sandbox.call(call(60, timeout_ms=30_000)))
+    await asyncio.sleep(0)  # the call is on its way
+    container = docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    await (container.delete(force=True) if end == "delete" else getattr(container, end)())
+    outcome = await running
+    assert outcome.reason == "sandbox_start_failed", outcome
+    assert not sandbox.reusable
+
+
 def _first_process(bench: Bench, sandbox_id: str) -> psutil.Process:
     (file,) = bench.config.socket_dir.glob(f"*/{sandbox_id}/pid")
     return psutil.Process(int(file.read_text().split()[0]))
@@ -594,7 +665,8 @@ async def _end_from_outside(bench: Bench, sandbox_id: str) -> None:
         return
     first = _first_process(bench, sandbox_id)
     for process in (*first.children(recursive=True), first):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # the first process of a namespace takes the others along
+            process.kill()
     async with asyncio.timeout(5):
         while first.is_running() and first.status() != psutil.STATUS_ZOMBIE:
             await asyncio.sleep(0.01)

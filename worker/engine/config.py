@@ -14,7 +14,8 @@ class EngineConfig:
     :param installation: names the installation in labels; two installations on one engine never sweep each other.
     :param worker_id: this worker process, in labels, so that a later sweep knows whose a sandbox was.
     :param socket_dir: short absolute path (Unix socket names end at 107 bytes), the same on host and worker.
-    :param data_dir: where the ``process`` engine unpacks versions.
+    :param data_dir: where the ``process`` engine unpacks versions, and the ``docker`` engine keeps code for blanks;
+        without the same absolute path on host and worker, ``docker`` has no blanks.
     :param docker_host: ``unix://…`` or ``tcp://…``; ``None`` means the usual local sockets.
     :param base_images: runtime name to image reference, overriding the recipe's.
     :param oci_runtime: name of the engine's OCI runtime (``runsc``), ``None`` for its default.
@@ -22,6 +23,7 @@ class EngineConfig:
         package manager; empty forbids all.
     :param registry: images of versions are pushed there when set.
     :param max_image_bytes: bound on one version's image.
+    :param code_cache_bytes: bound on the code of versions that is kept on this machine for blanks.
     """
 
     installation: str
@@ -34,5 +36,6 @@ class EngineConfig:
     index_hosts: tuple[str, ...] | None = None
     registry: str | None = None
     max_image_bytes: int = 2 * 1024**3
+    code_cache_bytes: int = 2 * 1024**3
     start_timeout_s: float = 30.0
     engine_call_timeout_s: float = 60.0

@@ -16,6 +16,11 @@ _DEFAULTS = {
 }
 
 
+def blank_environment(**attachment: str) -> dict[str, str]:
+    """What a blank starts with."""
+    return {**_DEFAULTS, "CONTAINERPUB_ATTACH_BLANK": "1", **_named(attachment)}
+
+
 def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
     """What ``spec`` sets, over our defaults, and under the names that the platform keeps for itself.
 
@@ -31,5 +36,9 @@ def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
         "CONTAINERPUB_ATTACH_HANDLER": spec.handler,
         "CONTAINERPUB_ATTACH_FUNCTION": spec.function_name,
         "CONTAINERPUB_ATTACH_VERSION": str(spec.version),
-        **{f"CONTAINERPUB_ATTACH_{name.upper()}": value for name, value in attachment.items()},
+        **_named(attachment),
     }
+
+
+def _named(attachment: dict[str, str]) -> dict[str, str]:
+    return {f"CONTAINERPUB_ATTACH_{name.upper()}": value for name, value in attachment.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Protocol
 
 from worker.engine.attach import Connections, Rendezvous
-from worker.engine.contract import EngineUnavailable, SandboxSpec
+from worker.engine.contract import EngineUnavailable
 from worker.engine.sandbox import AttachedSandbox, ExitStatus
 
 _LOOK_EVERY_S = 1.0
@@ -51,11 +51,12 @@ class Fleet:
     async def start(
         self,
         sandbox_id: str,
-        spec: SandboxSpec,
+        memory_mb: int,
         folder: Path,
         new_vessel: Callable[[], Startable],
+        settle: Callable[[AttachedSandbox], Awaitable[None]],
     ) -> AttachedSandbox:
-        """Start a vessel, let it connect, and wait for the function's module to be imported.
+        """Start a vessel, let it connect, and await what ``settle`` does until it may be handed out.
 
         Raises :class:`EngineUnavailable`; then, and when cancelled, what was started is cleared away.
         """
@@ -73,9 +74,9 @@ class Fleet:
                 if rendezvous is not None:
                     rendezvous.close()
             sandbox = self._sandboxes[sandbox_id] = AttachedSandbox(
-                sandbox_id, spec, vessel, connections, lambda: self._forget(sandbox_id)
+                sandbox_id, memory_mb, vessel, connections, lambda: self._forget(sandbox_id)
             )
-            await sandbox.imported(spec.timeout_ms / 1000)
+            await settle(sandbox)
         except BaseException:
             known = self._sandboxes.get(sandbox_id)
             await self._see_through(known.destroy() if known else self._discard(sandbox_id, vessel))

@@ -23,6 +23,7 @@ from worker.engine.recipe import PLATFORM, Recipe
 MAX_ENTRIES = 100_000
 _BLOCK = 512
 _CHUNK = 1024 * 1024
+_MOST_EXTENDED = 64 * 1024
 _MEMORY = 8 * 1024 * 1024  # larger spools go to disk
 _MTIME = 315_619_200  # 1980-01-02: zip files cannot say anything earlier
 
@@ -178,6 +179,66 @@ def installed_layer(stream: Readable, prefix: str, max_bytes: int, note: Callabl
     except BaseException:
         writer.abandon()
         raise
+
+
+def unpack_archive(stream: Readable, folder: str, target: Path, max_bytes: int) -> int:
+    """Write out what an engine's archive has below ``folder``, its first entry, as files of ours; their bytes.
+
+    The files are written as the layers were: 0644 or 0755, and with nothing but their content.
+
+    :raises UnsafeEntry: the stream breaks a rule.
+    """
+    total = 0
+    long_name: str | None = None
+    for _ in range(2 * MAX_ENTRIES):
+        header = _exactly(stream, _BLOCK)
+        if not header.strip(b"\0"):
+            return total
+        kind, name, size, executable = _parse(header)
+        if kind == b"x":
+            long_name = _long_name(stream, size)
+            continue
+        path, long_name = safe_path(long_name or name), None
+        if path != folder and not path.startswith(f"{folder}/"):
+            raise UnsafeEntry(f"{path!r} is not below {folder!r}")
+        inside = target / path.removeprefix(folder).removeprefix("/")
+        if kind == b"5":
+            if inside != target:
+                inside.mkdir()
+                inside.chmod(0o755)
+        elif kind in (b"0", b"\0"):
+            total += size
+            if total > max_bytes:
+                raise UnsafeEntry(f"the files take more than {max_bytes} bytes")
+            with inside.open("xb") as file:
+                content = _Section(stream, size)
+                while chunk := content.read(_CHUNK):
+                    file.write(chunk)
+            _exactly(stream, -size % _BLOCK)
+            inside.chmod(0o755 if executable else 0o644)
+        else:
+            raise UnsafeEntry(f"{name!r} is neither a file nor a folder")
+    raise UnsafeEntry(f"more than {MAX_ENTRIES} files")
+
+
+def _long_name(stream: Readable, size: int) -> str | None:
+    """The name that an extended header gives the next entry, if it does."""
+    if size > _MOST_EXTENDED:
+        raise UnsafeEntry("an extended header is too long")
+    rest, name = _exactly(stream, size), None
+    _exactly(stream, -size % _BLOCK)
+    try:
+        while rest:
+            length = int(rest.partition(b" ")[0])
+            record, rest = rest[:length], rest[length:]
+            key, _, value = record.partition(b" ")[2].removesuffix(b"\n").partition(b"=")
+            if key == b"path":
+                name = value.decode()
+            elif key == b"size" or length <= 0:
+                raise UnsafeEntry("an extended header gives a size")
+    except ValueError as error:
+        raise UnsafeEntry("an extended header cannot be read") from error
+    return name
 
 
 def safe_path(name: str) -> str:

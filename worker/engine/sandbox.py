@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
 
 from worker.engine.attach import Connections
-from worker.engine.contract import Call, CallOutcome, EngineUnavailable, SandboxSpec
+from worker.engine.contract import Call, CallOutcome, EngineUnavailable, LogEntry, LogStream
 from worker.engine.output import Output
+from worker.engine.recipe import Exhaustion
 from worker.engine.wire import (
     FRAME_SLACK_BYTES,
     READY_NONCE,
@@ -24,6 +25,7 @@ from worker.engine.wire import (
     FrameReader,
     GarbledFrame,
     OversizeFrame,
+    encode_blank,
     encode_call,
 )
 
@@ -91,21 +93,23 @@ class AttachedSandbox:
     def __init__(
         self,
         sandbox_id: str,
-        spec: SandboxSpec,
+        memory_mb: int,
         vessel: Vessel,
         connections: Connections,
         on_removed: Callable[[], None],
     ) -> None:
         self.id = sandbox_id
-        self.spec = spec
+        self._memory_mb = memory_mb
         self._vessel = vessel
         self._on_removed = on_removed
+        self.exhaustion: Exhaustion | None = None
         self._loop = asyncio.get_running_loop()
         self._control = connections.control
         self._control_fd = connections.control.fileno()
         self._output = Output(connections.stdout, connections.stderr, _START_LOG_BYTES)
         self._reader = FrameReader(FRAME_SLACK_BYTES)
         self._ready = self._loop.create_future()
+        self._seen: asyncio.Future[Mapping[str, object]] | None = None
         self._late = False
         self._broken: _Ending | None = None
         self._nonce = b""
@@ -125,6 +129,23 @@ class AttachedSandbox:
         used up the time of its first call, which then reports the timeout."""
         done, _ = await asyncio.wait((self._ready,), timeout=timeout_s)
         self._late = not done
+
+    async def look(self, paths: Sequence[str], timeout_s: float) -> Mapping[str, object]:
+        """What a blank reads in the files ``paths``. Raises :class:`EngineUnavailable`."""
+        seen: asyncio.Future[Mapping[str, object]] = self._loop.create_future()
+        self._seen = seen
+        self._send(encode_blank("look", paths=paths))
+        if self._broken is not None:
+            seen.cancel()
+        done, _ = await asyncio.wait((seen,), timeout=timeout_s)
+        self._seen = None
+        if not done or seen.cancelled():
+            raise EngineUnavailable(f"The blank {self.id} does not answer.")
+        return seen.result()
+
+    def specialise(self, environment: Mapping[str, str]) -> None:
+        """Tell a blank which function it is, in the words that a sandbox is started with otherwise."""
+        self._send(encode_blank("specialise", environment=environment))
 
     async def call(self, call: Call) -> CallOutcome:
         if self._waiter is not None or self._destroying is not None:
@@ -156,8 +177,8 @@ class AttachedSandbox:
         logs, truncated = self._output.finish()
         outcome = self._reported(ending.frame, call) if ending.frame is not None else None
         if outcome is None:
-            outcome = await self._unreported(_GARBLED if ending.frame is not None else ending, call)
-        if outcome.reason not in _REUSABLE or self._unsent is not None:
+            outcome = await self._unreported(_GARBLED if ending.frame is not None else ending, call, logs)
+        if outcome.reason not in _REUSABLE or self._unsent is not None or _left_residue(ending.frame):
             self._break(_LOST)
         return CallOutcome(
             reason=outcome.reason,
@@ -237,7 +258,7 @@ class AttachedSandbox:
         said["message"] = failure(said.get("message", "unknown error"))
         return CallOutcome(reason=reason, error=said, exit_code=1, cpu_ms=cpu_ms, peak_memory_bytes=peak)
 
-    async def _unreported(self, ending: _Ending, call: Call) -> CallOutcome:
+    async def _unreported(self, ending: _Ending, call: Call, logs: Sequence[LogEntry]) -> CallOutcome:
         """The outcome of a call that the sandbox gave no answer to."""
         if ending.cause == "timeout":
             message = f"Function execution timed out ({call.timeout_ms}ms)"
@@ -249,18 +270,25 @@ class AttachedSandbox:
         try:
             status = await self._vessel.exit_status()
         except EngineUnavailable as error:
-            message = failure(f"the engine cannot say how the sandbox ended ({error})")
+            message = failure(f"its sandbox was lost ({error})")
             return CallOutcome(
                 reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
             )
-        if status.out_of_memory:
-            message = failure(f"it used more than its {self.spec.memory_mb} MB of memory")
+        if status.out_of_memory or self._is_exhausted(status.code, logs):
+            message = failure(f"it used more than its {self._memory_mb} MB of memory")
             return CallOutcome(
                 reason="out_of_memory", error={"type": "OutOfMemory", "message": message}, exit_code=status.code
             )
         if status.code is None:
             return self._crashed("it closed its connection to the platform", 1)
         return self._crashed(f"the process ended with exit code {status.code} before it gave a result", status.code)
+
+    def _is_exhausted(self, code: int | None, logs: Sequence[LogEntry]) -> bool:
+        """Whether the runtime itself says that memory ran out. A function that says so lies about nobody but itself."""
+        way = self.exhaustion
+        if way is None or code != way.exit_code:
+            return False
+        return any(way.says in entry.message for entry in logs if entry.stream is LogStream.STDERR)
 
     @staticmethod
     def _crashed(what: str, code: int) -> CallOutcome:
@@ -332,6 +360,9 @@ class AttachedSandbox:
                     self._output.add(level, message)
         elif frame.nonce == READY_NONCE and kind == "ready" and not self._ready.done():
             self._ready.set_result(None)
+        elif self._seen is not None and kind == "seen" and not self._seen.done():
+            seen = frame.meta.get("seen")
+            self._seen.set_result(seen if isinstance(seen, dict) else {})
         self._chatter -= 64 + len(str(frame.meta.get("message", "")))
         if self._chatter < 0:
             self._break(_GARBLED)
@@ -348,6 +379,8 @@ class AttachedSandbox:
                 self._vessel.kill()
             if not self._ready.done():
                 self._ready.set_result(None)
+            if self._seen is not None:
+                self._seen.cancel()
             self._loop.remove_reader(self._control_fd)
             self._loop.remove_writer(self._control_fd)
         self._settle(ending)
@@ -358,6 +391,12 @@ class AttachedSandbox:
         self._hung_up = True
         self._output.close()
         self._control.close()
+
+
+def _left_residue(frame: Frame | None) -> bool:
+    """Whether a call left something in its sandbox that would disturb the next one. Only the sandbox can tell, and one
+    that lies disturbs nothing but its own function."""
+    return frame is not None and frame.meta.get("residue") is not None
 
 
 def _is_answer(value: object) -> bool:

@@ -6,11 +6,17 @@ is handed on verbatim and large ones are never re-encoded.
 
 ==================  =======================================================================================
 worker to sandbox   ``{"nonce", "job_id", "attempt", "deadline", "max_result_bytes", "max_log_bytes", "event"}``
-sandbox to worker   ``{"nonce": "0000000000000000", "kind": "ready"}`` once, when the function is imported
+worker to a blank   ``{"kind": "look", "paths"}``
+                    ``{"kind": "specialise", "environment"}`` once, with all that a sandbox is started with otherwise
+sandbox to worker   ``{"nonce": "0000000000000000", "kind": "seen", "seen"}`` the beginning of each file looked at
+                    ``{"nonce": "0000000000000000", "kind": "ready"}`` once, when the function is imported
                     ``{"nonce", "kind": "log", "level", "message"}``
-                    ``{"nonce", "kind": "error", "reason", "error", "cpu_ms", "peak_memory_bytes"}``
-                    ``{"nonce", "kind": "result", "response", "cpu_ms", "peak_memory_bytes"}`` newline, result
+                    ``{"nonce", "kind": "error", "reason", "error", "cpu_ms", "peak_memory_bytes", "residue"?}``
+                    ``{"nonce", "kind": "result", "response", "cpu_ms", "peak_memory_bytes", "residue"?}``
+                    newline, result
 ==================  =======================================================================================
+
+``residue`` says what a call left behind that would disturb the next one: the sandbox serves none then.
 
 Function code lives in the process at the other end, so nothing that arrives is trusted: a length is checked before
 anything is buffered, and the fixed beginning of a frame is checked as soon as it is there, so that stray bytes are
@@ -69,6 +75,12 @@ def encode_call(call: Call, nonce: str) -> bytes:
     ).encode()
     length = len(head) + len(call.event) + 1
     return b"".join((length.to_bytes(HEADER_BYTES, "big"), head, call.event, b"}"))
+
+
+def encode_blank(kind: str, **members: object) -> bytes:
+    """A frame for a blank: ``look`` or ``specialise``."""
+    body = orjson.dumps({"kind": kind, **members})
+    return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
 class FrameReader:

@@ -1,18 +1,22 @@
 """Functions that the engine tests call, good ones and bad ones. Each stands for what a tenant might deploy."""
 
+import _thread
 import asyncio
 import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from containerpub import FunctionError, Response
 
 print("imported")
 calls = 0
+kept = {}
 
 
 def echo(event, context):
@@ -62,19 +66,6 @@ def say(event, context):
 
 def write_bytes(event, context):
     os.write(1, bytes.fromhex(event["body"]))
-
-
-def write_later(event, context):
-    def later():
-        time.sleep(0.05)
-        print("late")
-        open("/tmp/late" if os.environ["HOME"] == "/tmp" else os.environ["HOME"] + "/late", "w").close()
-
-    threading.Thread(target=later, daemon=True).start()
-
-
-def late_is_written(event, context):
-    return os.path.exists(os.environ["HOME"] + "/late")
 
 
 def flood(event, context):
@@ -287,18 +278,45 @@ def leave_child_behind(event, context):
     return os.getpid()
 
 
-def burn_in_background(event, context):
-    def burn():
-        while True:
-            pass
+def leave(event, context):
+    """Leaves behind what is asked for, and tells the process's id."""
+    left = {
+        "nothing": lambda: None,
+        "ended thread": lambda: end(threading.Thread(target=print)),
+        "thread": lambda: threading.Thread(target=time.sleep, args=(600,), daemon=True).start(),
+        "bare thread": lambda: _thread.start_new_thread(time.sleep, (600,)),
+        "idle executor": lambda: kept.setdefault("executor", ThreadPoolExecutor(2)).submit(int).result(),
+        "busy executor": lambda: kept.setdefault("executor", ThreadPoolExecutor(2)).submit(time.sleep, 600),
+        "child": lambda: subprocess.Popen(["sleep", "600"]),
+        "ended child": lambda: subprocess.run(["true"], check=True),
+        "child not waited for": lambda: os.fork() or os._exit(0),
+        "orphan": lambda: leave_child_behind(event, context),
+        "client": lambda: kept.setdefault("client", [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]),
+        "descriptors": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(40)],
+    }
+    left[event["body"]]()
+    return os.getpid()
 
-    threading.Thread(target=burn, daemon=True).start()
-    return "burning"
+
+def leak_descriptor(event, context):
+    os.open("/dev/null", os.O_RDONLY)
 
 
-def exit_later(event, context):
-    threading.Thread(target=lambda: (time.sleep(0.05), os._exit(9))).start()
-    return "for now"
+def end(thread):
+    thread.start()
+    thread.join()
+
+
+async def leave_loop_threads(event, context):
+    await asyncio.to_thread(time.sleep, 0)
+    return os.getpid()
+
+
+def write_and_leave(event, context):
+    with open(os.environ["HOME"] + "/kept", "a") as file:
+        file.write(event["body"])
+    with open(os.environ["HOME"] + "/kept") as file:
+        return file.read()
 
 
 def libc_call(event, context):

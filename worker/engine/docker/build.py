@@ -36,6 +36,10 @@ class ImageBuilder:
         """See :meth:`worker.engine.contract.Engine.build`. Cancelling ends and removes whatever runs for it."""
         return await self._builds.run(plan, self._build(plan, BuildLog(log, plan.max_log_bytes)))
 
+    async def runtime_image(self, recipe: Recipe) -> Image:
+        """What a version of the runtime stands on if it is built now."""
+        return await self._runtime(recipe, await self._base(recipe))
+
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
         await self._builds.close()
@@ -45,7 +49,7 @@ class ImageBuilder:
         analysis, wanted = await asyncio.gather(
             analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
-        base = await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
+        base = await self._base(recipe)
         parent = await self._runtime(recipe, base)
         if wanted is not None and recipe.install is not None:
             parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
@@ -67,6 +71,9 @@ class ImageBuilder:
             await self._images.push(image, f"{self._config.registry}/{FUNCTION}", tag)
         return BuiltImage(ref=image.id, size_bytes=image.size_bytes, analysis=analysis)
 
+    async def _base(self, recipe: Recipe) -> Image:
+        return await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
+
     async def _runtime(self, recipe: Recipe, base: Image) -> Image:
         """The base image with the runtime's in-sandbox side; made once a machine."""
         key = content_key(base.id, recipe.fingerprint)
@@ -74,9 +81,7 @@ class ImageBuilder:
             tag = f"{recipe.name}-{key}"
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
                 return found
-            return await self._images.stack(
-                base, await in_thread(runtime_layer, recipe), RUNTIME, tag, self._labels()
-            )
+            return await self._images.stack(base, await in_thread(runtime_layer, recipe), RUNTIME, tag, self._labels())
 
     async def _dependencies(
         self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog

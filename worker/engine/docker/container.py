@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from worker.engine.sandbox import ExitStatus
 _END_WAIT_S = 2.0
 """How long after its connection closed a container may take to be gone."""
 _KILLED = 137
+_EVENTS_BACK_S = 60.0
+_EVENTS_LATE_S = 0.1
+"""How much later than the end the engine may tell of the kill that led to it."""
 
 
 @asynccontextmanager
@@ -49,12 +54,12 @@ class Container:
         self,
         docker: Docker,
         name: str,
-        folder: Path,
+        folders: Sequence[Path],
         timeout_s: float,
         new_config: Callable[[Rendezvous], JSONObject],
     ) -> None:
         self.name = name
-        self._folder = folder
+        self._folders = folders
         self._docker = docker
         self._container = docker.containers.container(name)
         self._timeout_s = timeout_s
@@ -93,15 +98,33 @@ class Container:
                 return ExitStatus(code=None, out_of_memory=False)
             state = (await self._container.show())["State"]
         code = int(state["ExitCode"])
+        if code == _KILLED and not state.get("OOMKilled") and await self._was_killed():
+            raise EngineUnavailable("somebody had the container engine kill the container")
         # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
         # went on: only together with the main process's own SIGKILL does it explain the end.
         return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+
+    async def _was_killed(self) -> bool:
+        """Whether the engine was asked to kill it, by an operator or by its own shutdown, and not by us: whoever kills
+        from here asks no more how it ended. A function that kills itself leaves no such event."""
+        now = time.time()
+        window = {
+            "since": f"{now - _EVENTS_BACK_S:.3f}",
+            "until": f"{now + _EVENTS_LATE_S:.3f}",
+            "filters": json.dumps({"type": ["container"], "event": ["kill"], "container": [self.name]}),
+        }
+        async with (
+            engine_call("asking who ended a container", self._timeout_s),
+            self._docker._query("events", params=window, timeout=None) as response,
+        ):
+            return bool((await response.read()).strip())
 
     async def remove(self) -> None:
         if self._killing is not None:
             await asyncio.wait((self._killing,))
         await remove_container(self._docker, self.name, self._timeout_s)
-        await asyncio.to_thread(remove_folder, self._folder)
+        for folder in self._folders:
+            await asyncio.to_thread(remove_folder, folder)
 
     async def _kill(self) -> None:
         try:

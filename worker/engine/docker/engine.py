@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from aiodocker import Docker
@@ -13,9 +14,13 @@ from aiodocker.types import JSONObject
 from aiohttp import ClientTimeout
 
 from worker.engine.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
+from worker.engine.blank import AttachedBlank
+from worker.engine.codecache import CodeCache
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Blank, BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.docker.blanks import BlankFolders
 from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker.code import VersionCode
 from worker.engine.docker.container import Container, engine_call
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
@@ -27,9 +32,9 @@ from worker.engine.docker.hardening import (
     seccomp_profile,
 )
 from worker.engine.docker.sweep import sweep
-from worker.engine.environment import environment
+from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
-from worker.engine.recipe import Contract, load_recipe
+from worker.engine.recipe import Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
 _MOUNT = "/run/containerpub"
@@ -45,6 +50,9 @@ class DockerEngine:
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._fleet = Fleet(config.start_timeout_s)
+        self._blanks = BlankFolders(self.name, config)
+        self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
+        self._code: VersionCode | None = None
         self._docker: Docker | None = None
         self._builder: ImageBuilder | None = None
         self._seccomp = ""
@@ -55,6 +63,13 @@ class DockerEngine:
             raise EngineUnavailable("No container engine found: start Docker or Podman, or name its socket.")
         self._seccomp = await asyncio.to_thread(seccomp_profile)
         await asyncio.to_thread(self._folders.prepare)
+        try:
+            await asyncio.to_thread(self._blanks.open)
+            await asyncio.to_thread(self._cache.open)
+        except OSError as error:
+            raise EngineUnavailable(
+                f"The data folder {self._config.data_dir} cannot be used: {error.strerror}."
+            ) from error
         # Bounded call by call: a build may take minutes, a kill may not.
         self._docker = Docker(url=url, timeout=ClientTimeout(total=None))
         try:
@@ -64,6 +79,7 @@ class DockerEngine:
             await self.close()
             raise
         self._builder = ImageBuilder(self._docker, self._config)
+        self._code = VersionCode(self._docker, self._config, self._cache)
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         if self._builder is None:
@@ -74,40 +90,46 @@ class DockerEngine:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
         if recipe.contract is not Contract.HANDLER:
             raise EngineUnavailable(f"The docker engine does not run the runtime {spec.runtime!r}.")
+        return await self._start(
+            secrets.token_hex(8),
+            recipe,
+            spec,
+            lambda attachment: environment(spec, **attachment),
+            lambda sandbox: sandbox.imported(spec.timeout_ms / 1000),
+            image=spec.image,
+            labels={LABEL_VERSION: str(spec.version_id), LABEL_FUNCTION: str(spec.function_id)},
+        )
+
+    async def prestart(self, spec: BlankSpec) -> AttachedBlank | None:
+        recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if not recipe.blanks or not self._blanks.possible:
+            return None
+        builder, code = self._opened()
+        runtime = await builder.runtime_image(recipe)
         sandbox_id = secrets.token_hex(8)
-        folder = self._folders.folder(sandbox_id)
-
-        def new_config(rendezvous: Rendezvous) -> JSONObject:
-            return container_config(
-                image=spec.image,
-                command=recipe.command,
-                working_dir=_WORKING_DIR,
-                env=environment(spec, address=f"{_MOUNT}/{SOCKET_NAME}", token=rendezvous.token),
-                labels={
-                    LABEL_INSTALLATION: self._config.installation,
-                    LABEL_WORKER: self._config.worker_id,
-                    LABEL_SANDBOX: sandbox_id,
-                    LABEL_VERSION: str(spec.version_id),
-                    LABEL_FUNCTION: str(spec.function_id),
-                },
-                binds=[f"{folder}:{_MOUNT}:ro"],
-                memory_mb=spec.memory_mb,
-                cpus=spec.cpus,
-                seccomp=self._seccomp,
-                oci_runtime=self._config.oci_runtime,
+        try:
+            sandbox = await self._start(
+                sandbox_id,
+                recipe,
+                spec,
+                lambda attachment: blank_environment(**attachment),
+                self._blanks.check,
+                image=runtime.id,
+                labels={},
+                folders=await asyncio.to_thread(self._blanks.make, sandbox_id),
             )
-
-        def new_vessel() -> Container:
-            timeout_s = self._config.engine_call_timeout_s
-            return Container(self._client(), f"containerpub-{sandbox_id}", folder, timeout_s, new_config)
-
-        return await self._fleet.start(sandbox_id, spec, folder, new_vessel)
-
-    async def prestart(self, spec: BlankSpec) -> Blank | None:
-        return None
+        except EngineUnavailable as error:
+            if self._blanks.refuse(error):
+                return None
+            raise
+        return AttachedBlank(sandbox, spec, partial(self._blanks.outfit, code, runtime, sandbox_id))
 
     async def prepare(self, spec: SandboxSpec) -> bool:
-        return False
+        recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if not recipe.blanks or not self._blanks.possible:
+            return False
+        builder, code = self._opened()
+        return await code.prepare(spec, await builder.runtime_image(recipe))
 
     async def has_image(self, image: str) -> bool:
         found: list[object] = []
@@ -116,11 +138,15 @@ class DockerEngine:
         return bool(found)
 
     async def remove_image(self, image: str) -> None:
+        if self._code is not None:
+            await self._code.forget(image)
         async with engine_call("removing an image", self._config.engine_call_timeout_s, 404):
             await self._client().images.delete(image, force=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        return await sweep(self._client(), self._config, self._folders, live_workers, self._fleet.ids)
+        folders = (self._folders, self._blanks.folders)
+        count = await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids)
+        return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def close(self) -> None:
         if self._docker is None:
@@ -128,11 +154,61 @@ class DockerEngine:
         try:
             if self._builder is not None:
                 await self._builder.close()
+            if self._code is not None:
+                await self._code.close()
             await self._fleet.close()
             await asyncio.to_thread(remove_folder, self._folders.home)
+            await asyncio.to_thread(self._blanks.close)
         finally:
-            docker, self._docker, self._builder = self._docker, None, None
+            docker, self._docker, self._builder, self._code = self._docker, None, None, None
             await docker.close()
+
+    async def _start(
+        self,
+        sandbox_id: str,
+        recipe: Recipe,
+        size: SandboxSpec | BlankSpec,
+        new_env: Callable[[Mapping[str, str]], Mapping[str, str]],
+        settle: Callable[[AttachedSandbox], Awaitable[None]],
+        *,
+        image: str,
+        labels: Mapping[str, str],
+        folders: Mapping[str, str] | None = None,
+    ) -> AttachedSandbox:
+        """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted beside the socket's."""
+        folder = self._folders.folder(sandbox_id)
+
+        def new_config(rendezvous: Rendezvous) -> JSONObject:
+            return container_config(
+                image=image,
+                command=recipe.command,
+                working_dir=_WORKING_DIR,
+                env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
+                labels={
+                    LABEL_INSTALLATION: self._config.installation,
+                    LABEL_WORKER: self._config.worker_id,
+                    LABEL_SANDBOX: sandbox_id,
+                    **labels,
+                },
+                binds=[f"{folder}:{_MOUNT}:ro"],
+                memory_mb=size.memory_mb,
+                cpus=size.cpus,
+                seccomp=self._seccomp,
+                oci_runtime=self._config.oci_runtime,
+                folders=folders,
+            )
+
+        def new_vessel() -> Container:
+            owned = [folder] if folders is None else [folder, self._blanks.home(sandbox_id)]
+            timeout_s = self._config.engine_call_timeout_s
+            return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config)
+
+        return await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+
+    def _opened(self) -> tuple[ImageBuilder, VersionCode]:
+        if self._builder is None or self._code is None:
+            raise RuntimeError("the engine is not open")
+        return self._builder, self._code
 
     def _client(self) -> Docker:
         if self._docker is None:

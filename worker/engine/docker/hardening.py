@@ -45,8 +45,13 @@ def container_config(
     cpus: float,
     seccomp: str,
     oci_runtime: str | None,
+    folders: Mapping[str, str] | None = None,
 ) -> dict[str, JSONValue]:
-    """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image."""
+    """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
+
+    :param binds: read-only files and folders, which the engine makes on its machine if they are not there.
+    :param folders: host folders, by where they appear; read-only, and an error if they are not there.
+    """
     memory_bytes = memory_mb * 1024**2
     host: dict[str, JSONValue] = {
         "Binds": list(binds),
@@ -82,6 +87,10 @@ def container_config(
         # The exit state is asked for after the end.
         "AutoRemove": False,
     }
+    if folders:
+        host["Mounts"] = [
+            {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True} for target, source in folders.items()
+        ]
     if oci_runtime is not None:
         host["Runtime"] = oci_runtime
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 from aiodocker import Docker
 
@@ -16,7 +17,7 @@ from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LA
 async def sweep(
     docker: Docker,
     config: EngineConfig,
-    folders: SocketFolders,
+    folders: Sequence[SocketFolders],
     live_workers: frozenset[str],
     own_sandboxes: frozenset[str],
 ) -> int:
@@ -41,7 +42,8 @@ async def sweep(
             await remove_container(docker, container.id, config.engine_call_timeout_s)
             count += 1
     # Folders last: until here a container may still have one mounted.
-    for folder in await asyncio.to_thread(folders.stale, live_workers):
-        await asyncio.to_thread(remove_folder, folder)
-        count += 1
+    for kind in folders:
+        for folder in await asyncio.to_thread(kind.stale, live_workers):
+            await asyncio.to_thread(remove_folder, folder)
+            count += 1
     return count

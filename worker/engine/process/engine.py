@@ -11,14 +11,16 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from worker.engine.attach import Rendezvous, SocketFolders, remove_folder
+from worker.engine.blank import AttachedBlank
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Blank, BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
-from worker.engine.environment import environment
+from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
@@ -68,43 +70,39 @@ class ProcessEngine:
             raise EngineUnavailable(f"The process engine does not run the runtime {spec.runtime!r}.")
         if not await self.has_image(spec.image):
             raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
-        namespaces = self._namespaces
-        if namespaces is None:
-            raise RuntimeError("the engine is not open")
-        sandbox_id = secrets.token_hex(8)
-        folder = self._folders.folder(sandbox_id)
-        version = self._versions / spec.image
-        temp = folder / TEMP_FOLDER
+        return await self._start(
+            recipe,
+            spec,
+            self._versions / spec.image / "function",
+            lambda attachment: self._environment(spec, **attachment),
+            lambda sandbox: sandbox.imported(spec.timeout_ms / 1000),
+        )
 
-        def new_env(rendezvous: Rendezvous) -> Mapping[str, str]:
-            env = environment(
-                spec,
-                address=str(rendezvous.address),
-                token=rendezvous.token,
-                folder=str(version / "function"),
-                dependencies=str(version / recipe.dependencies),
-            )
-            return {**env, "HOME": str(temp), "TMPDIR": str(temp)}
+    async def prestart(self, spec: BlankSpec) -> AttachedBlank | None:
+        recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if not recipe.blanks:
+            return None
 
-        limits = {
-            "AS": (spec.memory_mb + recipe.address_space_extra_mb) * 1024**2,
-            "DATA": (spec.memory_mb + recipe.data_extra_mb) * 1024**2,
-            "NOFILE": _OPEN_FILES,
-            "FSIZE": _FILE_BYTES,
-            "CORE": 0,
-            "CPU": _CPU_S,
-        }
+        async def settle(sandbox: AttachedSandbox) -> None:
+            await sandbox.look((), self._config.start_timeout_s)
 
-        def new_vessel() -> Child:
-            return Child(folder, namespaces, _command(recipe), version / "function", limits, new_env)
+        async def outfit(temp: Path, of: SandboxSpec) -> Mapping[str, str]:
+            if not await self.has_image(of.image):
+                raise EngineUnavailable(f"The version's folder {of.image!r} is not on this machine.")
+            return {**self._environment(of), "HOME": str(temp), "TMPDIR": str(temp)}
 
-        return await self._fleet.start(sandbox_id, spec, folder, new_vessel)
-
-    async def prestart(self, spec: BlankSpec) -> Blank | None:
-        return None
+        sandbox = await self._start(
+            recipe, spec, self._folders.home, lambda attachment: blank_environment(**attachment), settle
+        )
+        return AttachedBlank(sandbox, spec, partial(outfit, self._folders.folder(sandbox.id) / TEMP_FOLDER))
 
     async def prepare(self, spec: SandboxSpec) -> bool:
-        return False
+        recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if not recipe.blanks:
+            return False
+        if not await self.has_image(spec.image):
+            raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
+        return True
 
     async def has_image(self, image: str) -> bool:
         return await asyncio.to_thread((self._versions / image / "function").is_dir)
@@ -119,6 +117,46 @@ class ProcessEngine:
         await self._builder.close()
         await self._fleet.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
+
+    def _environment(self, spec: SandboxSpec, **attachment: str) -> dict[str, str]:
+        version = self._versions / spec.image
+        return environment(
+            spec, folder=str(version / "function"), dependencies=str(version / "dependencies"), **attachment
+        )
+
+    async def _start(
+        self,
+        recipe: Recipe,
+        size: SandboxSpec | BlankSpec,
+        working_dir: Path,
+        new_env: Callable[[dict[str, str]], Mapping[str, str]],
+        settle: Callable[[AttachedSandbox], Awaitable[None]],
+    ) -> AttachedSandbox:
+        """Start a process; ``new_env`` is given how to connect."""
+        namespaces = self._namespaces
+        if namespaces is None:
+            raise RuntimeError("the engine is not open")
+        sandbox_id = secrets.token_hex(8)
+        folder = self._folders.folder(sandbox_id)
+        temp = folder / TEMP_FOLDER
+
+        limits = {
+            "AS": (size.memory_mb + recipe.address_space_extra_mb) * 1024**2,
+            "DATA": (size.memory_mb + recipe.data_extra_mb) * 1024**2,
+            "NOFILE": _OPEN_FILES,
+            "FSIZE": _FILE_BYTES,
+            "CORE": 0,
+            "CPU": _CPU_S,
+        }
+
+        def attached_env(rendezvous: Rendezvous) -> Mapping[str, str]:
+            env = new_env({"address": str(rendezvous.address), "token": rendezvous.token})
+            return {**env, "HOME": str(temp), "TMPDIR": str(temp)}
+
+        def new_vessel() -> Child:
+            return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env)
+
+        return await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
 
     def _sweep(self, live_workers: frozenset[str]) -> int:
         count = 0

@@ -1,0 +1,51 @@
+"""A blank: a sandbox that waits to be told which function it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from worker.engine.contract import BlankSpec, EngineUnavailable, SandboxSpec
+from worker.engine.sandbox import AttachedSandbox
+
+
+class AttachedBlank:
+    """Implements :class:`worker.engine.contract.Blank`."""
+
+    def __init__(
+        self,
+        sandbox: AttachedSandbox,
+        spec: BlankSpec,
+        outfit: Callable[[SandboxSpec], Awaitable[Mapping[str, str]]],
+    ) -> None:
+        """``outfit`` puts a version's code where the sandbox will find it, and returns its environment."""
+        self.id = sandbox.id
+        self.spec = spec
+        self._sandbox = sandbox
+        self._outfit = outfit
+        self._taken = False
+
+    @property
+    def usable(self) -> bool:
+        return not self._taken and self._sandbox.reusable
+
+    async def specialise(self, spec: SandboxSpec) -> AttachedSandbox:
+        if BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus) != self.spec:
+            raise ValueError(f"the blank {self.id} is not of the function's runtime and size")
+        if self._taken:
+            raise ValueError(f"the blank {self.id} was specialised before")
+        self._taken = True
+        try:
+            environment = await self._outfit(spec)
+            if not self._sandbox.reusable:
+                raise EngineUnavailable(f"The blank {self.id} has died.")
+            self._sandbox.specialise(environment)
+            await self._sandbox.imported(spec.timeout_ms / 1000)
+        except BaseException:
+            await self._sandbox.destroy()
+            raise
+        return self._sandbox
+
+    async def destroy(self) -> None:
+        """As :meth:`worker.engine.contract.Sandbox.destroy`; a sandbox that it has become is not its to destroy."""
+        if not self._taken:
+            await self._sandbox.destroy()

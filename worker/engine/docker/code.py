@@ -1,0 +1,177 @@
+"""What a version's image has of its own, brought to this machine's code cache."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiodocker import Docker
+from aiodocker.types import JSONObject
+
+from worker.engine.codecache import CodeCache, entry_name
+from worker.engine.config import EngineConfig
+from worker.engine.contract import EngineUnavailable, SandboxSpec
+from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
+from worker.engine.docker.image import Image, Images
+from worker.engine.layer import MAX_ENTRIES, UnsafeEntry, unpack_archive
+
+FOLDERS = ("dependencies", "function")
+"""The folders of a version, in the order of their layers."""
+_CHUNK = 1024 * 1024
+_TRANSFER_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One of a version's own layers: the cache's entry, and the folder that it fills."""
+
+    entry: str
+    folder: str
+
+
+class VersionCode:
+    """Brings code from images into the cache, each layer once."""
+
+    def __init__(self, docker: Docker, config: EngineConfig, cache: CodeCache) -> None:
+        self._docker = docker
+        self._config = config
+        self._cache = cache
+        self._images = Images(docker, config)
+        self._parts: dict[str, tuple[_Part, ...]] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+
+    async def prepare(self, spec: SandboxSpec, runtime: Image) -> bool:
+        """Have the version's code in the cache. False if it is not of the kind that a blank of ``runtime`` can take:
+        it was built on another base image.
+
+        Raises :class:`EngineUnavailable`. Cancelling it leaves the transfer, which others may be waiting for.
+        """
+        parts = await self._parts_of(spec, runtime)
+        if parts and not await asyncio.to_thread(self._has, parts):
+            await asyncio.shield(self._fetch(spec, parts))
+        return bool(parts)
+
+    async def place(self, spec: SandboxSpec, runtime: Image, home: Path) -> None:
+        """Link the version's code into its folders below ``home``.
+
+        Raises :class:`EngineUnavailable` if it is not in the cache; then it will be soon.
+        """
+        parts = await self._parts_of(spec, runtime)
+        if not parts:
+            raise EngineUnavailable(f"The version {spec.version_id} was built on another base image than the blank.")
+        try:
+            await asyncio.to_thread(self._link, parts, home)
+        except FileNotFoundError as error:
+            self._fetch(spec, parts)
+            raise EngineUnavailable(f"The code of the version {spec.version_id} is not on this machine yet.") from error
+        except OSError as error:
+            raise EngineUnavailable(f"The code of the version {spec.version_id} cannot be linked: {error}") from error
+
+    async def forget(self, image: str) -> None:
+        """Drop the code that only this image has. Raises :class:`EngineUnavailable`."""
+        self._parts.pop(image, None)
+        found = await self._images.find(image)
+        if found is not None:
+            await asyncio.to_thread(self._cache.drop, found.diff_ids[-1])
+
+    async def close(self) -> None:
+        """Return when no transfer runs any more. Idempotent."""
+        for task in self._fetching.values():
+            task.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+
+    async def _parts_of(self, spec: SandboxSpec, runtime: Image) -> tuple[_Part, ...]:
+        parts = self._parts.get(spec.image)
+        if parts is not None:
+            return parts
+        image = await self._images.find(spec.image)
+        if image is None:
+            raise EngineUnavailable(f"The version's image {spec.image} is not on this machine.")
+        # The layer between, the runtime's own side, may be of another release of the platform than the blank's.
+        base = len(runtime.diff_ids) - 1
+        own = image.diff_ids[base + 1 :]
+        if image.diff_ids[:base] != runtime.diff_ids[:base] or not 1 <= len(own) <= len(FOLDERS):
+            parts = ()
+        else:
+            names = FOLDERS[-len(own) :]
+            parts = tuple(
+                _Part(entry=entry_name(spec.user_id, layer), folder=name)
+                for layer, name in zip(own, names, strict=True)
+            )
+        self._parts[spec.image] = parts
+        return parts
+
+    def _has(self, parts: tuple[_Part, ...]) -> bool:
+        return all(self._cache.has(part.entry) for part in parts)
+
+    def _link(self, parts: tuple[_Part, ...], home: Path) -> None:
+        for part in parts:
+            self._cache.link(part.entry, home / part.folder)
+
+    def _fetch(self, spec: SandboxSpec, parts: tuple[_Part, ...]) -> asyncio.Task[None]:
+        task = self._fetching.get(spec.image)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._bring(spec.image, parts), name=f"code-{spec.image}")
+            self._fetching[spec.image] = task
+            task.add_done_callback(lambda done: self._fetched(spec.image, done))
+        return task
+
+    def _fetched(self, image: str, task: asyncio.Task[None]) -> None:
+        self._fetching.pop(image, None)
+        if not task.cancelled():
+            task.exception()  # whoever awaits it is told; if nobody does, the next one tries again
+
+    async def _bring(self, image: str, parts: tuple[_Part, ...]) -> None:
+        """Read the missing layers out of a container that is made for that and never started."""
+        call_s = self._config.engine_call_timeout_s
+        name = f"containerpub-code-{secrets.token_hex(8)}"
+        settings: JSONObject = {
+            "Image": image,
+            "Entrypoint": ["/never-started"],
+            "Labels": {LABEL_INSTALLATION: self._config.installation, LABEL_WORKER: self._config.worker_id},
+            "NetworkDisabled": True,
+            "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "LogConfig": {"Type": "none"}},
+        }
+        creating = asyncio.ensure_future(self._create(settings, name))
+        try:
+            await asyncio.shield(creating)
+            for part in parts:
+                if not await asyncio.to_thread(self._cache.has, part.entry):
+                    await self._transfer(name, part)
+        finally:
+            # Also when cancelled while the engine was still at it.
+            await asyncio.wait((creating,))
+            await asyncio.shield(remove_container(self._docker, name, call_s))
+
+    async def _create(self, settings: JSONObject, name: str) -> None:
+        async with engine_call("creating a container", self._config.engine_call_timeout_s):
+            await self._docker.containers.create(settings, name=name)
+
+    async def _transfer(self, container: str, part: _Part) -> None:
+        most = self._config.max_image_bytes
+        with tempfile.TemporaryFile() as spool:
+            async with (
+                engine_call("reading a version's code", _TRANSFER_TIMEOUT_S),
+                self._docker._query(
+                    f"containers/{container}/archive", params={"path": f"/{part.folder}"}, timeout=None
+                ) as response,
+            ):
+                size = 0
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    size += len(chunk)
+                    if size > most + MAX_ENTRIES * 1024:
+                        raise EngineUnavailable(f"The code of a version takes more than {most} bytes.")
+                    await asyncio.to_thread(spool.write, chunk)
+
+            def fill(tree: Path) -> int:
+                spool.seek(0)
+                return unpack_archive(spool, part.folder, tree, most)
+
+            try:
+                await asyncio.to_thread(self._cache.add, part.entry, fill)
+            except (OSError, UnsafeEntry) as error:
+                raise EngineUnavailable(f"A version's code cannot be kept on this machine: {error}") from error
