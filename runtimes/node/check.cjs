@@ -5,7 +5,9 @@
 // that will run them. FILES is a JSON object of texts by path: scripts, modules, and the package.json files that say which
 // of the two a .js file is. Prints a JSON list of sentences, `file:line: what`, on stdout.
 
+const { spawnSync } = require('node:child_process');
 const fs = require('node:fs');
+const os = require('node:os');
 const path = require('node:path').posix;
 const vm = require('node:vm');
 
@@ -50,9 +52,21 @@ function problem(name, source) {
       if (detects) return null;
       return `${name}:1: it is a module by its content: call it .mjs, or put "type": "module" into package.json`;
     }
-    // The stack begins with the place, an excerpt of the line, and a mark under it.
-    const line = /^[^\n]*:(\d+)\n/.exec(String(error.stack))?.[1] ?? '1';
-    return `${name}:${line}: ${error.name}: ${error.message}`;
+    if (error instanceof RangeError) return `${name}:1: nested too deeply to be checked`;
+    return `${name}:${lineOf(source, type === 'module' ? '.mjs' : '.cjs')}: ${error.name}: ${error.message}`;
+  }
+}
+
+/** Where the first mistake is: only the command says so, for modules, at the beginning of its complaint. */
+function lineOf(source, extension) {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'check-'));
+  try {
+    const file = path.join(folder, `source${extension}`);
+    fs.writeFileSync(file, source);
+    const { stderr } = spawnSync(process.execPath, ['--check', file], { encoding: 'utf8', timeout: 10_000 });
+    return /^[^\n]*:(\d+)\n/.exec(stderr)?.[1] ?? '1';
+  } finally {
+    fs.rmSync(folder, { recursive: true });
   }
 }
 

@@ -1,0 +1,5 @@
+export async function handler(event, context) {
+  const name = event.body?.name ?? 'world';
+  context.logger.info('greeting %s', name);
+  return { greeting: `Hello, ${name}!` };
+}
