@@ -32,7 +32,8 @@ def lock_of(files: dict[str, bytes]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "spec",
-    ["1.2.3", "^1.2.3", "~1.2", ">=1 <3", "1.x", "*", "", "latest", "next-11", "1.0.0 - 2.0.0", "^1 || ^2", " >=1   <2 ", "=1.0", ">= 1.0.0",
+    ["1.2.3", "^1.2.3", "~1.2", ">=1 <3", "1.x", "*", "", "latest", "next-11", "1.0.0 - 2.0.0", "^1 || ^2",
+     " >=1   <2 ", "=1.0", ">= 1.0.0",
      "1.2.3-beta.1+build.5", "v1.2.3", "npm:other@^1.0.0", "npm:@scope/other@latest", "npm:other"],
 )  # fmt: skip
 def test_ranges_tags_and_aliases_of_the_registry_are_accepted(spec: str) -> None:

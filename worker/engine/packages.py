@@ -24,10 +24,13 @@ OURS = "containerpub"
 
 _NAME = r"(?:@[a-z0-9~_-][a-z0-9._~-]*/)?[a-zA-Z0-9~_-][a-zA-Z0-9._~-]*"
 _TAG = r"[A-Za-z][A-Za-z0-9._-]*"
-_VERSION = r"[v=]*(?:[0-9]+|[xX*])(?:\.(?:[0-9]+|[xX*])){0,2}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?"
-_COMPARATOR = rf"(?:[~^]|[<>]=?|~>|=)?\s*{_VERSION}"
-_SET = rf"{_COMPARATOR}(?:\s+(?:-\s+)?{_COMPARATOR})*"
-_RANGE = re.compile(rf"\s*(?:{_SET}(?:\s*\|\|\s*{_SET})*)?\s*", re.ASCII)
+_VERSION = r"v?(?:[0-9]+|[xX*])(?:\.(?:[0-9]+|[xX*])){0,2}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?"
+# Each text has one way to match, or refusing a long one could take forever; so runs of spaces are made one before.
+_COMPARATOR = rf"(?:~>|[~^]|[<>]=?|=)? ?{_VERSION}"
+_SET = rf"{_COMPARATOR}(?: (?:- )?{_COMPARATOR})*"
+_RANGE = re.compile(rf" ?(?:{_SET}(?: ?\|\| ?{_SET})*)? ?", re.ASCII)
+_SPACES = re.compile(r" +")
+_FILE = re.compile(r".*\.(?:tgz|tar|tar\.gz)", re.ASCII | re.IGNORECASE)  # npm takes these for files
 _TAGGED = re.compile(_TAG, re.ASCII)
 _PACKAGE = re.compile(_NAME, re.ASCII)
 _ALIAS = re.compile(rf"npm:({_NAME})(?:@(.*))?", re.ASCII)
@@ -98,7 +101,7 @@ def _asked(table: Mapping[str, Any], where: str, *, ours: bool) -> dict[str, Any
     accepted: dict[str, Any] = {}
     for kind in _ASKED:
         listed = table.get(kind)
-        if not listed:
+        if listed is None:
             continue
         if not isinstance(listed, dict):
             raise _rejected(f"{where}: {kind} is not an object.")
@@ -115,10 +118,8 @@ def _asked(table: Mapping[str, Any], where: str, *, ours: bool) -> dict[str, Any
 
 def _accept(spec: object, at: str) -> None:
     if isinstance(spec, str) and len(spec) <= 256:
-        if _RANGE.fullmatch(spec) or _TAGGED.fullmatch(spec):
-            return
         alias = _ALIAS.fullmatch(spec)
-        if alias is not None and (_RANGE.fullmatch(alias[2] or "") or _TAGGED.fullmatch(alias[2])):
+        if _is_version(spec if alias is None else alias[2] or ""):
             return
     raise _rejected(
         f"{at}: {_shown(spec)} is not a version of the registry; "
@@ -126,14 +127,18 @@ def _accept(spec: object, at: str) -> None:
     )
 
 
+def _is_version(spec: str) -> bool:
+    if _TAGGED.fullmatch(spec):
+        return not _FILE.fullmatch(spec)
+    return _RANGE.fullmatch(_SPACES.sub(" ", spec)) is not None
+
+
 def _overrides(table: object, at: str, depth: int) -> dict[str, Any]:
     if not isinstance(table, dict) or depth > 8:
         raise _rejected(f"{at} is not an object of versions.")
     for name, value in table.items():
         selected = _SELECTED.fullmatch(name)
-        if name != "." and (
-            selected is None or not (_RANGE.fullmatch(selected[2] or "") or _TAGGED.fullmatch(selected[2]))
-        ):
+        if name != "." and (selected is None or not _is_version(selected[2] or "")):
             raise _rejected(f"{at}: {_shown(name)} is not the name of a package.")
         if isinstance(value, dict):
             _overrides(value, f"{at}: {_shown(name)}", depth + 1)

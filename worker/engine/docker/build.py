@@ -12,6 +12,7 @@ from worker.engine.buildlog import BuildLog
 from worker.engine.builds import Builds, content_key
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
+from worker.engine.docker.check import Checker
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
 from worker.engine.layer import artifact_layer, in_thread, runtime_layer
@@ -30,6 +31,7 @@ class ImageBuilder:
         self._config = config
         self._images = Images(docker, config)
         self._installer = Installer(docker, config)
+        self._checker = Checker(docker, config)
         self._builds = Builds()
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
@@ -50,6 +52,7 @@ class ImageBuilder:
             analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
         base = await self._base(recipe)
+        await self._checker.check(plan, recipe, base)
         parent = await self._runtime(recipe, base)
         if wanted is not None and recipe.install is not None:
             parent = await self._dependencies(plan, recipe, base, parent, wanted, log)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from worker.engine.analysis import analyze
+from worker.engine.analysis import SOURCES, analyze, judge_check, read_sources
 from worker.engine.attach import SocketFolders
 from worker.engine.buildlog import BuildLog
 from worker.engine.builds import Builds, content_key
@@ -33,6 +33,8 @@ from worker.engine.wanted import Wanted, read_wanted, wanted_key
 
 _MEBIBYTE = 1024 * 1024
 _READ = 64 * 1024
+_CHECK_MB = 512
+_CHECK_S = 20
 _SCRATCH = ".making-"
 
 # Limits itself, then becomes the installation: arguments are memory, CPU seconds, file size, and the command.
@@ -83,6 +85,7 @@ class ProcessBuilder:
         analysis, wanted = await asyncio.gather(
             analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
+        await self._check(plan, recipe)
         dependencies = None
         if wanted is not None and recipe.install is not None:
             dependencies = await self._install(plan, recipe, wanted, log)
@@ -90,6 +93,23 @@ class ProcessBuilder:
         async with self._builds.once(name):
             size = await asyncio.to_thread(self._place, plan, recipe, self._versions / name, dependencies)
         return BuiltImage(ref=name, size_bytes=size, analysis=analysis)
+
+    async def _check(self, plan: BuildPlan, recipe: Recipe) -> None:
+        """Parse source files by the recipe's own program, as :class:`worker.engine.docker.check.Checker` does."""
+        if recipe.check is None:
+            return
+        scratch = await asyncio.to_thread(self.scratch, self._versions / str(plan.version_id))
+        try:
+            sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
+            await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
+            command = local_command(recipe.check.arguments(SOURCES))
+            limits = [(_CHECK_MB + recipe.address_space_extra_mb) * _MEBIBYTE, _CHECK_S, _MEBIBYTE]
+            with tempfile.TemporaryFile() as answer:
+                code = await _run_limited([*command], scratch, limits, answer, BuildLog(lambda _: None, 0))
+                answer.seek(0)
+                judge_check(code, answer.read())
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def _place(self, plan: BuildPlan, recipe: Recipe, folder: Path, dependencies: Path | None) -> int:
         """Put a version's folder in place, if it is not there; its size with its dependencies."""
