@@ -1,0 +1,58 @@
+"""Checking source files by the base image's own parser, in a capped container without network."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+
+from aiodocker import Docker
+
+from worker.engine.analysis import SOURCES, judge_check, read_sources
+from worker.engine.attach import SocketFolders
+from worker.engine.config import EngineConfig
+from worker.engine.contract import BuildPlan
+from worker.engine.docker.image import Image
+from worker.engine.docker.tool import INSIDE, ToolRun, Tools, TooMuchOutput, exchange_folder
+from worker.engine.recipe import Recipe
+
+_MEMORY_MB = 512
+_TIMEOUT_S = 30.0
+_MAX_ANSWER_BYTES = 1024 * 1024
+
+
+class Checker:
+    """Runs a recipe's check script in its base image. It parses hostile source, and runs none of it."""
+
+    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+        self._tools = Tools(docker, config)
+        self._folders = SocketFolders.of("docker", config)
+
+    async def check(self, plan: BuildPlan, recipe: Recipe, base: Image) -> None:
+        """Nothing, for recipes without a check.
+
+        :raises BuildRejected: ``analysis_rejected``, with the first error as ``file:line: what``.
+        """
+        if recipe.check is None:
+            return
+        sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
+        folder = await asyncio.to_thread(exchange_folder, self._folders, {SOURCES: sources})
+        run = ToolRun(
+            memory_mb=_MEMORY_MB,
+            tmpfs={},
+            bind=folder,
+            max_stdout_bytes=_MAX_ANSWER_BYTES,
+            timeout_s=min(_TIMEOUT_S, plan.timeout_s),
+        )
+        try:
+            with tempfile.SpooledTemporaryFile(max_size=_MAX_ANSWER_BYTES) as answer:
+                command = recipe.check.arguments(f"{INSIDE}/{SOURCES}")
+                try:
+                    ended = await self._tools.run(base, command, run, answer, lambda _: None)
+                except TooMuchOutput:
+                    judge_check(None, b"")
+                else:
+                    answer.seek(0)
+                    judge_check(ended.exit_code, answer.read())
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

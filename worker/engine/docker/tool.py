@@ -1,0 +1,166 @@
+"""Short-lived containers: one program of a runtime's, run to its end with what it may take, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from aiodocker import Docker
+from aiodocker.containers import DockerContainer
+from aiodocker.stream import Stream
+from aiodocker.types import JSONObject
+
+from worker.engine.attach import SocketFolders
+from worker.engine.config import EngineConfig
+from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
+from worker.engine.docker.image import Image
+
+INSIDE = "/run/containerpub"
+"""Where the bound folder appears in the container."""
+_MEBIBYTE = 1024 * 1024
+_STDERR = 2  # as the attached stream numbers it
+_KILLED = 137
+_BATCH = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a container ended."""
+
+    exit_code: int
+    out_of_memory: bool
+
+    @property
+    def killed(self) -> bool:
+        """Whether it took more memory than it may, as far as anyone can tell."""
+        return self.out_of_memory or self.exit_code == _KILLED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRun:
+    """What one container may take."""
+
+    memory_mb: int  # in which the tmpfs count
+    tmpfs: dict[str, int]  # path to bytes
+    bind: Path | None
+    max_stdout_bytes: int
+    timeout_s: float  # of each of its phases
+
+
+class TooMuchOutput(Exception):
+    """A container wrote more to its stdout than it may."""
+
+
+def exchange_folder(folders: SocketFolders, files: Mapping[str, str]) -> Path:
+    """A new folder with ``files`` in it, among those of this worker's sandboxes, so that a sweep finds it. Blocking."""
+    folders.prepare()
+    folder = folders.folder(f"b{secrets.token_hex(7)}")
+    folder.mkdir()
+    # the container's user has to get in, whatever the umask says
+    folder.chmod(0o755)
+    for name, text in files.items():
+        path = folder / name
+        path.write_text(text, "utf-8")
+        path.chmod(0o644)
+    return folder
+
+
+class Tools:
+    """Runs programs in containers of one engine, as hardened as sandboxes, with room for what they do."""
+
+    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+        self._docker = docker
+        self._config = config
+
+    async def run(
+        self, image: Image, command: Sequence[str], run: ToolRun, stdout: IO[bytes], stderr: Callable[[bytes], None]
+    ) -> Ended:
+        """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
+        call_s = self._config.engine_call_timeout_s
+        settings = await asyncio.to_thread(self._settings, image, command, run)
+        container = await self._create(settings)
+        try:
+            # an attached reader that no longer reads would block the kill: this one is let go of first
+            async with AsyncExitStack() as attached:
+                stream = container.attach(stdout=True, stderr=True)
+                attached.push_async_callback(stream.close)
+                async with engine_call("starting a tool", call_s):
+                    await stream.__aenter__()
+                    await container.start()
+                async with engine_call("reading from a tool", run.timeout_s):
+                    await self._receive(stream, stdout, run.max_stdout_bytes, stderr)
+            # a child that closed its streams and goes on running is bounded by the build's deadline
+            async with engine_call("waiting for a tool", run.timeout_s):
+                await container.wait()
+                state = (await container.show())["State"]
+            return Ended(exit_code=int(state["ExitCode"]), out_of_memory=bool(state["OOMKilled"]))
+        finally:
+            await asyncio.shield(remove_container(self._docker, container.id, call_s))
+
+    @staticmethod
+    async def _receive(stream: Stream, stdout: IO[bytes], max_bytes: int, stderr: Callable[[bytes], None]) -> None:
+        held, size = bytearray(), 0
+        while (message := await stream.read_out()) is not None:
+            if message.stream == _STDERR:
+                stderr(message.data)
+                continue
+            size += len(message.data)
+            if size > max_bytes:
+                raise TooMuchOutput
+            held += message.data
+            if len(held) >= _BATCH:
+                await asyncio.to_thread(stdout.write, bytes(held))
+                held.clear()
+        await asyncio.to_thread(stdout.write, bytes(held))
+
+    async def _create(self, settings: JSONObject) -> DockerContainer:
+        """Create a container; a cancel that arrives meanwhile removes what the engine makes all the same."""
+        call_s = self._config.engine_call_timeout_s
+
+        async def create() -> DockerContainer:
+            async with engine_call("creating a container", call_s):
+                return await self._docker.containers.create(settings)
+
+        creating = asyncio.ensure_future(create())
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            container = await asyncio.shield(creating)
+            await asyncio.shield(remove_container(self._docker, container.id, call_s))
+            raise
+
+    def _settings(self, image: Image, command: Sequence[str], run: ToolRun) -> JSONObject:
+        """The sandboxes' settings, with room for a tool. Blocking."""
+        settings = container_config(
+            image=image.id,
+            command=command,
+            working_dir="/",
+            env=dict(variable.split("=", 1) for variable in image.environment if "=" in variable),
+            labels={LABEL_INSTALLATION: self._config.installation, LABEL_WORKER: self._config.worker_id},
+            binds=[f"{run.bind}:{INSIDE}:ro"] if run.bind else [],
+            memory_mb=run.memory_mb,
+            cpus=1.0,
+            seccomp=seccomp_profile(),
+            oci_runtime=self._config.oci_runtime,
+        )
+        sizes = {"/tmp": 64 * _MEBIBYTE} | run.tmpfs  # noqa: S108 (inside the container)
+        changed = {
+            "PidsLimit": 256,
+            # build scripts run programs from where they are unpacked, so these may hold programs
+            "Tmpfs": {
+                path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={UID},gid={UID},mode=0700"
+                for path, size in sizes.items()
+            },
+            "Ulimits": [
+                {"Name": name, "Soft": limit, "Hard": limit}
+                for name, limit in (("nofile", 1024), ("core", 0), ("memlock", 65536))
+            ],
+        }
+        host = cast(dict[str, object], settings["HostConfig"])
+        return cast(JSONObject, settings | {"AttachStdout": True, "AttachStderr": True, "HostConfig": host | changed})
