@@ -82,6 +82,10 @@ class Acceptor:
             try:
                 answer = await self._send.submit(message)
                 break
+            except Unavailable as error:
+                # The call may have arrived and only its answer been lost: take it back if that can be done.
+                self.abandon(message)
+                raise Unavailable(error.message, retry_after_s=1, extra={"may_have_run": True}) from error
             except QueueClosed as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise Unavailable("The queue is being rebuilt; try again.", retry_after_s=1) from error
