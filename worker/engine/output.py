@@ -103,7 +103,7 @@ class Output:
         kept, self._kept = self._kept, []
         if not kept:
             return (), self._truncated
-        return _entries(kept), self._truncated
+        return entries(kept), self._truncated
 
     def close(self) -> None:
         """Stop reading and close both streams; idempotent."""
@@ -155,7 +155,7 @@ class Output:
         return True
 
 
-def _entries(kept: list[tuple[LogStream, str, bytes]]) -> tuple[LogEntry, ...]:
+def entries(kept: list[tuple[LogStream, str, bytes]]) -> tuple[LogEntry, ...]:
     """Join neighbours of one stream and decode, so that a character cut by a read is whole again."""
     stretches: list[tuple[LogStream, str, list[str]]] = []
     new_decoder: Callable[..., codecs.IncrementalDecoder] = codecs.getincrementaldecoder("utf-8")

@@ -16,11 +16,13 @@ from aiohttp import ClientTimeout
 from worker.engine.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
 from worker.engine.blank import AttachedBlank
 from worker.engine.codecache import CodeCache
+from worker.engine.command import CommandSandbox, CommandSandboxes
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
 from worker.engine.docker.blanks import BlankFolders
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.code import VersionCode
+from worker.engine.docker.command import start_command
 from worker.engine.docker.container import Container, engine_call
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
@@ -50,6 +52,7 @@ class DockerEngine:
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._fleet = Fleet(config.start_timeout_s)
+        self._commands = CommandSandboxes()
         self._blanks = BlankFolders(self.name, config)
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
         self._code: VersionCode | None = None
@@ -86,10 +89,13 @@ class DockerEngine:
             raise RuntimeError("the engine is not open")
         return await self._builder.build(plan, log)
 
-    async def start(self, spec: SandboxSpec) -> AttachedSandbox:
+    async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if recipe.contract is not Contract.HANDLER:
-            raise EngineUnavailable(f"The docker engine does not run the runtime {spec.runtime!r}.")
+        if recipe.contract is Contract.COMMAND:
+            # Its container comes with the call, and a missing image has to be noticed before.
+            if not await self.has_image(spec.image):
+                raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
+            return await start_command(self._commands, self._client(), self._config, self._folders, recipe, spec)
         return await self._start(
             secrets.token_hex(8),
             recipe,
@@ -145,7 +151,7 @@ class DockerEngine:
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         folders = (self._folders, self._blanks.folders)
-        count = await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids)
+        count = await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids | self._commands.ids)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def close(self) -> None:
@@ -156,6 +162,7 @@ class DockerEngine:
                 await self._builder.close()
             if self._code is not None:
                 await self._code.close()
+            await self._commands.close()
             await self._fleet.close()
             await asyncio.to_thread(remove_folder, self._folders.home)
             await asyncio.to_thread(self._blanks.close)

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from worker.engine.attach import Rendezvous, SocketFolders, remove_folder
 from worker.engine.blank import AttachedBlank
+from worker.engine.command import CommandSandbox, CommandSandboxes
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
 from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
+from worker.engine.process.command import start_command
 from worker.engine.process.namespaces import Namespaces, probe
 from worker.engine.process.program import local_command
 from worker.engine.recipe import PLATFORM, Contract, Recipe, load_recipe
@@ -48,6 +50,7 @@ class ProcessEngine:
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._fleet = Fleet(config.start_timeout_s)
+        self._commands = CommandSandboxes()
         self._versions = config.data_dir / "versions"
         self._builder = ProcessBuilder(config)
         self._namespaces = namespaces
@@ -64,12 +67,15 @@ class ProcessEngine:
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         return await self._builder.build(plan, log)
 
-    async def start(self, spec: SandboxSpec) -> AttachedSandbox:
+    async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if recipe.contract is not Contract.HANDLER:
-            raise EngineUnavailable(f"The process engine does not run the runtime {spec.runtime!r}.")
         if not await self.has_image(spec.image):
             raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
+        if recipe.contract is Contract.COMMAND:
+            if self._namespaces is None:
+                raise RuntimeError("the engine is not open")
+            function = self._versions / spec.image / "function"
+            return await start_command(self._commands, self._namespaces, self._folders, function, recipe, spec)
         return await self._start(
             recipe,
             spec,
@@ -115,6 +121,7 @@ class ProcessEngine:
 
     async def close(self) -> None:
         await self._builder.close()
+        await self._commands.close()
         await self._fleet.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
 

@@ -1,0 +1,61 @@
+"""The python-flask runtime inside a sandbox: connects as the python runtime does, and asks a WSGI or ASGI application.
+
+In the image the python runtime's side lies beside this file; in its source folder otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_SHARED = next(folder for folder in (_HERE, f"{os.path.dirname(_HERE)}/python") if os.path.isfile(f"{folder}/serve.py"))
+
+_USUAL = "app:app"
+
+sys.path[0] = _HERE
+from containerpub_web import asgi, wsgi  # noqa: E402
+from containerpub_web.answer import Answer  # noqa: E402
+from containerpub_web.request import Request  # noqa: E402
+
+sys.path[0] = _SHARED
+import serve  # noqa: E402 (which puts the SDK where it is now)
+
+# Under this name a module of the function's own would not be found any more.
+sys.modules["containerpub_serve"] = sys.modules.pop("serve")
+serve.PLATFORM_FOLDERS.append(_HERE + os.sep)
+
+
+class WebApp(serve.Function):
+    """The user's application, asked through what looks like a handler."""
+
+    def __init__(self, name: str, folder: str, dependencies: str) -> None:
+        super().__init__(name or _USUAL, folder, dependencies)
+
+    def adapt(self, found: Callable[..., Any]) -> Callable[..., Any]:
+        if asgi.is_asgi(found):
+            lifespan = asgi.Lifespan(found)
+            self._event_loop().run_until_complete(lifespan.start())
+
+            async def ask_asgi(event: Any, context: Any) -> serve.Response:
+                return shaped(await asgi.exchange(found, Request(event), context, lifespan.state, self.room))
+
+            return ask_asgi
+
+        def ask_wsgi(event: Any, context: Any) -> serve.Response:
+            return shaped(wsgi.exchange(found, Request(event), context, self.room))
+
+        return ask_wsgi
+
+
+def shaped(answer: Answer) -> serve.Response:
+    """``answer`` as the platform takes it: repeated headers need a list of pairs."""
+    names = [name.lower() for name, _ in answer.headers]
+    headers = dict(answer.headers) if len(set(names)) == len(names) else answer.headers
+    return serve.Response(answer.status, headers, answer.body)
+
+
+if __name__ == "__main__":
+    serve.main(WebApp)

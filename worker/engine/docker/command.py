@@ -1,0 +1,184 @@
+"""Commands in containers: one container a call, hardened as every other, with three files of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+
+from aiodocker import Docker
+from aiodocker.containers import DockerContainer
+from aiodocker.stream import Stream
+from aiodocker.types import JSONObject
+
+from worker.engine.attach import SocketFolders
+from worker.engine.capture import Capture
+from worker.engine.command import RESULT, CommandSandbox, CommandSandboxes, Ended, command_of, container_paths
+from worker.engine.config import EngineConfig
+from worker.engine.contract import Call, EngineUnavailable, LogStream, SandboxSpec
+from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.hardening import (
+    LABEL_FUNCTION,
+    LABEL_INSTALLATION,
+    LABEL_SANDBOX,
+    LABEL_VERSION,
+    LABEL_WORKER,
+    container_config,
+    seccomp_profile,
+)
+from worker.engine.recipe import Recipe
+from worker.engine.sandbox import ExitStatus
+
+_STREAMS = {1: (LogStream.STDOUT, "info"), 2: (LogStream.STDERR, "error")}
+_KILLED = 137
+_LAST_OUTPUT_S = 1.0
+"""How long after its end a container's output may take to arrive."""
+_DROPPED_AT_ONCE = 256 * 1024
+_PAUSE_S = 0.005
+"""After so many bytes that are only thrown away: bounds what a flood costs the event loop."""
+
+
+async def start_command(
+    sandboxes: CommandSandboxes,
+    docker: Docker,
+    config: EngineConfig,
+    folders: SocketFolders,
+    recipe: Recipe,
+    spec: SandboxSpec,
+) -> CommandSandbox:
+    """A sandbox whose container comes with its call. Raises :class:`EngineUnavailable`."""
+    sandbox_id = secrets.token_hex(8)
+    folder = folders.folder(sandbox_id)
+    paths = container_paths()
+    seccomp = await asyncio.to_thread(seccomp_profile)
+
+    def new_config(env: Mapping[str, str]) -> JSONObject:
+        return container_config(
+            image=spec.image,
+            command=command_of(recipe, spec),
+            working_dir="/function",
+            env=env,
+            labels={
+                LABEL_INSTALLATION: config.installation,
+                LABEL_WORKER: config.worker_id,
+                LABEL_SANDBOX: sandbox_id,
+                LABEL_VERSION: str(spec.version_id),
+                LABEL_FUNCTION: str(spec.function_id),
+            },
+            # Writable is the result alone, which the file-size limit caps.
+            binds=[f"{folder / name}:{path}:{'rw' if name == RESULT else 'ro'}" for name, path in paths.items()],
+            memory_mb=spec.memory_mb,
+            cpus=spec.cpus,
+            seccomp=seccomp,
+            oci_runtime=config.oci_runtime,
+        )
+
+    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config)
+    return await sandboxes.start(sandbox_id, spec, folder, paths, program)
+
+
+class ContainerRun:
+    """Implements :class:`worker.engine.command.Program`."""
+
+    def __init__(
+        self, docker: Docker, name: str, timeout_s: float, new_config: Callable[[Mapping[str, str]], JSONObject]
+    ) -> None:
+        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request."""
+        self._docker = docker
+        self._name = name
+        self._timeout_s = timeout_s
+        self._new_config = new_config
+        self._creating: asyncio.Task[DockerContainer] | None = None
+        self._killing: asyncio.Task[None] | None = None
+
+    async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
+        self._creating = asyncio.create_task(self._create(env), name=f"create-{self._name}")
+        # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
+        container = await asyncio.shield(self._creating)
+        output = Capture(call.max_log_bytes)
+        stream = container.attach(stdout=True, stderr=True)
+        reading: asyncio.Task[None] | None = None
+        try:
+            async with engine_call("starting a command", self._timeout_s):
+                # Attached first, so that nothing it prints is missed.
+                await stream.__aenter__()
+                await container.start()
+            started = time.perf_counter()
+            reading = asyncio.create_task(_read(stream, output), name=f"output-{self._name}")
+            status = await self._ended(container, call.timeout_ms / 1000)
+            run_ms = (time.perf_counter() - started) * 1000
+            if status is not None:
+                await asyncio.wait((reading,), timeout=_LAST_OUTPUT_S)
+        except BaseException:
+            self._kill_after(stream, reading, container)
+            raise
+        if status is None:
+            self._kill_after(stream, reading, container)
+        else:
+            await _let_go(stream, reading)
+        logs, truncated = output.finish()
+        return Ended(status=status, run_ms=run_ms, logs=logs, logs_truncated=truncated)
+
+    async def remove(self) -> None:
+        for task in (self._creating, self._killing):
+            if task is not None:
+                await asyncio.wait((task,))
+        await remove_container(self._docker, self._name, self._timeout_s)
+
+    async def _create(self, env: Mapping[str, str]) -> DockerContainer:
+        async with engine_call("creating a container", self._timeout_s):
+            return await self._docker.containers.create(self._new_config(env), name=self._name)
+
+    async def _ended(self, container: DockerContainer, timeout_s: float) -> ExitStatus | None:
+        """How it ended, ``None`` when it did not within ``timeout_s``."""
+        waiting = asyncio.create_task(self._wait(container, timeout_s), name=f"wait-{self._name}")
+        try:
+            done, _ = await asyncio.wait((waiting,), timeout=timeout_s)
+            return waiting.result() if done else None
+        finally:
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+
+    async def _wait(self, container: DockerContainer, timeout_s: float) -> ExitStatus:
+        async with engine_call("waiting for a command", timeout_s + self._timeout_s):
+            await container.wait()
+            state = (await container.show())["State"]
+        code = int(state["ExitCode"])
+        # The flag alone may mean a child whose parent went on.
+        return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+
+    def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None, container: DockerContainer) -> None:
+        """Begin to kill. The stream is let go of before: nobody reads it any more, and the kill would wait for that."""
+
+        async def kill() -> None:
+            await _let_go(stream, reading)
+            try:
+                async with engine_call("killing a command", self._timeout_s, 404, 409):
+                    await container.kill(signal="SIGKILL")
+            except EngineUnavailable:
+                # remove() comes next, kills too, and reports.
+                pass
+
+        self._killing = asyncio.create_task(kill(), name=f"kill-{self._name}")
+
+
+async def _let_go(stream: Stream, reading: asyncio.Task[None] | None) -> None:
+    if reading is not None:
+        reading.cancel()
+        await asyncio.wait((reading,))
+        if not reading.cancelled():
+            # A broken stream costs the rest of the output, not the call.
+            reading.exception()
+    await stream.close()
+
+
+async def _read(stream: Stream, output: Capture) -> None:
+    dropped = 0
+    while (message := await stream.read_out()) is not None:
+        name, level = _STREAMS[message.stream]
+        dropped += len(message.data) if output.is_full else 0
+        output.add(name, level, message.data)
+        if dropped >= _DROPPED_AT_ONCE:
+            dropped = 0
+            await asyncio.sleep(_PAUSE_S)

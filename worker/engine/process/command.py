@@ -1,0 +1,110 @@
+"""Commands as child processes: one process a call, which finds its files through its environment."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from worker.engine.attach import SocketFolders
+from worker.engine.command import CommandSandbox, CommandSandboxes, Ended, command_of, local_paths
+from worker.engine.contract import Call, EngineUnavailable, SandboxSpec
+from worker.engine.output import Output
+from worker.engine.process.child import TEMP_FOLDER, Child
+from worker.engine.process.namespaces import Namespaces
+from worker.engine.process.program import local_command
+from worker.engine.recipe import PLATFORM, Recipe
+from worker.engine.sandbox import ExitStatus
+
+_LOOK_EVERY_S = 0.02
+_OPEN_FILES = 256
+_FILE_BYTES = 32 * 1024**2
+_CPU_S = 3600
+
+
+async def start_command(
+    sandboxes: CommandSandboxes,
+    namespaces: Namespaces,
+    folders: SocketFolders,
+    function: Path,
+    recipe: Recipe,
+    spec: SandboxSpec,
+) -> CommandSandbox:
+    """A sandbox whose process comes with its call. Raises :class:`EngineUnavailable`."""
+    sandbox_id = secrets.token_hex(8)
+    folder = folders.folder(sandbox_id)
+    limits = {
+        "AS": (spec.memory_mb + recipe.address_space_extra_mb) * 1024**2,
+        "DATA": (spec.memory_mb + recipe.data_extra_mb) * 1024**2,
+        "NOFILE": _OPEN_FILES,
+        "FSIZE": _FILE_BYTES,
+        "CORE": 0,
+        "CPU": _CPU_S,
+    }
+    command = local_command(_local(command_of(recipe, spec), recipe, function), "-s", "-B")
+    program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}), folder / TEMP_FOLDER)
+    return await sandboxes.start(sandbox_id, spec, folder, local_paths(folder), program)
+
+
+class ProcessRun:
+    """Implements :class:`worker.engine.command.Program`."""
+
+    def __init__(self, child: Child, temp: Path) -> None:
+        self._child = child
+        self._temp = temp
+        self._starting: asyncio.Task[None] | None = None
+
+    async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
+        ours, theirs = zip(socket.socketpair(), socket.socketpair(), strict=True)
+        for one in ours:
+            one.setblocking(False)
+        output = Output(*ours, call.max_log_bytes)
+        output.begin(call.max_log_bytes)
+        try:
+            self._starting = asyncio.create_task(self._start(env, theirs), name="start-command")
+            await asyncio.shield(self._starting)
+            started = time.perf_counter()
+            code: int | None = None
+            while time.perf_counter() - started < call.timeout_ms / 1000:
+                code = await self._child.ended()
+                if code is not None:
+                    break
+                await asyncio.sleep(_LOOK_EVERY_S)
+            run_ms = (time.perf_counter() - started) * 1000
+            logs, truncated = output.finish()
+        finally:
+            output.close()
+            self._child.kill()
+        status = None if code is None else ExitStatus(code=code, out_of_memory=False)
+        return Ended(status=status, run_ms=run_ms, logs=logs, logs_truncated=truncated)
+
+    async def remove(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait((self._starting,))
+        await self._child.remove()
+
+    async def _start(self, env: Mapping[str, str], streams: tuple[socket.socket, ...]) -> None:
+        here = {**env, "HOME": str(self._temp), "TMPDIR": str(self._temp)}
+        out, err = streams
+        try:
+            await asyncio.to_thread(self._child.spawn, here, out.fileno(), err.fileno())
+        except OSError as error:
+            raise EngineUnavailable(f"A command's process cannot be started: {error}") from error
+        finally:
+            out.close()
+            err.close()
+
+
+def _local(command: tuple[str, ...], recipe: Recipe, function: Path) -> list[str]:
+    """``command`` with the image's folders where they are on this machine."""
+    runtime = Path(str(files("runtimes"))) / recipe.name
+    places = {f"/{PLATFORM}/": runtime, "/function/": function}
+    local = []
+    for part in command:
+        prefix = next((prefix for prefix in places if part.startswith(prefix)), None)
+        local.append(part if prefix is None else str(places[prefix] / part.removeprefix(prefix)))
+    return local
