@@ -210,7 +210,9 @@ class DockerEngine:
             timeout_s = self._config.engine_call_timeout_s
             return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config)
 
-        return await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox.exhaustion = recipe.exhaustion
+        return sandbox
 
     def _opened(self) -> tuple[ImageBuilder, VersionCode]:
         if self._builder is None or self._code is None:

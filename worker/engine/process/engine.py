@@ -126,9 +126,9 @@ class ProcessEngine:
         await asyncio.to_thread(remove_folder, self._folders.home)
 
     def _environment(self, spec: SandboxSpec, **attachment: str) -> dict[str, str]:
-        version = self._versions / spec.image
+        version, recipe = self._versions / spec.image, load_recipe(spec.runtime)
         return environment(
-            spec, folder=str(version / "function"), dependencies=str(version / "dependencies"), **attachment
+            spec, folder=str(version / "function"), dependencies=str(version / recipe.dependencies), **attachment
         )
 
     async def _start(
@@ -163,7 +163,9 @@ class ProcessEngine:
         def new_vessel() -> Child:
             return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env)
 
-        return await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox.exhaustion = recipe.exhaustion
+        return sandbox
 
     def _sweep(self, live_workers: frozenset[str]) -> int:
         count = 0
