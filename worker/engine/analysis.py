@@ -25,11 +25,6 @@ def _handler(plan: BuildPlan, recipe: Recipe) -> str:
     return plan.handler or (recipe.default_handler if recipe.contract is Contract.WEB else "")
 
 
-def _handler(plan: BuildPlan, recipe: Recipe) -> str:
-    """The handler to look for: an application has a usual name, a marked function has any."""
-    return plan.handler or (recipe.default_handler if recipe.contract is Contract.WEB else "")
-
-
 async def analyze(plan: BuildPlan, recipe: Recipe) -> Mapping[str, object]:
     """Check ``plan``'s artifact by its runtime's script; the report without its errors.
 
