@@ -14,5 +14,5 @@ if [ ! -x .venv/bin/pip ]; then
     "$python" -m venv .venv || { echo "setup: the venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 fi
 echo "setup: installing $lock"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r "$lock"
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
