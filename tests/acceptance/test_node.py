@@ -15,8 +15,9 @@ import pytest
 from engines import Bench, call, engine_config, short_dir, text
 
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, CallOutcome, LogEntry, LogStream
+from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, CallOutcome, LogEntry, LogStream
 from worker.engine.docker import DockerEngine
+from worker.engine.sandbox import AttachedSandbox
 
 __all__ = ["engine_config", "short_dir"]
 
@@ -58,7 +59,7 @@ class Node(Bench):
     async def run(self, handler: str, body: object = None, **changes: object) -> CallOutcome:
         return await super().run(handler, body, **({"runtime": "node", "cpus": 0.5} | changes))
 
-    async def start(self, handler: str, **changes: object):  # type: ignore[no-untyped-def]
+    async def start(self, handler: str, **changes: object) -> AttachedSandbox:
         return await super().start(handler, **({"runtime": "node", "cpus": 0.5} | changes))
 
 
@@ -77,6 +78,21 @@ async def node(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Nod
             await engine.remove_image(built.ref)
     finally:
         await engine.close()
+
+
+class Builder:
+    """Builds versions, and remembers what is to be cleared away."""
+
+    def __init__(self, engine: DockerEngine, config: EngineConfig, folder: Path) -> None:
+        self.log: list[str] = []
+        self.images: list[str] = []
+        self.bench = Node(engine=engine, config=config, image="")
+        self._engine, self._folder = engine, folder
+
+    async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltImage:
+        built = await self._engine.build(plan_of(archive(self._folder, files), handler), self.log.append)
+        self.images.append(built.ref)
+        return built
 
 
 def result(outcome: CallOutcome) -> object:
@@ -421,3 +437,127 @@ async def test_r13_nothing_but_tmp_can_be_written(node: Node) -> None:
     for path in ("/function/x", "/node_modules/x", "/containerpub/x", "/run/containerpub/x", "/usr/x"):
         assert result(await sandbox.call(call(path))) in ("EROFS", "EACCES"), path
     assert result(await sandbox.call(call("/tmp/x"))) is None
+
+
+PACKAGE = b'{"type": "module", "dependencies": {"semver": "7.5.4"}}'
+USES_PACKAGE = b"""
+import semver from 'semver';
+import { createRequire } from 'node:module';
+import { FunctionError } from 'containerpub';
+export const echo = (event) => [semver.valid(event.body), createRequire(import.meta.url)('semver').major(event.body),
+  typeof FunctionError];
+"""
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Builder]:
+    engine = DockerEngine(engine_config)
+    await engine.open()
+    builder = Builder(engine, engine_config, tmp_path)
+    try:
+        yield builder
+    finally:
+        await asyncio.gather(*(sandbox.destroy() for sandbox in builder.bench.started))
+        for image in builder.images:
+            await engine.remove_image(image)
+        await engine.close()
+
+
+async def test_packages_are_found_by_both_module_systems_and_installed_once(builder: Builder) -> None:
+    # no other run has asked for exactly this
+    unique = orjson.dumps(
+        {"type": "module", "dependencies": {"semver": "7.5.4"}, "overrides": {f"x{uuid.uuid4().hex}": "1.0.0"}}
+    )
+    first = await builder.build({"main.js": USES_PACKAGE, "package.json": unique})
+    assert builder.log.count("installing dependencies") == 1
+    node = builder.bench
+    node.image = first.ref
+    outcome = await node.run("main:echo", "v1.2.3")
+    assert result(outcome) == ["1.2.3", 1, "function"]
+    builder.log.clear()
+    await builder.build({"main.js": USES_PACKAGE + b"// changed\n", "package.json": unique})
+    assert builder.log == ["dependencies are unchanged"]
+
+
+async def test_an_example_with_a_lock_is_installed_as_it_says(builder: Builder) -> None:
+    files = {path.name: path.read_bytes() for path in (EXAMPLES / "node-deps").iterdir()}
+    assert b"resolved" not in files["package-lock.json"]
+    builder.bench.image = (await builder.build(files, handler="main:handler")).ref
+    body = {"versions": ["1.2.0", "1.10.0", "2.0.0"], "range": "^1.0.0"}
+    outcome = await builder.bench.run("main:handler", body)
+    assert result(outcome) == {"newest": "1.10.0", "sorted": ["1.2.0", "1.10.0", "2.0.0"]}
+    assert (await builder.bench.run("main:handler", {})).is_response
+
+
+async def test_a_package_that_does_not_match_its_lock_is_build_failed(builder: Builder) -> None:
+    files = {path.name: path.read_bytes() for path in (EXAMPLES / "node-deps").iterdir()}
+    lock = orjson.loads(files["package-lock.json"])
+    lock["packages"]["node_modules/semver"]["integrity"] = "sha512-" + "A" * 86 + "=="
+    with pytest.raises(BuildRejected) as caught:
+        await builder.build(files | {"package-lock.json": orjson.dumps(lock)}, handler="main:handler")
+    assert caught.value.reason == "build_failed"
+    assert any("EINTEGRITY" in line for line in builder.log)
+
+
+@pytest.mark.parametrize("spec", ["git+https://example.org/a.git", "file:../a", "https://example.org/a.tgz", "link:a"])
+async def test_b11_a_package_from_elsewhere_is_build_failed(builder: Builder, spec: str) -> None:
+    files = {"main.js": b"", "package.json": orjson.dumps({"dependencies": {"a": spec}})}
+    with pytest.raises(BuildRejected, match=r"package\.json: dependencies: 'a'") as caught:
+        await builder.build(files)
+    assert caught.value.reason == "build_failed"
+
+
+async def test_a_package_that_does_not_exist_is_build_failed_with_the_reason(builder: Builder) -> None:
+    wanted = orjson.dumps({"dependencies": {"containerpub-no-such-package-9f3a": "99.99.99"}})
+    with pytest.raises(BuildRejected, match="Installing the dependencies failed with exit code 1"):
+        await builder.build({"main.js": b"", "package.json": wanted})
+    assert any("containerpub-no-such-package-9f3a" in line for line in builder.log)
+
+
+async def test_no_script_of_the_project_or_its_npm_settings_are_used(builder: Builder) -> None:
+    files = {
+        "main.js": USES_PACKAGE,
+        ".npmrc": b"registry=http://127.0.0.1:1/\nignore-scripts=false\n",
+        "package.json": PACKAGE[:-1] + b', "scripts": {"preinstall": "echo HIT; exit 7", "install": "exit 7"}}',
+    }
+    await builder.build(files)
+    assert "HIT" not in "\n".join(builder.log)
+
+
+REJECTED_SOURCES = [
+    ({"main.mjs": b"export const a = 1;\n\nx = = 1;\n"}, "main:a", "main.mjs:3: SyntaxError"),
+    ({"main.cjs": b"let a = 1;\nlet a = 2;\n"}, "main:a", "main.cjs:2: SyntaxError"),
+    ({"main.js": b"import a from 'a';\n"}, "main:a", "main.js:1: it is a module by its content"),
+    ({"main.mjs": b"", "lib/a.js": b"a(", "lib/package.json": b'{"type":"module"}'}, "main:a", "lib/a.js:1: "),
+    ({"main.mjs": b"", "lib/package.json": b"{"}, "main:a", "lib/package.json:1: it is not JSON"),
+    ({"main.mjs": b"x = " + b"(" * 100_000}, "main:a", "main.mjs:1: nested too deeply"),
+    ({"other.mjs": b""}, "main:handler", "main.mjs:1: there is no such file, but the handler is 'main:handler'"),
+    ({"other.mjs": b""}, "", "main.mjs:1: there is no such file"),
+    ({"main.py": b""}, "src/app.mjs:handler", "src/app.mjs:1: there is no such file"),
+]
+
+
+@pytest.mark.parametrize(("files", "handler", "message"), REJECTED_SOURCES)
+async def test_source_that_cannot_run_is_rejected_with_its_place(
+    builder: Builder, files: dict[str, bytes], handler: str, message: str
+) -> None:
+    with pytest.raises(BuildRejected) as caught:
+        await builder.build(files, handler=handler)
+    assert caught.value.reason == "analysis_rejected"
+    assert caught.value.message.startswith(message), caught.value.message
+
+
+async def test_source_is_judged_as_node_runs_it(builder: Builder) -> None:
+    built = await builder.build(
+        {
+            "main.js": b"#!/usr/bin/env node\nif (typeof require !== 'function') return;\nexports.echo = () => 1;\n",
+            "lib/module.mjs": b"export const a = await 1;\nconst b = import.meta.url;\n",
+            "node_modules/vendored/broken.js": b"not ( javascript",
+            "yarn.lock": b"",
+        },
+        handler="main",
+    )
+    assert built.analysis["handler"] == "main:handler"
+    assert built.analysis["files"] == 2
+    assert built.analysis["warnings"] == ["'yarn.lock' is not read: packages are locked by package-lock.json"]
