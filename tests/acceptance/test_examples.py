@@ -99,3 +99,22 @@ async def test_misbehaving_examples_end_with_their_reason_and_disturb_nobody(cli
 
     assert len(seen) > 100
     assert all(answer.json["result"] == {"greeting": "Hello, Ada!"} for answer in seen)
+
+
+async def test_flask_answers_with_cookies_an_image_and_a_failing_view(client: Client, examples: Path) -> None:
+    await deploy(client, examples / "flask")
+
+    async def ask(**event: Any) -> Answer:
+        return await client.call("POST", "/api/functions/flask/invoke", json=event)
+
+    assert (await client.invoke("flask", {"name": "Ada"})).json["result"]["status"] == 405
+    entered = (await ask(method="POST", path="/guests", body={"name": "Ada"})).json["result"]
+    assert (entered["status"], entered["body"]) == (201, '{"welcome":"Ada"}\n')
+    assert ["Set-Cookie", "guest=Ada; Path=/"] in entered["headers"]
+    pixel = (await ask(method="GET", path="/pixel.gif")).json["result"]
+    assert pixel["headers"]["Content-Type"] == "image/gif"
+    assert pixel["body_base64"].startswith("R0lGODlh")
+    broken = await ask(method="GET", path="/broken")
+    assert (broken.json["success"], broken.json["result"]["status"]) == (True, 500)
+    record = await recorded(client, broken, "flask")
+    assert "ZeroDivisionError: on purpose" in record["logs"]["container"]["stderr"]
