@@ -196,6 +196,26 @@ def environment(event, context):
     return dict(os.environ)
 
 
+def describe_start(event, context):
+    print("ü")
+    seed = os.environ.get("PYTHONHASHSEED")
+    return {
+        "hash": seed and hash("same"),
+        "zone": time.tzname,
+        "encodings": [sys.getfilesystemencoding(), sys.stdout.encoding],
+        "value": os.environ[event["body"]],
+        "path": [entry for entry in sys.path if "more" in entry],
+    }
+
+
+def describe_files(event, context):
+    """Mode, and whether it is ours, of every file in a folder."""
+    found = {}
+    for entry in os.scandir(event["body"]):
+        found[entry.name] = [entry.stat().st_mode, entry.stat().st_uid == os.getuid()]
+    return found
+
+
 def environments_of_all(event, context):
     found = {}
     for entry in os.listdir("/proc"):

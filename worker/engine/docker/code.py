@@ -7,6 +7,7 @@ import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from aiodocker import Docker
 from aiodocker.types import JSONObject
@@ -41,8 +42,8 @@ class VersionCode:
         self._config = config
         self._cache = cache
         self._images = Images(docker, config)
-        self._parts: dict[str, tuple[_Part, ...]] = {}
-        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._parts: dict[tuple[str, UUID], tuple[_Part, ...]] = {}
+        self._fetching: dict[tuple[str, UUID], asyncio.Task[None]] = {}
 
     async def prepare(self, spec: SandboxSpec, runtime: Image) -> bool:
         """Have the version's code in the cache. False if it is not of the kind that a blank of ``runtime`` can take:
@@ -73,7 +74,7 @@ class VersionCode:
 
     async def forget(self, image: str) -> None:
         """Drop the code that only this image has. Raises :class:`EngineUnavailable`."""
-        self._parts.pop(image, None)
+        self._parts = {key: parts for key, parts in self._parts.items() if key[0] != image}
         found = await self._images.find(image)
         if found is not None:
             await asyncio.to_thread(self._cache.drop, found.diff_ids[-1])
@@ -85,7 +86,7 @@ class VersionCode:
         await asyncio.gather(*self._fetching.values(), return_exceptions=True)
 
     async def _parts_of(self, spec: SandboxSpec, runtime: Image) -> tuple[_Part, ...]:
-        parts = self._parts.get(spec.image)
+        parts = self._parts.get((spec.image, spec.user_id))
         if parts is not None:
             return parts
         image = await self._images.find(spec.image)
@@ -102,7 +103,7 @@ class VersionCode:
                 _Part(entry=entry_name(spec.user_id, layer), folder=name)
                 for layer, name in zip(own, names, strict=True)
             )
-        self._parts[spec.image] = parts
+        self._parts[spec.image, spec.user_id] = parts
         return parts
 
     def _has(self, parts: tuple[_Part, ...]) -> bool:
@@ -113,15 +114,16 @@ class VersionCode:
             self._cache.link(part.entry, home / part.folder)
 
     def _fetch(self, spec: SandboxSpec, parts: tuple[_Part, ...]) -> asyncio.Task[None]:
-        task = self._fetching.get(spec.image)
+        key = (spec.image, spec.user_id)
+        task = self._fetching.get(key)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._bring(spec.image, parts), name=f"code-{spec.image}")
-            self._fetching[spec.image] = task
-            task.add_done_callback(lambda done: self._fetched(spec.image, done))
+            self._fetching[key] = task
+            task.add_done_callback(lambda done: self._fetched(key, done))
         return task
 
-    def _fetched(self, image: str, task: asyncio.Task[None]) -> None:
-        self._fetching.pop(image, None)
+    def _fetched(self, key: tuple[str, UUID], task: asyncio.Task[None]) -> None:
+        self._fetching.pop(key, None)
         if not task.cancelled():
             task.exception()  # whoever awaits it is told; if nobody does, the next one tries again
 

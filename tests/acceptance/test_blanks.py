@@ -1,0 +1,275 @@
+"""Blanks: sandboxes that are started before it is known whose they will be."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import tarfile
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import orjson
+import psutil
+import pytest
+from engines import Bench, bench, call, docker_bench, engine_config, process_bench_of, short_dir
+
+from worker.engine.config import EngineConfig
+from worker.engine.contract import BlankSpec, EngineUnavailable
+from worker.engine.docker import DockerEngine
+from worker.engine.layer import LayerWriter, artifact_layer, in_thread
+from worker.engine.recipe import load_recipe
+
+__all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
+
+_SIZE = BlankSpec(runtime="python", memory_mb=128, cpus=1.0)
+
+
+async def test_a_blank_becomes_a_function_of_any_version_of_its_runtime_and_size(bench: Bench) -> None:
+    blanks = [await bench.prestart() for _ in range(2)]
+    assert all(blank.usable for blank in blanks)
+    await bench.engine.prepare(bench.spec("echo"))
+    one, other = [
+        await blank.specialise(bench.spec(name)) for blank, name in zip(blanks, ("echo", "count"), strict=True)
+    ]
+    assert (await one.call(call("a"))).result == b'"a"'
+    assert (await other.call(call())).result == b"1"
+    assert not any(blank.usable for blank in blanks)
+
+
+async def test_a_blank_of_another_size_or_runtime_is_refused_and_stays(bench: Bench) -> None:
+    blank = await bench.prestart()
+    for changed in ({"memory_mb": 64}, {"cpus": 0.5}, {"runtime": "node"}):
+        with pytest.raises(ValueError):
+            await blank.specialise(bench.spec("echo", **changed))
+    assert blank.usable
+    await blank.destroy()
+    await blank.destroy()
+    assert not blank.usable
+    assert _folders(bench) == []
+
+
+async def test_a_blank_that_died_is_not_usable_and_not_specialised(bench: Bench) -> None:
+    blank = await bench.prestart()
+    await bench.engine.prepare(bench.spec("echo"))
+    if isinstance(bench.engine, DockerEngine):
+        await bench.engine._client().containers.container(f"containerpub-{blank.id}").kill()
+    else:
+        (file,) = bench.config.socket_dir.glob(f"*/{blank.id}/pid")
+        for process in psutil.Process(int(file.read_text().split()[0])).children(recursive=True)[:1]:
+            process.kill()
+    async with asyncio.timeout(5):
+        while blank.usable:
+            await asyncio.sleep(0.01)
+    with pytest.raises(EngineUnavailable):
+        await blank.specialise(bench.spec("echo"))
+    assert _folders(bench) == []
+
+
+async def test_a_runtime_without_blanks_says_so(bench: Bench) -> None:
+    assert await bench.engine.prestart(replace(_SIZE, runtime="node")) is None
+    assert not await bench.engine.prepare(bench.spec("echo", runtime="node"))
+
+
+async def test_a_version_that_is_not_here_cannot_be_prepared(bench: Bench) -> None:
+    with pytest.raises(EngineUnavailable):
+        await bench.engine.prepare(bench.spec("echo", image="sha256:" + "0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PYTHONHASHSEED", "7"), ("TZ", "Asia/Tokyo"), ("PYTHONPATH", "/function/more"), ("LANG", "C")]
+)
+async def test_variables_that_count_at_the_start_of_a_program_count(bench: Bench, name: str, value: str) -> None:
+    spec = bench.spec("describe_start", env=((name, value),))
+    plain = await (await bench.engine.start(spec)).call(call(name))
+    special = await (await bench.specialised(spec)).call(call(name))
+    assert special.reason is None, special
+    assert special.result == plain.result
+    assert special.logs == plain.logs
+
+
+async def test_the_environment_is_that_of_a_plain_start(bench: Bench) -> None:
+    spec = bench.spec("environment", env=(("GREETING", "hello"), ("PYTHONUNBUFFERED", "1")))
+    found = []
+    for sandbox in (await bench.engine.start(spec), await bench.specialised(spec)):
+        outcome = await sandbox.call(call())
+        assert outcome.result is not None
+        env = orjson.loads(outcome.result)
+        found.append({key: value.replace(sandbox.id, "ID") for key, value in env.items() if key != "HOSTNAME"})
+    assert found[0] == found[1]
+
+
+async def test_a_cancelled_specialisation_leaves_nothing(bench: Bench) -> None:
+    await bench.engine.prepare(bench.spec("echo"))
+    for delay_s in (0.0, 0.005):
+        blank = await bench.prestart()
+        becoming = asyncio.ensure_future(blank.specialise(bench.spec("sleep")))
+        await asyncio.sleep(delay_s)
+        becoming.cancel()
+        (became,) = await asyncio.gather(becoming, return_exceptions=True)
+        if not isinstance(became, BaseException):
+            await became.destroy()
+        assert not blank.usable
+        assert _folders(bench) == []
+
+
+@pytest.mark.docker
+async def test_code_is_read_only_and_belongs_to_somebody_else(docker_bench: Bench) -> None:
+    docker_bench.blank = True
+    for folder in ("/function", "/dependencies"):
+        assert (await docker_bench.run("write_file", [f"{folder}/new", 1])).result == str(errno.EROFS).encode()
+    assert (await docker_bench.run("write_file", ["/function/main.py", 1])).result == str(errno.EROFS).encode()
+    outcome = await docker_bench.run("describe_files", "/function")
+    assert outcome.result is not None
+    files = orjson.loads(outcome.result)
+    assert files["main.py"] == [0o100644, False]
+    assert len(files) > 5
+    assert (await docker_bench.run("list_folder", "/dependencies")).result == b"[]"
+
+
+@pytest.mark.docker
+async def test_an_unprepared_version_is_the_engines_fault_once(docker_bench: Bench) -> None:
+    spec = docker_bench.spec("echo")
+    blank = await docker_bench.prestart()
+    with pytest.raises(EngineUnavailable, match="not on this machine yet"):
+        await blank.specialise(spec)
+    assert _folders(docker_bench) == []
+    assert await docker_bench.engine.prepare(spec)
+    sandbox = await (await docker_bench.prestart()).specialise(spec)
+    assert (await sandbox.call(call(1))).result == b"1"
+
+
+@pytest.mark.docker
+async def test_a_version_on_another_base_image_has_no_blanks(docker_bench: Bench) -> None:
+    engine = cast(DockerEngine, docker_bench.engine)
+    builder, _ = engine._opened()
+    base = await builder._base(load_recipe("python"))
+    foreign = LayerWriter()
+    foreign.folder("elsewhere")
+    other = await builder._images.stack(base, foreign.finish(), "containerpub-test/other-base", "latest", {})
+    spec = docker_bench.spec("echo", image=other.id)
+    assert not await engine.prepare(spec)
+    with pytest.raises(EngineUnavailable, match="another base image"):
+        await (await docker_bench.prestart()).specialise(spec)
+
+
+@pytest.mark.docker
+async def test_dependencies_are_there_shared_by_one_user_and_by_nobody_else(docker_bench: Bench) -> None:
+    images = [await _with_dependency(docker_bench, number) for number in range(2)]
+    mallory = uuid.uuid4()
+    inodes = []
+    for image, user in ((images[0], docker_bench.user_id), (images[1], docker_bench.user_id), (images[0], mallory)):
+        sandbox = await docker_bench.specialised(docker_bench.spec("main:use", image=image, user_id=user))
+        outcome = await sandbox.call(call())
+        assert outcome.reason is None, outcome
+        assert outcome.result == b'["from a package",%d]' % images.index(image)
+        (file,) = docker_bench.config.data_dir.glob(f"blanks/*/{sandbox.id}/dependencies/package/__init__.py")
+        inodes.append(file.stat().st_ino)
+    assert inodes[0] == inodes[1] != inodes[2]
+
+
+@pytest.mark.docker
+async def test_code_goes_with_its_image(docker_bench: Bench) -> None:
+    image = await _with_dependency(docker_bench, 7)
+    spec = docker_bench.spec("main:use", image=image)
+    assert await docker_bench.engine.prepare(spec)
+    code = docker_bench.config.data_dir / "code"
+    assert len(list(code.glob("*/*/tree/main.py"))) == 1
+    await docker_bench.engine.remove_image(image)
+    assert list(code.glob("*/*/tree/main.py")) == []
+    with pytest.raises(EngineUnavailable):
+        await docker_bench.engine.prepare(spec)
+
+
+@pytest.mark.docker
+async def test_without_the_same_data_folder_on_the_engines_side_there_are_no_blanks(
+    engine_config: EngineConfig, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A path that leads each process to a place of its own.
+    monkeypatch.chdir(short_dir)
+    engine = DockerEngine(replace(engine_config, data_dir=Path("/proc/self/cwd/elsewhere")))
+    await engine.open()
+    try:
+        for _ in range(2):
+            assert await engine.prestart(_SIZE) is None
+        listed = await engine._client().containers.list(
+            all=1, filters=orjson.dumps({"label": [f"containerpub.worker={engine_config.worker_id}"]}).decode()
+        )
+        assert listed == []
+    finally:
+        await engine.close()
+
+
+@pytest.mark.docker
+async def test_f21_a_sweep_takes_the_blanks_of_dead_workers(docker_bench: Bench) -> None:
+    dead = DockerEngine(replace(docker_bench.config, worker_id=f"dead-{uuid.uuid4()}"))
+    await dead.open()
+    blank = await dead.prestart(_SIZE)
+    assert blank is not None
+    own = await docker_bench.prestart()
+    try:
+        assert len(_folders(docker_bench)) == 4
+        assert await docker_bench.engine.sweep(frozenset()) >= 3  # a container, and two folders
+        async with asyncio.timeout(5):
+            while blank.usable:
+                await asyncio.sleep(0.01)
+        assert own.usable
+        assert {folder.name for folder in _folders(docker_bench)} == {own.id}
+    finally:
+        await dead.close()
+
+
+@pytest.mark.docker
+async def test_a_first_call_through_a_blank_is_far_faster_than_through_a_start(docker_bench: Bench) -> None:
+    spec = docker_bench.spec("echo")
+    assert await docker_bench.engine.prepare(spec)
+    plain, special = [], []
+    for _ in range(5):
+        blank = await docker_bench.prestart()
+        started = time.perf_counter()
+        sandbox = await blank.specialise(spec)
+        assert (await sandbox.call(call(1))).result == b"1"
+        special.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        other = await docker_bench.engine.start(spec)
+        assert (await other.call(call(1))).result == b"1"
+        plain.append(time.perf_counter() - started)
+        await asyncio.gather(sandbox.destroy(), other.destroy())
+    assert sorted(special)[2] < sorted(plain)[2] / 2
+
+
+async def test_the_process_engine_gives_a_blank_no_way_into_a_version_that_is_gone(engine_config: EngineConfig) -> None:
+    async for made in process_bench_of(engine_config):
+        blank = await made.prestart()
+        await made.engine.remove_image(made.image)
+        with pytest.raises(EngineUnavailable):
+            await blank.specialise(made.spec("echo"))
+
+
+async def _with_dependency(bench: Bench, number: int) -> str:
+    """An image with a package, and code that differs by ``number``."""
+    builder, _ = cast(DockerEngine, bench.engine)._opened()
+    runtime = await builder.runtime_image(load_recipe("python"))
+    layer = LayerWriter()
+    source = b"said = 'from a package'\n"
+    layer.add("dependencies/package/__init__.py", io.BytesIO(source), len(source))
+    layer.add("dependencies/" + "/".join(["a" * 90] * 4) + "/long.txt", io.BytesIO(b"x"), 1)
+    parent = await builder._images.stack(runtime, layer.finish(), "containerpub-test/package", "latest", {})
+    artifact = bench.config.data_dir / "with-dependency.tar.gz"
+    code = f"import package\ndef use(event, context):\n    return [package.said, {number}]\n".encode()
+    with tarfile.open(artifact, "w:gz") as archive:
+        entry = tarfile.TarInfo("main.py")
+        entry.size = len(code)
+        archive.addfile(entry, io.BytesIO(code))
+    made = await in_thread(artifact_layer, artifact, "function")
+    tag = f"with-{number}-{os.getpid()}"
+    return (await builder._images.stack(parent, made, "containerpub-test/dependent", tag, {})).id
+
+
+def _folders(bench: Bench) -> list[Path]:
+    """Folders of sandboxes and blanks."""
+    return [*bench.config.socket_dir.glob("*/*"), *bench.config.data_dir.glob("blanks/*/*")]
