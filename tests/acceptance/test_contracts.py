@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import json
 import tarfile
 import time
 import uuid
@@ -15,8 +17,10 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+from aiodocker import Docker
 from engines import BASE_IMAGE, call, engine_config, short_dir, text
 
+from tests.platform import Platform
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, CallOutcome, Engine, Sandbox, SandboxSpec
 from worker.engine.docker import DockerEngine
@@ -281,8 +285,6 @@ async def test_the_body_of_a_commands_result_is_the_result(bench: Bench, value: 
 
 
 def _json(value: object) -> bytes:
-    import json
-
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -433,3 +435,29 @@ async def test_a_command_is_good_for_one_call_and_leaves_nothing(bench: Bench) -
     for one in (used, unused):
         await one.destroy()
     assert await bench.left() == []
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(180)
+async def test_commands_run_through_the_platform(database: str, redis_url: str, tmp_path: Path) -> None:
+    files = {"bin/main": (SOURCES / "main.py").read_bytes()}
+    archive = _plan(tmp_path, "dart", "", files).artifact.read_bytes()
+    env = {"DOCKER_BASE_IMAGE": f"dart={BASE_IMAGE}"}
+    async with Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform:
+        async with platform.client() as client:
+            await client.register()
+            settings = {"runtime": "dart", "handler": "bin/main.dart", "timeout_s": 3, "memory_mb": 64}
+            deployed = await client.deploy("command", archive=archive, settings=settings)
+            assert deployed.status == 201, deployed
+            values = list(range(8))
+            answers = await asyncio.gather(*(client.invoke("command", {"do": "echo", "with": one}) for one in values))
+            assert [answer.json["result"] for answer in answers] == values, answers
+            failed = (await client.invoke("command", {"do": "fail", "with": "no"})).json
+            assert (failed["success"], failed["reason"]) == (False, "handler_error")
+            assert failed["error"]["message"] == "Function execution failed: no"
+            late = (await client.invoke("command", {"do": "sleep"})).json
+            assert (late["reason"], late["error"]["message"]) == ("timeout", "Function execution timed out (3000ms)")
+        async with Docker() as docker:
+            label = f"containerpub.installation={platform.installation}"
+            await platform.stop()
+            assert await docker.containers.list(all=True, filters={"label": [label]}) == []
