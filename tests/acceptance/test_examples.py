@@ -62,6 +62,17 @@ async def test_hello_http_cpu_and_numbers_answer(client: Client, examples: Path)
     assert record["peak_memory_bytes"] > 10_000_000
 
 
+async def test_the_examples_in_javascript_answer(client: Client, examples: Path) -> None:
+    """``node-deps`` has a package that its package-lock.json pins."""
+    for name in ("node", "node-deps"):
+        await deploy(client, examples / name)
+    node = await client.invoke("node", {"name": "Ada"})
+    assert node.json["result"] == {"greeting": "Hello, Ada!"}, node
+    assert (await recorded(client, node, "node"))["outcome"] == "succeeded"
+    deps = await client.invoke("node-deps", {"versions": ["1.2.0", "1.10.0", "2.0.0"], "range": "^1.0.0"})
+    assert deps.json["result"] == {"newest": "1.10.0", "sorted": ["1.2.0", "1.10.0", "2.0.0"]}, deps
+
+
 async def test_misbehaving_examples_end_with_their_reason_and_disturb_nobody(client: Client, examples: Path) -> None:
     for name in ("hello", "timeout", "memory", "chatty"):
         await deploy(client, examples / name)
