@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import tarfile
 import time
 import uuid
@@ -20,6 +21,7 @@ import pytest
 from aiodocker import Docker
 from engines import BASE_IMAGE, call, engine_config, short_dir, text
 
+import runtimes as known
 from tests.platform import Platform
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, CallOutcome, Engine, Sandbox, SandboxSpec
@@ -461,3 +463,42 @@ async def test_commands_run_through_the_platform(database: str, redis_url: str, 
             label = f"containerpub.installation={platform.installation}"
             await platform.stop()
             assert await docker.containers.list(all=True, filters={"label": [label]}) == []
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(180)
+async def test_a_runtime_is_added_by_a_folder_alone(database: str, redis_url: str, tmp_path: Path) -> None:
+    runtimes = Path(known.__file__).parent
+    shutil.copytree(runtimes, tmp_path / "runtimes", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "runtimes" / "shell").mkdir()
+    recipe = f'''name = "shell"
+contract = "command"
+base_image = "{BASE_IMAGE}"
+command = ["/bin/sh", "/function/{{handler}}"]
+files = []
+'''
+    (tmp_path / "runtimes" / "shell" / "runtime.toml").write_text(recipe)
+    script = 'printf \'{"body": "%s is told %s"}\' "$(id -u)" "$HTTP_BODY" > /result.json'
+    env = {"PYTHONPATH": f"{tmp_path}:{runtimes.parent}"}
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
+        platform.client() as client,
+    ):
+        await client.register()
+        settings = {"runtime": "shell", "handler": "main.sh"}
+        deployed = await client.deploy("shell", {"main.sh": script}, settings=settings)
+        assert deployed.status == 201, deployed
+        assert (await client.invoke("shell", 5)).json["result"] == "65534 is told 5"
+
+
+async def test_a_call_that_is_given_up_leaves_nothing(bench: Bench) -> None:
+    for seconds in (0.0, 0.05, 0.5):
+        sandbox = await bench.command()
+        calling = asyncio.create_task(sandbox.call(call({"do": "flood", "with": 60}, timeout_ms=60_000)))
+        await asyncio.wait((calling,), timeout=seconds)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert not sandbox.reusable
+        await sandbox.destroy()
+        assert await bench.left() == []

@@ -1,12 +1,12 @@
 """Command sandboxes: a program that is run once, for one call, and speaks with us through files.
 
-================  ========================  ===============================================================
-in the container  names the file            holds
-================  ========================  ===============================================================
-``/request.json``  ``CONTAINERPUB_REQUEST_FILE``  the event, as JSON
-``/.env.config``   ``CONTAINERPUB_ENV_FILE``      the function's environment, a ``NAME=value`` a line
-``/result.json``   ``CONTAINERPUB_RESULT_FILE``   empty; when the program ends, an object whose ``body`` is the result
-================  ========================  ===============================================================
+==================  =============================  ==============================================================
+in the container    names the file                 holds
+==================  =============================  ==============================================================
+``/request.json``   ``CONTAINERPUB_REQUEST_FILE``  the event, as JSON
+``/.env.config``    ``CONTAINERPUB_ENV_FILE``      the function's environment, a ``NAME=value`` a line
+``/result.json``    ``CONTAINERPUB_RESULT_FILE``   empty; at the end, an object whose ``body`` is the result
+==================  =============================  ==============================================================
 
 The ``process`` engine has no mounts, so there only the variables name the files. An engine's part is a
 :class:`Program`; until the call nothing runs, since the event is part of what a program is started with.
@@ -94,17 +94,15 @@ class CommandSandbox:
             raise RuntimeError(f"sandbox {self.id} was used or destroyed")
         self._used = True
         try:
-            await asyncio.to_thread(_fill, self._folder, call.event, self._spec)
-            ended = await self._program.run(call, self._environment(call))
+            env = await asyncio.to_thread(self._tell, call)
+            ended = await self._program.run(call, env)
         except (EngineUnavailable, OSError) as error:
             message = failure(f"the engine cannot run its command ({error})")
             return CallOutcome(
                 reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
             )
-        result: bytes | BadResult = b""
-        if ended.status is not None:
-            result = await asyncio.to_thread(read_result, self._folder / RESULT, call.max_result_bytes)
-        outcome = judge(call, self._spec.memory_mb, ended.status, result)
+        # In a thread, because results may have megabytes.
+        outcome = await asyncio.to_thread(self._judged, call, ended.status)
         return replace(outcome, logs=ended.logs, logs_truncated=ended.logs_truncated, run_ms=ended.run_ms)
 
     async def pause(self) -> None:
@@ -128,7 +126,15 @@ class CommandSandbox:
     def _removed(task: asyncio.Task[None]) -> bool:
         return not task.cancelled() and task.exception() is None
 
-    def _environment(self, call: Call) -> dict[str, str]:
+    def _judged(self, call: Call, status: ExitStatus | None) -> CallOutcome:
+        result: bytes | BadResult = b""
+        if status is not None:
+            result = read_result(self._folder / RESULT, call.max_result_bytes)
+        return judge(call, self._spec.memory_mb, status, result)
+
+    def _tell(self, call: Call) -> dict[str, str]:
+        """Write down what the program may read; its environment. Blocking."""
+        _fill(self._folder, call.event, self._spec)
         event = orjson.loads(call.event)
         told = event if isinstance(event, dict) else {}
         variables = {
