@@ -182,6 +182,9 @@ class Function:
                 self._event_loop()
         except BaseException as error:  # noqa: BLE001 (whatever it is, each call reports it)
             self._broken, self._broken_at = error, error.__traceback__
+            if isinstance(error, MemoryError):
+                # The frames in its traceback hold on to all that memory, and without some no call can be received.
+                self._broken, self._broken_at = MemoryError(), None
 
     def adapt(self, found: Callable[..., Any]) -> Callable[..., Any]:
         """The handler of what was found under the handler's name."""
