@@ -43,3 +43,16 @@ def test_the_image_holds_the_runtimes_files_and_no_build_scripts() -> None:
     assert "containerpub/sdk/containerpub/__init__.py" in paths
     assert all(path.startswith(("containerpub/serve.py", "containerpub/sdk/")) for path in paths)
     assert not {path for path in paths if "__pycache__" in path}
+
+
+def test_the_node_recipe_puts_packages_where_node_looks_for_them() -> None:
+    recipe = load_recipe("node")
+    assert recipe.dependencies == "node_modules"
+    paths = {file.path for file in recipe.files}
+    assert {"containerpub/serve.cjs", "containerpub/start.sh", "node_modules/containerpub/index.js"} <= paths
+    assert recipe.install is not None
+    assert recipe.install.arguments("a", "b")[-2:] == ("a", "b")
+    assert "{script}" not in recipe.install.arguments()
+    assert recipe.check is not None
+    assert recipe.check_files == (".js", ".mjs", ".cjs", "package.json")
+    assert recipe.exhaustion is not None
