@@ -1,11 +1,12 @@
 #!/bin/sh
-# Runs in the function's folder with the handler, a Dart file or a compiled program. Of bin/main.dart, a compiled
-# bin/main is preferred: it starts in milliseconds and needs no SDK.
+# Runs in the function's folder with the handler, a Dart file or a compiled program. A program that the artifact brought
+# along goes first (of bin/main.dart it is bin/main), then what the build compiled. Where nothing was compiled, as with
+# the process engine, the source is run.
 handler="${1:-bin/main.dart}"
-program="./${handler%.dart}"
-if [ -f "$program" ] && [ -x "$program" ]; then
-    exec "$program"
-fi
-# Where the SDK's own image has it, which is not on every search path.
+for program in "./${handler%.dart}" /compiled/main; do
+    if [ -f "$program" ] && [ -x "$program" ]; then
+        exec "$program"
+    fi
+done
 PATH="$PATH:/usr/lib/dart/bin"
 exec dart "./$handler"

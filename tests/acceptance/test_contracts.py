@@ -476,9 +476,15 @@ contract = "command"
 base_image = "{BASE_IMAGE}"
 command = ["/bin/sh", "/function/{{handler}}"]
 files = []
+
+[compile]
+script = "compile.sh"
+command = ["/bin/sh", "-c", "{{script}}", "compile"]
 '''
+    compiling = 'set -e; cd "$2"; cp "/function/$1.in" words; exec tar --format=ustar -cf - words'
+    (tmp_path / "runtimes" / "shell" / "compile.sh").write_text(compiling)
     (tmp_path / "runtimes" / "shell" / "runtime.toml").write_text(recipe)
-    script = 'printf \'{"body": "%s is told %s"}\' "$(id -u)" "$HTTP_BODY" > /result.json'
+    script = 'printf \'{"body": "%s %s %s"}\' "$(id -u)" "$(cat /compiled/words)" "$HTTP_BODY" > /result.json'
     env = {"PYTHONPATH": f"{tmp_path}:{runtimes.parent}"}
     async with (
         Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
@@ -486,7 +492,11 @@ files = []
     ):
         await client.register()
         settings = {"runtime": "shell", "handler": "main.sh"}
-        deployed = await client.deploy("shell", {"main.sh": script}, settings=settings)
+        broken = await client.deploy("shell", {"main.sh": script}, settings=settings)
+        assert broken.status == 422, broken
+        assert "Compiling failed with exit code 1: cp: cannot stat" in broken.body.decode()
+        files: dict[str, str | bytes] = {"main.sh": script, "main.sh.in": "is told"}
+        deployed = await client.deploy("shell", files, settings=settings)
         assert deployed.status == 201, deployed
         assert (await client.invoke("shell", 5)).json["result"] == "65534 is told 5"
 

@@ -68,6 +68,7 @@ class Recipe:
     manifests: tuple[str, ...]  # names of the files that declare dependencies, the one that has to be there first
     install: Script | None  # installs them
     analyze: str | None  # source of the script that checks an artifact, run by the worker's own Python
+    compile: Script | None  # makes what is run out of an artifact's code
     check: Script | None  # checks source files whose language only the base image can parse
     check_files: tuple[str, ...]  # ends of the names of files that it is given
     address_space_extra_mb: int  # what a process of the runtime maps beside the function's memory
@@ -125,6 +126,7 @@ def load_recipe(runtime: str) -> Recipe:
         manifests=tuple(table.get("manifests", ())),
         install=_script(folder, table.get("install")),
         analyze=(folder / table["analyze"]).read_text("utf-8") if "analyze" in table else None,
+        compile=_script(folder, table.get("compile")),
         check=_script(folder, table.get("check")),
         check_files=tuple(table.get("check", {}).get("files", ())),
         address_space_extra_mb=process.get("address_space_extra_mb", 0),

@@ -13,6 +13,7 @@ from worker.engine.builds import Builds, content_key
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
 from worker.engine.docker.check import Checker
+from worker.engine.docker.compile import Compiler
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
 from worker.engine.layer import artifact_layer, in_thread, runtime_layer
@@ -32,6 +33,7 @@ class ImageBuilder:
         self._images = Images(docker, config)
         self._installer = Installer(docker, config)
         self._checker = Checker(docker, config)
+        self._compiler = Compiler(docker, config)
         self._builds = Builds()
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
@@ -57,13 +59,7 @@ class ImageBuilder:
         if wanted is not None and recipe.install is not None:
             parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
         tag = str(plan.version_id)
-        image = await self._images.stack(
-            parent,
-            await in_thread(artifact_layer, plan.artifact, "function"),
-            FUNCTION,
-            tag,
-            self._labels() | {"containerpub.version": tag},
-        )
+        image = await self._assemble(plan, recipe, parent, tag, log)
         if image.size_bytes > self._config.max_image_bytes:
             await self._images.remove(f"{FUNCTION}:{tag}")
             raise BuildRejected(
@@ -73,6 +69,20 @@ class ImageBuilder:
         if self._config.registry:
             await self._images.push(image, f"{self._config.registry}/{FUNCTION}", tag)
         return BuiltImage(ref=image.id, size_bytes=image.size_bytes, analysis=analysis)
+
+    async def _assemble(self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, log: BuildLog) -> Image:
+        """The version's image: its code, and what is compiled out of it if its runtime compiles."""
+        labels = self._labels() | {"containerpub.version": tag}
+        code = await in_thread(artifact_layer, plan.artifact, "function")
+        if recipe.compile is None:
+            return await self._images.stack(parent, code, FUNCTION, tag, labels)
+        source = f"{tag}-source"
+        image = await self._images.stack(parent, code, FUNCTION, source, labels)
+        try:
+            compiled = await self._compiler.compile(plan, recipe, image, log)
+            return await self._images.stack(image, compiled, FUNCTION, tag, labels)
+        finally:
+            await self._images.remove(f"{FUNCTION}:{source}")
 
     async def _base(self, recipe: Recipe) -> Image:
         return await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
