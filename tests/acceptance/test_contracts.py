@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from aiodocker import Docker
+from aiodocker import Docker, DockerError
 from engines import BASE_IMAGE, call, engine_config, short_dir, text
 
 import runtimes as known
@@ -512,3 +513,32 @@ async def test_a_call_that_is_given_up_leaves_nothing(bench: Bench) -> None:
         assert not sandbox.reusable
         await sandbox.destroy()
         assert await bench.left() == []
+
+
+async def test_a_commands_container_is_as_hardened_as_every_other(bench: Bench) -> None:
+    if not isinstance(bench.engine, DockerEngine):
+        return
+    sandbox = await bench.command()
+    calling = asyncio.create_task(sandbox.call(call({"do": "sleep"}, timeout_ms=60_000)))
+    container = bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(DockerError):
+                shown = await container.show()
+                if shown["State"]["Running"]:
+                    break
+            await asyncio.sleep(0.02)
+    host = shown["HostConfig"]
+    assert (host["NetworkMode"], host["CapDrop"], host["ReadonlyRootfs"]) == ("none", ["ALL"], True)
+    assert (host["Memory"], host["MemorySwap"], host["PidsLimit"]) == (128 * 1024**2, 128 * 1024**2, 64)
+    assert (host["Privileged"], host["LogConfig"]["Type"]) == (False, "none")
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert {one["Name"]: one["Hard"] for one in host["Ulimits"]}["fsize"] == 32 * 1024**2
+    assert shown["Config"]["User"] == "65534:65534"
+    mounts = {mount["Destination"]: mount["RW"] for mount in shown["Mounts"]}
+    assert mounts == {"/request.json": False, "/.env.config": False, "/result.json": True}
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    await sandbox.destroy()
+    assert await bench.left() == []
