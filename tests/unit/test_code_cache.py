@@ -47,6 +47,34 @@ def test_an_entry_is_linked_not_copied(tmp_path: Path) -> None:
     assert (tmp_path / "a/package").stat().st_mode & 0o777 == 0o755
 
 
+def test_a_large_entry_is_linked_ahead_once_and_handed_on(tmp_path: Path) -> None:
+    cache, other = opened(tmp_path, "one"), opened(tmp_path, "two")
+
+    def fill(tree: Path) -> int:
+        for number in range(100):
+            (tree / f"{number % 3}" / f"{number}").mkdir(parents=True)
+            (tree / f"{number % 3}" / f"{number}" / "file").write_text(str(number))
+        return 100
+
+    cache.add("large", fill)
+    cache.add("small", filling())
+    for _ in range(2):
+        for one in (cache, other):
+            one.spare("large")
+            one.spare("small")
+            one.spare("absent")
+    assert [folder.parent.name for folder in tmp_path.glob("code/*/*/spare")] == ["large"]
+    for round in ("ahead", "now"):
+        target = tmp_path / round
+        target.mkdir()
+        cache.link("large", target)
+        assert len(list(target.rglob("file"))) == 100
+        assert (target / "1/1/file").samefile(next(tmp_path.glob("code/*/large/tree/1/1/file")))
+        assert not list(tmp_path.glob("code/*/*/spare"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ahead", "code", "now"]
+    assert sorted(path.name for path in tmp_path.glob("code/*/*")) == ["large", "small"]
+
+
 def test_an_absent_entry_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         opened(tmp_path).link(entry_name(ALICE, "sha256:1"), tmp_path)

@@ -1,8 +1,9 @@
 """The code of versions as plain files on this machine, from where blanks get theirs by hard links.
 
-``<root>/<boot>/<name>`` holds one layer of a version: ``tree`` with its files, and ``size`` with what they take. An
-entry appears when it is complete, and none outlives a restart of the machine, since what a crash leaves of files that
-were never synced is anyone's guess. Workers may share a root.
+``<root>/<boot>/<name>`` holds one layer of a version: ``tree`` with its files, and ``size`` with what they take. Large
+ones have ``spare`` too, a tree of links made ahead, which is handed on by a few renames. An entry appears when it is
+complete, and none outlives a restart of the machine, since what a crash leaves of files that were never synced is
+anyone's guess. Workers may share a root.
 
 A name begins with its owner: hard links share the file itself, and whoever can open a file can see by inotify, and by
 locks, who else does. So users share no files, be their contents ever so equal.
@@ -23,6 +24,9 @@ from uuid import UUID
 _SCRATCH = ".making-"
 _TREE = "tree"
 _SIZE = "size"
+_SPARE = "spare"
+_FEW_FILES = 64
+"""So many are linked as fast as a spare's are handed on."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -80,7 +84,34 @@ class CodeCache:
         entry = self._folder / name
         with _held(entry, fcntl.LOCK_SH):
             os.utime(entry)
-            _link(f"{entry}/{_TREE}", str(target))
+            taken = target.with_name(f"{target.name}-taken")
+            try:
+                (entry / _SPARE).rename(taken)
+            except FileNotFoundError:
+                _link(f"{entry}/{_TREE}", str(target))
+                return
+            for inside in os.listdir(taken):
+                os.rename(f"{taken}/{inside}", f"{target}/{inside}")
+            taken.rmdir()
+
+    def spare(self, name: str) -> None:
+        """Make the links of a large entry ahead, if there are none; an absent entry is fine."""
+        entry = self._folder / name
+        if (entry / _SPARE).exists():
+            return
+        scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        try:
+            with _held(entry, fcntl.LOCK_SH):
+                if _link(f"{entry}/{_TREE}", str(scratch)) > _FEW_FILES:
+                    scratch.rename(entry / _SPARE)
+        except FileNotFoundError:
+            return
+        except OSError:
+            # Another worker's is there, which is not empty.
+            if not (entry / _SPARE).exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def drop(self, layer: str) -> None:
         """Remove a layer's entries, whoever they belong to."""
@@ -136,7 +167,9 @@ def _held(entry: Path, lock: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: str, target: str) -> int:
+    """Link all files below ``source`` into ``target``; how many that were."""
+    count = 0
     folders = [(source, target)]
     while folders:
         source, target = folders.pop()
@@ -149,6 +182,8 @@ def _link(source: str, target: str) -> None:
                     folders.append((entry.path, name))
                 else:
                     os.link(entry.path, name)
+                    count += 1
+    return count
 
 
 def _boot() -> str:

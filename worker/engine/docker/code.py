@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from worker.engine.layer import MAX_ENTRIES, UnsafeEntry, unpack_archive
 FOLDERS = ("dependencies", "function")
 """The folders of a version, in the order of their layers."""
 _CHUNK = 1024 * 1024
+_log = logging.getLogger(__name__)
 _TRANSFER_TIMEOUT_S = 300.0
 
 
@@ -44,6 +46,7 @@ class VersionCode:
         self._images = Images(docker, config)
         self._parts: dict[tuple[str, UUID], tuple[_Part, ...]] = {}
         self._fetching: dict[tuple[str, UUID], asyncio.Task[None]] = {}
+        self._sparing: dict[str, asyncio.Task[None]] = {}
 
     async def prepare(self, spec: SandboxSpec, runtime: Image) -> bool:
         """Have the version's code in the cache. False if it is not of the kind that a blank of ``runtime`` can take:
@@ -54,6 +57,8 @@ class VersionCode:
         parts = await self._parts_of(spec, runtime)
         if parts and not await asyncio.to_thread(self._has, parts):
             await asyncio.shield(self._fetch(spec, parts))
+        elif parts:
+            self._spare(parts)
         return bool(parts)
 
     async def place(self, spec: SandboxSpec, runtime: Image, home: Path) -> None:
@@ -71,6 +76,7 @@ class VersionCode:
             raise EngineUnavailable(f"The code of the version {spec.version_id} is not on this machine yet.") from error
         except OSError as error:
             raise EngineUnavailable(f"The code of the version {spec.version_id} cannot be linked: {error}") from error
+        self._spare(parts)
 
     async def forget(self, image: str) -> None:
         """Drop the code that only this image has. Raises :class:`EngineUnavailable`."""
@@ -81,9 +87,10 @@ class VersionCode:
 
     async def close(self) -> None:
         """Return when no transfer runs any more. Idempotent."""
+        running = [*self._fetching.values(), *self._sparing.values()]
         for task in self._fetching.values():
             task.cancel()
-        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
     async def _parts_of(self, spec: SandboxSpec, runtime: Image) -> tuple[_Part, ...]:
         parts = self._parts.get((spec.image, spec.user_id))
@@ -112,6 +119,22 @@ class VersionCode:
     def _link(self, parts: tuple[_Part, ...], home: Path) -> None:
         for part in parts:
             self._cache.link(part.entry, home / part.folder)
+
+    def _spare(self, parts: tuple[_Part, ...]) -> None:
+        """Begin to make ahead what the next blank will want."""
+        for part in parts:
+            if part.entry not in self._sparing:
+                self._sparing[part.entry] = asyncio.get_running_loop().create_task(
+                    self._make_spare(part.entry), name=f"spare-{part.entry}"
+                )
+
+    async def _make_spare(self, entry: str) -> None:
+        try:
+            await asyncio.to_thread(self._cache.spare, entry)
+        except OSError as error:
+            _log.warning("code is not linked ahead", extra={"error": str(error)})
+        finally:
+            del self._sparing[entry]
 
     def _fetch(self, spec: SandboxSpec, parts: tuple[_Part, ...]) -> asyncio.Task[None]:
         key = (spec.image, spec.user_id)
@@ -144,6 +167,7 @@ class VersionCode:
             for part in parts:
                 if not await asyncio.to_thread(self._cache.has, part.entry):
                     await self._transfer(name, part)
+            self._spare(parts)
         finally:
             # Also when cancelled while the engine was still at it.
             await asyncio.wait((creating,))
