@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-import os
 import tarfile
 import time
 import uuid
@@ -266,7 +265,7 @@ async def _with_dependency(bench: Bench, number: int) -> str:
         entry.size = len(code)
         archive.addfile(entry, io.BytesIO(code))
     made = await in_thread(artifact_layer, artifact, "function")
-    tag = f"with-{number}-{os.getpid()}"
+    tag = f"with-{number}"
     return (await builder._images.stack(parent, made, "containerpub-test/dependent", tag, {})).id
 
 
