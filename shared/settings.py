@@ -137,6 +137,9 @@ class Settings(BaseModel):
     sandbox_blanks: NotNegative = _setting(
         2, "Blank sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."
     )
+    code_cache_bytes: Positive = _setting(
+        2**31, "Code of versions that one worker keeps on disk for its blanks, least recently used out first."
+    )
     sandbox_start_timeout_seconds: PositiveSeconds = _setting(30, "Time a sandbox may take to get ready.")
 
     # Queue

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _REAP_EVERY_S = 0.5
 _BLANKS_UNUSED_S = 600.0
+_PREPARED_REMEMBERED = 10_000
 
 
 class StartKind(StrEnum):
@@ -66,6 +67,7 @@ class Pool:
     limits: PoolLimits
     _idle: dict[SandboxSpec, deque[Lease]] = field(default_factory=dict)
     _blanks: dict[BlankSpec, deque[Blank]] = field(default_factory=dict)
+    _prepared: dict[str, bool] = field(default_factory=dict)  # by image: whether blanks can become it; absent: unknown
     _blank_wanted_at: dict[BlankSpec, float] = field(default_factory=dict)
     _kept: Mapping[SandboxSpec, int] = field(default_factory=dict)
     _starting: dict[SandboxSpec | BlankSpec, int] = field(default_factory=dict)
@@ -112,8 +114,7 @@ class Pool:
         """Start one sandbox of a version that was just built, and see to blanks of its runtime and size, as far as
         there is room without taking it from others. What fails here is not told: the first call will try again."""
         try:
-            if await self.engine.prepare(spec):
-                self._want_blanks(spec)
+            await self._prepare(spec)
             await self._start_ahead(spec, 1)
         except EngineUnavailable as error:
             log.info("not started ahead", extra={"function": spec.function_name, "error": str(error)})
@@ -246,7 +247,10 @@ class Pool:
                 self._freed(spec.memory_mb)
                 raise
         await self._room(spec.memory_mb)
-        return await self._start(spec)
+        lease = await self._start(spec)
+        if spec.image not in self._prepared:
+            self._background(self._prepare(spec))  # so that the next one can be made from a blank
+        return lease
 
     async def _start(self, spec: SandboxSpec) -> Lease:
         """Start a sandbox whose room was taken already."""
@@ -285,9 +289,17 @@ class Pool:
 
     # Blanks
 
+    async def _prepare(self, spec: SandboxSpec) -> None:
+        if len(self._prepared) >= _PREPARED_REMEMBERED:
+            self._prepared.clear()
+        self._prepared[spec.image] = False
+        self._prepared[spec.image] = await self.engine.prepare(spec)
+        self._want_blanks(spec)
+
     def _take_blank(self, spec: SandboxSpec) -> Blank | None:
+        """A blank for ``spec``, if its code is on this machine: a blank that waits for code is lost."""
         wanted = self._want_blanks(spec)
-        blanks = self._blanks.get(wanted)
+        blanks = self._blanks.get(wanted) if wanted is not None else None
         while blanks:
             blank = blanks.popleft()
             if blank.usable:
@@ -295,7 +307,9 @@ class Pool:
             self._destroy_blank_later(blank)
         return None
 
-    def _want_blanks(self, spec: SandboxSpec) -> BlankSpec:
+    def _want_blanks(self, spec: SandboxSpec) -> BlankSpec | None:
+        if not self.limits.blanks or not self._prepared.get(spec.image):
+            return None
         wanted = BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus)
         self._blank_wanted_at[wanted] = asyncio.get_running_loop().time()
         return wanted

@@ -245,6 +245,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         index_hosts=settings.index_hosts,
         registry=settings.docker_registry or None,
         start_timeout_s=settings.sandbox_start_timeout_seconds,
+        code_cache_bytes=settings.code_cache_bytes,
     )
 
 

@@ -205,3 +205,19 @@ async def test_dropped_specs_go_and_others_stay(process: Bench) -> None:
     await until(lambda: pool.state()["memory_mb"] == 128)
     assert (await pool.acquire(stays)).start_kind is StartKind.WARM
     await pool.close()
+
+
+async def test_a_cold_start_is_made_from_a_blank_once_the_code_is_here(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(blanks=1))
+    maintaining = asyncio.create_task(pool.maintain())
+    spec = process.spec("echo")
+    first = await pool.acquire(spec)
+    await until(lambda: pool.state()["blank"] == 1)
+    second = await pool.acquire(spec)  # the first is busy
+    assert second.start_kind is StartKind.COLD
+    assert pool.state()["busy"] == 2
+    await use(pool, first)
+    await use(pool, second)
+    maintaining.cancel()
+    await pool.close()
+    assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
