@@ -23,7 +23,7 @@ from shared.postgres.migrate import migrate
 from shared.postgres.pool import Pool, close_pool, open_pool
 from shared.queue.connection import connect
 from shared.queue.queue import Queue
-from tests.platform import Platform
+from tests.deployment import Platform
 
 
 @cache

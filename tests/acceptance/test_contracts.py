@@ -23,7 +23,7 @@ from aiodocker import Docker, DockerError
 from engines import BASE_IMAGE, call, engine_config, short_dir, text
 
 import runtimes as known
-from tests.platform import Platform
+from tests.deployment import Platform
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, CallOutcome, Engine, Sandbox, SandboxSpec
 from worker.engine.docker import DockerEngine

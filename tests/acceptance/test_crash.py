@@ -24,7 +24,7 @@ from shared.postgres.pool import Pool
 from shared.queue.queue import RECORDS
 from tests.client import Answer, Client
 from tests.conservation import assert_conserved
-from tests.platform import Platform
+from tests.deployment import Platform
 from tests.seeds import message
 
 LEASE_S = 3

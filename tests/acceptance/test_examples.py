@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.client import Answer, Client
-from tests.platform import Platform
+from tests.deployment import Platform
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
 

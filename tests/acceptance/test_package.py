@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import ROOT
+from tests.deployment import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import ROOT, free_port
+from tests.deployment import ROOT, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
 START_S = 60

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.client import Client
-from tests.platform import READY_S, Platform
+from tests.deployment import READY_S, Platform
 
 StartApi = Callable[[dict[str, str]], Awaitable[Platform]]
 

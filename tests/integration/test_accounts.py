@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from shared.ids import new_id
 from tests.client import Answer, Client
+from tests.deployment import Platform
 from tests.integration.conftest import StartApi
-from tests.platform import Platform
 
 PASSWORD = "correct horse battery"
 NO_LIMIT = {"LOGIN_ATTEMPTS_PER_MINUTE": "100000"}

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from tests.client import Answer, Client
-from tests.platform import Platform
+from tests.deployment import Platform
 
 ECHO = """
 def handler(event, context):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from tests.platform import ROOT, Platform, free_port
+from tests.deployment import ROOT, Platform, free_port
 
 EXPIRY_S = 20.0  # a silent worker's record lasts 11 s
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.client import Answer, Client
+from tests.deployment import Platform
 from tests.integration.conftest import StartApi, listening
-from tests.platform import Platform
 
 SLOW = "def handler(event, context):\n    import time\n    time.sleep(event['body'])\n"
 REQUEST_TIMEOUT_S = 1.0

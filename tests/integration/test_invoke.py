@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.client import Client
-from tests.platform import Platform
+from tests.deployment import Platform
 
 ECHO = """
 import asyncio, time

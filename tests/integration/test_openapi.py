@@ -15,7 +15,7 @@ from api.contract import Operation
 from api.models import Problem
 from shared.settings import load
 from tests.client import Answer, Client
-from tests.platform import Platform
+from tests.deployment import Platform
 
 CODE = """
 def handler(event, context):

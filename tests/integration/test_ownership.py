@@ -14,7 +14,7 @@ from api.app import OPERATIONS
 from api.contract import Operation
 from shared.ids import new_id
 from tests.client import Client
-from tests.platform import Platform
+from tests.deployment import Platform
 
 SECRET = "marker-of-the-owner"
 CODE = f"def handler(event, context):\n    print('{SECRET}')\n    return '{SECRET}'\n"

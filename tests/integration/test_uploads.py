@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.client import Answer, Client, pack
-from tests.platform import Platform
+from tests.deployment import Platform
 
 SOURCE = b"def handler(event, context):\n    return 'served'\n"
 GOOD: dict[str, str | bytes] = {"main.py": SOURCE}

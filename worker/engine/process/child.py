@@ -83,9 +83,7 @@ class Child:
             await killing
         await asyncio.to_thread(remove_folder, self._folder)
 
-    def spawn(
-        self, env: Mapping[str, str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
-    ) -> None:
+    def spawn(self, env: Mapping[str, str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL) -> None:
         """Start it with ``env`` in its folder, which is there. Blocking: a fork of the worker takes milliseconds."""
         (self._folder / TEMP_FOLDER).mkdir(mode=0o700)
         python = (sys.executable, "-I", "-S", "-B")
