@@ -125,15 +125,7 @@ def engine_config(short_dir: Path) -> EngineConfig:
     )
 
 
-@pytest.fixture(
-    params=[
-        "process",
-        "process-alone",
-        "process-blank",
-        pytest.param("docker", marks=pytest.mark.docker),
-        pytest.param("docker-blank", marks=pytest.mark.docker),
-    ]
-)
+@pytest.fixture
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
     """Each engine in turn, also with sandboxes that were blanks before."""
     engine, _, way = request.param.partition("-")

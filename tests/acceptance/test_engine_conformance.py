@@ -83,6 +83,7 @@ async def test_a_plain_object_is_no_response(bench: Bench) -> None:
     assert not (await bench.run("echo", {"status": 201, "headers": {}, "body": None})).is_response
 
 
+@pytest.mark.every_way
 async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:burn")
     assert (await sandbox.call(call())).result == b'"for now"'
@@ -98,6 +99,7 @@ async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench)
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["echo", "leave_child_behind"])
 async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler)
@@ -109,6 +111,7 @@ async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_a_sandbox_that_cannot_be_unpaused_is_not_reusable(bench: Bench) -> None:
     sandbox = await bench.start("echo")
     await sandbox.pause()
@@ -118,6 +121,7 @@ async def test_a_sandbox_that_cannot_be_unpaused_is_not_reusable(bench: Bench) -
     assert not sandbox.reusable
 
 
+@pytest.mark.every_way
 async def test_an_idle_sandbox_that_is_removed_from_outside_is_noticed(bench: Bench) -> None:
     sandbox = await bench.start("echo")
     assert (await sandbox.call(call(1))).result == b"1"
@@ -136,6 +140,7 @@ async def test_the_event_has_its_five_members(bench: Bench) -> None:
     assert orjson.loads(outcome.result) == event
 
 
+@pytest.mark.every_way
 async def test_the_context_tells_what_runs(bench: Bench) -> None:
     sandbox = await bench.start("describe_context")
     asked = call(timeout_ms=4000, attempt=2)
@@ -150,11 +155,13 @@ async def test_a_function_reads_files_beside_its_code(bench: Bench) -> None:
     assert (await bench.run("read_own_data")).result == b'"beside the code"'
 
 
+@pytest.mark.every_way
 async def test_state_survives_in_the_same_sandbox(bench: Bench) -> None:
     sandbox = await bench.start("count")
     assert [(await sandbox.call(call())).result for _ in range(3)] == [b"1", b"2", b"3"]
 
 
+@pytest.mark.every_way
 async def test_cost_is_reported(bench: Bench) -> None:
     outcome = await bench.run("echo", 1)
     assert outcome.cpu_ms is not None
@@ -231,6 +238,7 @@ async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) 
     assert sandbox.reusable
 
 
+@pytest.mark.every_way
 async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     sandbox = await bench.start("flood_forever")
     before = psutil.Process().memory_info().rss
@@ -243,6 +251,7 @@ async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     assert psutil.Process().memory_info().rss - before < 16 * 1024**2
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["ignore_signals", "stop_itself", "sleep"])
 async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler)
@@ -260,6 +269,7 @@ async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize(
     ("handler", "code", "words"),
     [("exit_at_once", 3, "last words\n"), ("sys_exit", 3, "leaving\n"), ("sys_exit", 0, "leaving\n")],
@@ -275,11 +285,13 @@ async def test_a_function_that_exits_has_crashed(bench: Bench, handler: str, cod
     assert not sandbox.reusable
 
 
+@pytest.mark.every_way
 async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
     outcome = await bench.run("kill_itself")
     assert (outcome.reason, outcome.exit_code) == ("crashed", 137)
 
 
+@pytest.mark.every_way
 async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:exit_later")
     assert (await sandbox.call(call())).result == b'"for now"'
@@ -290,6 +302,7 @@ async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -
     assert (outcome.reason, outcome.exit_code) == ("crashed", 9)
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["hog_memory", "hungry_import:handler"])
 async def test_memory_runs_out(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler, memory_mb=64)
@@ -300,11 +313,13 @@ async def test_memory_runs_out(bench: Bench, handler: str) -> None:
     assert not sandbox.reusable
 
 
+@pytest.mark.every_way
 async def test_r4_a_child_that_runs_out_of_memory_does_not_fail_its_parent(bench: Bench) -> None:
     outcome = await bench.run("hog_memory_in_child", memory_mb=64)
     assert (outcome.reason, outcome.result) == (None, b"true")
 
 
+@pytest.mark.every_way
 async def test_a_memory_error_is_out_of_memory(bench: Bench) -> None:
     assert (await bench.run("raise_memory_error")).reason == "out_of_memory"
 
@@ -380,6 +395,7 @@ async def test_a_missing_handler_is_named(bench: Bench, handler: str, says: str)
         assert "traceback" not in outcome.error
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize(
     ("module", "kind", "line"),
     [
@@ -399,6 +415,7 @@ async def test_an_import_that_fails_is_reported_by_each_call(bench: Bench, modul
     assert second.error == first.error
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize(("module", "code"), [("exiting_import", 4), ("sys_exiting_import", 6)])
 async def test_an_import_that_exits_is_a_crash_of_the_first_call(bench: Bench, module: str, code: int) -> None:
     outcome = await bench.run(f"{module}:handler")
@@ -407,6 +424,7 @@ async def test_an_import_that_exits_is_a_crash_of_the_first_call(bench: Bench, m
         assert text(outcome, "stdout") == "dying early\n"
 
 
+@pytest.mark.every_way
 async def test_an_endless_import_uses_up_the_first_calls_time(bench: Bench) -> None:
     started = time.monotonic()
     outcome = await bench.run("endless_import:handler", timeout_ms=1000)
@@ -473,6 +491,7 @@ async def test_r22_closing_its_output_does_not_fail_a_call(bench: Bench) -> None
     assert outcome.result == b'"quiet"'
 
 
+@pytest.mark.every_way
 async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(bench: Bench) -> None:
     sandbox = await bench.start("sleep")
     running = asyncio.ensure_future(sandbox.call(call(60)))
@@ -485,6 +504,7 @@ async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(benc
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_r21_no_secret_of_the_platform_is_in_the_environment(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +520,7 @@ async def test_r21_no_secret_of_the_platform_is_in_the_environment(
     assert "canary" not in str(env)
 
 
+@pytest.mark.every_way
 async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
     outcome = await bench.run("descriptors")
     assert outcome.result is not None
@@ -507,6 +528,7 @@ async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
     assert sorted(target.split(":")[0] for target in held.values()) == ["/dev/null", "socket", "socket", "socket"]
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["echo", "leave_child_behind", "ignore_signals"])
 async def test_a_destroyed_sandbox_leaves_nothing(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler)
@@ -517,6 +539,7 @@ async def test_a_destroyed_sandbox_leaves_nothing(bench: Bench, handler: str) ->
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
     for _ in range(3):
         await bench.start("echo")
@@ -526,6 +549,7 @@ async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
     await bench.engine.prepare(bench.spec("echo"))
     for delay_s in (0.0, 0.02, 0.08):
@@ -551,6 +575,7 @@ async def test_an_image_that_is_not_there_is_the_engines_fault(bench: Bench) -> 
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
     engine_type = type(bench.engine)
     live = replace(bench.config, worker_id=f"live-{uuid.uuid4()}")
@@ -575,6 +600,7 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
             await engine.close()
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize(
     ("what", "reusable"),
     [
@@ -603,6 +629,7 @@ async def test_w2_what_a_call_leaves_behind_is_not_met_by_the_next(bench: Bench,
     assert await _left(bench) == []
 
 
+@pytest.mark.every_way
 async def test_w8_a_leak_of_descriptors_ends_the_sandbox_before_it_hurts(bench: Bench) -> None:
     sandbox = await bench.start("leak_descriptor")
     calls = 0
@@ -619,6 +646,7 @@ async def test_threads_of_an_async_handlers_loop_are_kept(bench: Bench) -> None:
         assert sandbox.reusable
 
 
+@pytest.mark.every_way
 async def test_w1_files_survive_in_the_same_sandbox_alone(bench: Bench) -> None:
     sandbox = await bench.start("write_and_leave")
     assert (await sandbox.call(call("a"))).result == b'"a"'
@@ -626,6 +654,7 @@ async def test_w1_files_survive_in_the_same_sandbox_alone(bench: Bench) -> None:
     assert (await bench.run("write_and_leave", "c")).result == b'"c"'
 
 
+@pytest.mark.every_way
 @pytest.mark.docker
 @pytest.mark.parametrize("end", ["kill", "stop", "delete"])
 async def test_f15_a_container_that_is_killed_from_outside_is_not_the_functions_fault(
