@@ -23,6 +23,7 @@ from worker.engine.docker import DockerEngine
 from worker.engine.layer import LayerWriter, artifact_layer, in_thread
 from worker.engine.recipe import load_recipe
 
+pytestmark = pytest.mark.every_way
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
 _SIZE = BlankSpec(runtime="python", memory_mb=128, cpus=1.0)
