@@ -7,7 +7,6 @@ descriptions here; a test compares the two.
 
 from __future__ import annotations
 
-import secrets as random_secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -284,8 +283,3 @@ def _cross_checks(settings: Settings) -> list[str]:
     ):
         mistakes.append("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY: set both or neither")
     return mistakes
-
-
-def new_secret() -> str:
-    """A random key of 32 bytes as hex, for the embedded mode."""
-    return random_secrets.token_hex(32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from shared.errors import Misconfigured
 from shared.reference import settings_page
-from shared.settings import Settings, load, new_secret, setting_names
+from shared.settings import Settings, load, setting_names
 
 ROOT = Path(__file__).parents[2]
 SECRET = "Zk3v-9qLmT1xw8RnBc5yHd7gPf2sJa4e"
@@ -73,7 +74,7 @@ def test_a4_there_is_no_default_key() -> None:
     assert Settings.model_fields["jwt_secret"].default == SecretStr("")
     with pytest.raises(Misconfigured, match="make one with"):
         load({}, needs_jwt=True)
-    assert load({"JWT_SECRET": new_secret()}, needs_jwt=True).jwt_secret.get_secret_value()
+    assert load({"JWT_SECRET": secrets.token_hex(32)}, needs_jwt=True).jwt_secret.get_secret_value()
 
 
 def test_value_comes_from_the_environment_then_the_file_then_dotenv(tmp_path: Path) -> None:
