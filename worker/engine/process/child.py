@@ -101,15 +101,13 @@ class Child:
         write_pid(self._folder, process.pid)
 
     def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
-        if self._namespaces.contains_processes:
-            # The namespace's first process takes all others along, and its parent ends once they are gone: killed
-            # together, the parent could be gone before them.
-            _kill_children(process.pid)
-            process.send_signal(signal.SIGCONT)  # a paused parent could not end
-            if _wait(process, _KILL_WAIT_S / 2) is not None:
-                return
-        else:
-            kill_descendants(process.pid)
+        # The launcher, or the namespace's first process, takes all others along, and the parent ends once they are gone:
+        # killed together, the parent could be gone before them.
+        _kill_children(process.pid)
+        process.send_signal(signal.SIGCONT)  # a paused parent could not end
+        if _wait(process, _KILL_WAIT_S / 2) is not None:
+            return
+        kill_descendants(process.pid)
         self._kill_group(process)
         if _wait(process, _KILL_WAIT_S) is None:
             raise EngineUnavailable(f"Process {process.pid} did not end within {_KILL_WAIT_S:g} s of being killed.")
@@ -167,8 +165,13 @@ def _kill_children(pid: int) -> None:
 
 
 def kill_descendants(pid: int) -> None:
-    """SIGKILL everything below ``pid``, a launcher, until nothing is left. Blocking."""
+    """SIGKILL everything below ``pid``, a launcher, until nothing is left; the launcher stays stopped. Blocking."""
     deadline = time.monotonic() + _KILL_WAIT_S
+    try:
+        # Stopped, it waits for nobody: no process leaves the tree while it is being read, hiding those below it.
+        os.kill(pid, signal.SIGSTOP)
+    except ProcessLookupError:
+        return
     while time.monotonic() < deadline:
         try:
             below = [one for one in psutil.Process(pid).children(recursive=True) if _alive(one)]
