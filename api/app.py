@@ -102,7 +102,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         resolver.forget_all()
 
     push = Push(
-        redis,
+        redis.connection_pool,
         {
             f"cp:reply:{app[keys.API_ID]}": waiting.replied,
             FINAL_CHANNEL: waiting.ended,
@@ -123,4 +123,5 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     await app[keys.ACCEPTOR].close()
     app[keys.ACCOUNTS].close()
     await push.stop()
+    await queue.aclose()
     await redis.aclose()

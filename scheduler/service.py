@@ -40,6 +40,7 @@ async def serve(settings: Settings) -> None:
         name="scheduler",
     )
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
+    queue = Queue(redis)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -48,7 +49,7 @@ async def serve(settings: Settings) -> None:
             async with pool.acquire() as connection:
                 await check_schema(connection)
         await refuse_evicting_policy(redis)
-        queue, jobs = Queue(redis), Jobs(pool)
+        jobs = Jobs(pool)
         holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
         leader = Leader(pool, holder, life_s=settings.leader_seconds)
         drain = Drain(redis, jobs, consumer=f"scheduler-{holder}")
@@ -78,6 +79,7 @@ async def serve(settings: Settings) -> None:
             task.result()
         await leader.resign()
     finally:
+        await queue.aclose()
         await redis.aclose()
         await close_pool(pool)
 

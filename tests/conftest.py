@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -124,11 +124,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def queue(redis: Redis, pool: Pool) -> Queue:
+async def queue(redis: Redis, pool: Pool) -> AsyncIterator[Queue]:
     """An open, empty queue."""
-    opened = Queue(redis)
-    await Rebuild(redis, opened, Jobs(pool), pool, grace_s=0).run_once()
-    return opened
+    async with aclosing(Queue(redis)) as opened:
+        await Rebuild(redis, opened, Jobs(pool), pool, grace_s=0).run_once()
+        yield opened
 
 
 @pytest.fixture

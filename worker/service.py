@@ -72,6 +72,7 @@ class Service:
 
     async def start(self, ctx: dict[Any, Any]) -> None:
         settings, queue = self._settings, self._queue
+        self._open.push_async_callback(queue.aclose)
         await refuse_evicting_policy(self._redis)
         postgres = await open_pool(
             settings.database_url.get_secret_value(),
@@ -159,7 +160,7 @@ class Service:
                 station.look_again()
 
         push = Push(
-            self._redis,
+            self._redis.connection_pool,
             {
                 f"cp:worker:{self.id}": told,
                 CHANGED_CHANNEL: changed,

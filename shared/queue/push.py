@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import redis.exceptions
-from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+
+from shared.queue.link import Wire
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +32,19 @@ class Push:
 
     def __init__(
         self,
-        redis: Redis,
+        pool: ConnectionPool,
         channels: dict[str, Callable[[bytes], None]],
         *,
         on_standing: Callable[[], None] = lambda: None,
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
-        self._redis = redis
+        self._pool = pool
         self._channels = {name.encode(): callback for name, callback in channels.items()}
         self._on_standing = on_standing
         self._on_loss = on_loss
         self._task: asyncio.Task[None] | None = None
+        self._pending = 0
+        self._heard = False  # since the last look
         self.standing = asyncio.Event()
 
     async def start(self) -> None:
@@ -54,34 +59,48 @@ class Push:
 
     async def _run(self) -> None:
         while True:
-            pubsub = self._redis.pubsub()
             try:
-                await pubsub.subscribe(*self._channels)
-                pending = len(self._channels)
-                probed = False
-                while True:
-                    answer = await pubsub.parse_response(block=False, timeout=PROBE_S)
-                    if answer is None:
-                        # A connection that says nothing may be dead without a word: ask, and give up if it stays mute.
-                        if probed:
-                            raise redis.exceptions.ConnectionError("no answer to a ping")
-                        probed = True
-                        await pubsub.ping()
-                        continue
-                    probed = False
-                    kind = answer[0]
-                    if kind == b"message":
-                        self._channels[answer[1]](answer[2])
-                    elif kind == b"subscribe" and pending:
-                        pending -= 1
-                        if pending == 0:
-                            self.standing.set()
-                            self._on_standing()
+                await self._listen()
             except (redis.exceptions.RedisError, OSError) as error:
                 if self.standing.is_set():
                     log.warning("push connection lost", extra={"error": type(error).__name__})
                     self.standing.clear()
                     self._on_loss()
                 await asyncio.sleep(RECONNECT_S)
-            finally:
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _listen(self) -> None:
+        """Until the connection is lost, which raises."""
+        lost = asyncio.Event()
+        wire = await Wire.open(self._pool, self._answered, lost.set)
+        try:
+            self._pending = len(self._channels)
+            wire.send("SUBSCRIBE", *self._channels)
+            probed = False
+            while True:
+                self._heard = False
+                try:
+                    async with asyncio.timeout(PROBE_S):
+                        await lost.wait()
+                    raise redis.exceptions.ConnectionError("the connection was lost")
+                except TimeoutError:
+                    # A connection that says nothing may be dead without a word: ask, and give up if it stays mute.
+                    if self._heard:
+                        probed = False
+                        continue
+                    if probed:
+                        raise redis.exceptions.ConnectionError("no answer to a ping") from None
+                    probed = True
+                    wire.send("PING")
+        finally:
+            wire.close()
+
+    def _answered(self, answer: Any) -> None:
+        self._heard = True
+        kind = answer[0] if isinstance(answer, list) else None
+        if kind == b"message":
+            self._channels[answer[1]](answer[2])
+        elif kind == b"subscribe" and self._pending:
+            self._pending -= 1
+            if self._pending == 0:
+                self.standing.set()
+                self._on_standing()

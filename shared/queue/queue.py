@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
+from shared.queue.link import Link
 from shared.queue.message import NO_VERSION, JobMessage
 from shared.queue.scripts import Script
 
@@ -24,6 +25,9 @@ WORKERS = "cp:workers"
 FINAL_CHANNEL = "cp:final"
 CHANGED_CHANNEL = "cp:changed"
 REBUILT_CHANNEL = "cp:rebuilt"
+
+_STEP_S = 5.0
+"""Bound on a step, where the client names none."""
 
 # A Redis without memory refuses commands that may need some, unless their script has written before: the living must
 # not look dead because of it.
@@ -99,7 +103,7 @@ class CancelledWhere(StrEnum):
 
 
 class Queue:
-    """Stateless client of the queue in Redis; safe to share within a process.
+    """Client of the queue in Redis; safe to share within a process. Holds a connection of its own for the steps.
 
     All methods raise :class:`~shared.queue.scripts.QueueClosed` while the queue is rebuilt and
     :class:`~shared.errors.Unavailable` when Redis does not answer in time.
@@ -107,12 +111,18 @@ class Queue:
 
     def __init__(self, redis: Redis, *, max_stream_backlog: int = 100_000, max_running_per_user: int = 100) -> None:
         self.redis = redis
+        pool = redis.connection_pool
+        self._link = Link(pool, timeout_s=pool.connection_kwargs.get("socket_timeout") or _STEP_S)
         self._max_backlog = max_stream_backlog
         self._user_max = max_running_per_user
 
     async def _run(self, script: Script, *args: str | bytes | int | float) -> Any:
         with redis_errors():
-            return await self.redis.evalsha(script.sha, 0, *args)  # type: ignore[arg-type, misc]
+            return await self._link.call("EVALSHA", script.sha, 0, *args)
+
+    async def aclose(self) -> None:
+        """Let go of the connection; the client that the queue was given stays open. Idempotent."""
+        await self._link.close()
 
     async def enqueue(self, queue: str, messages: Sequence[JobMessage]) -> list[Enqueued]:
         args: list[str | bytes] = []

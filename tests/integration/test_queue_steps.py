@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID, uuid4
 
 import pytest
@@ -31,6 +31,21 @@ from tests.conservation import complaints
 from tests.seeds import message, settle
 
 W = "worker-a"
+
+OtherQueue = Callable[..., Queue]
+
+
+@pytest.fixture
+async def other_queue(redis: Redis) -> AsyncIterator[OtherQueue]:
+    """Makes clients of the same queue that have bounds of their own."""
+    async with AsyncExitStack() as stack:
+
+        def make(**bounds: int) -> Queue:
+            made = Queue(redis, **bounds)
+            stack.push_async_callback(made.aclose)
+            return made
+
+        yield make
 
 
 async def generation(queue: Queue) -> str:
@@ -128,8 +143,10 @@ async def test_jobs_of_one_user_come_in_order_of_arrival(queue: Queue) -> None:
     assert [UUID(one.id) for one in await claim(queue, 5)] == [job.id for job in jobs]
 
 
-async def test_user_limit_holds_over_workers_and_an_end_makes_room(redis: Redis, queue: Queue, pool: Pool) -> None:
-    narrow = Queue(redis, max_running_per_user=2)
+async def test_user_limit_holds_over_workers_and_an_end_makes_room(
+    redis: Redis, queue: Queue, pool: Pool, other_queue: OtherQueue
+) -> None:
+    narrow = other_queue(max_running_per_user=2)
     user = uuid4()
     await narrow.enqueue("invoke", [message(user) for _ in range(4)])
     first = await claim(narrow, 1, "worker-a") + await claim(narrow, 5, "worker-b")
@@ -140,8 +157,8 @@ async def test_user_limit_holds_over_workers_and_an_end_makes_room(redis: Redis,
     await conserved(redis, pool)
 
 
-async def test_user_at_the_limit_holds_up_nobody_else(redis: Redis, queue: Queue) -> None:
-    narrow = Queue(redis, max_running_per_user=1)
+async def test_user_at_the_limit_holds_up_nobody_else(queue: Queue, other_queue: OtherQueue) -> None:
+    narrow = other_queue(max_running_per_user=1)
     busy, other = uuid4(), uuid4()
     await narrow.enqueue("invoke", [message(busy) for _ in range(3)])
     assert len(await claim(narrow, 3)) == 1
@@ -463,8 +480,10 @@ async def test_woken_worker_wakes_the_next_while_there_is_work(queue: Queue, red
         assert (await asyncio.wait_for(heard.get(), 5))[0] != woken
 
 
-async def test_full_stream_refuses_synchronous_jobs_and_takes_durable_ones(queue: Queue, redis: Redis) -> None:
-    bounded = Queue(redis, max_stream_backlog=2)
+async def test_full_stream_refuses_synchronous_jobs_and_takes_durable_ones(
+    queue: Queue, redis: Redis, other_queue: OtherQueue
+) -> None:
+    bounded = other_queue(max_stream_backlog=2)
     for _ in range(3):
         await redis.xadd(RECORDS, {"r": b"x"})
     waited_for, durable = message(reply="api-1"), message()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -369,8 +370,7 @@ async def own_redis(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
 async def test_f8_redis_that_came_back_with_its_file_is_rebuilt_all_the_same(
     own_redis: EmbeddedRedis, jobs: Jobs, pool: Pool, user: UUID
 ) -> None:
-    async with connect(own_redis.url, timeout_s=5) as client:
-        queue = Queue(client)
+    async with connect(own_redis.url, timeout_s=5) as client, aclosing(Queue(client)) as queue:
         rebuild = Rebuild(client, queue, jobs, pool, grace_s=0)
         await rebuild.run_once()
         first = await queue.generation()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -222,8 +222,11 @@ async def test_emptied_redis_hears_of_running_attempts_even_if_every_slot_is_tak
 
 
 async def test_shutdown_ends_also_when_redis_is_away(tmp_path: Path, pool: Pool, work: Work) -> None:
-    async with EmbeddedRedis(tmp_path / "redis") as server, connect(server.url, timeout_s=1) as client:
-        queue = Queue(client)
+    async with (
+        EmbeddedRedis(tmp_path / "redis") as server,
+        connect(server.url, timeout_s=1) as client,
+        aclosing(Queue(client)) as queue,
+    ):
         await Rebuild(client, queue, Jobs(pool), pool, grace_s=0).run_once()
         await queue.enqueue("invoke", [message()])
         station = Station(queue, "invoke", W, slots=1, run=work.run)

@@ -101,8 +101,8 @@ class Child:
         write_pid(self._folder, process.pid)
 
     def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
-        # The launcher, or the namespace's first process, takes all others along, and the parent ends once they are gone:
-        # killed together, the parent could be gone before them.
+        # The launcher, or the namespace's first process, takes all others along, and the parent ends once they are
+        # gone: killed together, the parent could be gone before them.
         _kill_children(process.pid)
         process.send_signal(signal.SIGCONT)  # a paused parent could not end
         if _wait(process, _KILL_WAIT_S / 2) is not None:
