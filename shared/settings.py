@@ -82,6 +82,11 @@ class Settings(BaseModel):
     function_memory_limit_mb: Positive = _setting(2048, "Largest `memory_mb` a function may ask for.")
     function_cpus: PositiveSeconds = _setting(0.5, "CPUs of a sandbox.")
     function_max_concurrent: Positive = _setting(10, "Slots: attempts that one worker process runs at a time.")
+    reserved_slots: NotNegative = _setting(
+        1,
+        "Slots of each worker's queues that only users with nothing running may take, so that nobody waits behind "
+        "somebody else's flood; none where there are not more slots than that.",
+    )
     functions_dir: Path = _setting(Path("./data/artifacts"), "Folder of the local artifact store.")
     function_database_url: SecretStr = _setting(
         SecretStr(""), "Database that functions get as `DATABASE_URL`; empty: none."

@@ -41,6 +41,19 @@ async def complaints(redis: Redis, connection: asyncpg.Connection) -> list[str]:
             if messages[job].reply == "-"
         ]
         found += await _sets(redis, queue, messages, running, waiting)
+        found += await _lines(redis, queue)
+    return found
+
+
+async def _lines(redis: Redis, queue: str) -> list[str]:
+    """Nobody who has a job that could run and runs nothing may stand in no line, or in that of those who do."""
+    newcomers = {user.decode() for user in await redis.zrange(f"cp:{queue}:newcomers", 0, -1)}
+    ring = {user.decode() for user in await redis.zrange(f"cp:{queue}:ring", 0, -1)}
+    found = [f"user {user} stands in both lines" for user in newcomers & ring]
+    async for key in redis.scan_iter(match=f"cp:{queue}:user:*"):
+        user = key.decode().rpartition(":")[2]
+        if not await redis.exists(f"cp:{queue}:using:{user}") and user not in newcomers:
+            found.append(f"user {user} has jobs, runs nothing and does not stand in line for that")
     return found
 
 

@@ -134,9 +134,12 @@ class Service:
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
             specs=specs,
         )
-        stations = (
-            Station(queue, "invoke", self.id, slots=settings.function_max_concurrent, run=self.worker.run_one),
-            Station(queue, "build", self.id, slots=settings.build_max_concurrent, run=self.worker.run_one),
+        stations = tuple(
+            Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
+            for name, slots in (
+                ("invoke", settings.function_max_concurrent),
+                ("build", settings.build_max_concurrent),
+            )
         )
         by_name = {station.name: station for station in stations}
 

@@ -42,13 +42,18 @@ class _Ended:
 
 
 class Station:
-    """:param slots: attempts at a time. :param run: what to do with one."""
+    """
+    :param slots: attempts at a time.
+    :param kept: how many of them only users with nothing running may take; none unless there are more slots than that.
+    :param run: what to do with one.
+    """
 
-    def __init__(self, queue: Queue, name: str, worker: str, *, slots: int, run: Run) -> None:
+    def __init__(self, queue: Queue, name: str, worker: str, *, slots: int, kept: int = 0, run: Run) -> None:
         self.name = name
         self._queue = queue
         self._worker = worker
         self._slots = slots
+        self._kept = kept if kept < slots else 0
         self._run = run
         self._generation = ""
         self._busy = 0
@@ -57,6 +62,7 @@ class Station:
         self._ended: list[_Ended] = []
         self._wake = asyncio.Event()
         self._draining = False
+        self._listed = False  # Redis may wake this worker when there is work
         self._compare_at = 0.0
         self._give_up_at: float | None = None
         self.joined_at: float | None = None  # loop time at which this generation was joined
@@ -114,7 +120,7 @@ class Station:
             try:
                 if asyncio.get_running_loop().time() >= self._compare_at:
                     await self._compare(ended)
-                if want > 0 or ended:
+                if want > 0 or ended or self._listed:
                     await self._exchange(ended, want)
             except QueueClosed:
                 self._ended[:0] = ended
@@ -139,8 +145,10 @@ class Station:
             self._worker,
             generation=self._generation,
             want=want,
+            kept=min(want, self._kept),
             settles=[item.settle for item in ended],
         )
+        self._listed = want > 0
         self.settled += len(ended)
         for item, flag in zip(ended, flags, strict=True):
             if not flag:

@@ -132,13 +132,14 @@ class Queue:
         return [_ENQUEUED[code] for code in answer]
 
     async def exchange(
-        self, queue: str, worker: str, *, generation: str, want: int, settles: Sequence[Settle] = ()
+        self, queue: str, worker: str, *, generation: str, want: int, kept: int = 0, settles: Sequence[Settle] = ()
     ) -> tuple[list[bool], list[Claim]]:
-        """Settle ``settles`` and claim up to ``want`` jobs for ``worker``, which has joined ``generation``.
+        """Settle ``settles`` and claim up to ``want`` jobs for ``worker``, which has joined ``generation``; the last
+        ``kept`` of them only of users who have nothing running.
 
         :returns: one flag a settle, False where the epoch was stale and nothing changed; and the claims.
         """
-        args: list[str | bytes | int] = [queue, worker, generation, want, self._user_max, len(settles)]
+        args: list[str | bytes | int] = [queue, worker, generation, want, kept, self._user_max, len(settles)]
         for settle in settles:
             args += (str(settle.id), settle.epoch, settle.verb.value, settle.record)
         settled, claimed = await self._run(scripts.EXCHANGE, *args)
@@ -235,6 +236,7 @@ class Queue:
             pipe.hdel(WORKERS, worker)
             for queue in QUEUES:
                 pipe.zrem(f"cp:{queue}:idle", worker)
+                pipe.zrem(f"cp:{queue}:spare", worker)
             await pipe.execute()
 
     async def depth(self, queue: str, user: UUID, function: UUID) -> int:

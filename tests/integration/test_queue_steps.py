@@ -166,6 +166,54 @@ async def test_user_at_the_limit_holds_up_nobody_else(queue: Queue, other_queue:
     assert [one.decode().user_id for one in await claim(narrow, 3)] == [other]
 
 
+async def claim_keeping(queue: Queue, want: int, kept: int, worker: str = W) -> list[Claim]:
+    _, claims = await queue.exchange("invoke", worker, generation=await generation(queue), want=want, kept=kept)
+    return claims
+
+
+async def test_q2_kept_slot_goes_only_to_users_with_nothing_running(redis: Redis, queue: Queue, pool: Pool) -> None:
+    flood, other = uuid4(), uuid4()
+    await queue.enqueue("invoke", [message(flood) for _ in range(20)])
+    assert len(await claim_keeping(queue, 5, 1)) == 4
+    assert await claim_keeping(queue, 1, 1) == []
+    await queue.enqueue("invoke", [message(other), message(other)])
+    first = await claim_keeping(queue, 1, 1)
+    assert [one.decode().user_id for one in first] == [other]
+    assert await claim_keeping(queue, 1, 1) == []  # now it has something running, as the flood has
+    await conserved(redis, pool)
+    # At its turn among all users it gets a slot that is nobody's in particular.
+    assert [one.decode().user_id for one in await claim_keeping(queue, 3, 1)] == [flood, other]
+    await end(queue, settle(first[0]))
+    await conserved(redis, pool)
+
+
+async def test_q2_one_user_alone_may_fill_a_worker_of_its_slots_but_the_kept_one(queue: Queue) -> None:
+    await queue.enqueue("invoke", [message(uuid4())])
+    assert len(await claim_keeping(queue, 1, 1)) == 1
+
+
+async def test_q2_worker_with_only_its_kept_slot_is_woken_for_newcomers_alone(queue: Queue, redis: Redis) -> None:
+    async with listening(redis, "cp:worker:spare", "cp:worker:idle") as heard:
+        flood, other = uuid4(), uuid4()
+        await queue.enqueue("invoke", [message(flood)])
+        assert len(await claim_keeping(queue, 2, 1, "spare")) == 1
+        await queue.enqueue("invoke", [message(flood)])
+        # Whatever was published for the flood's second job would be heard before this marker.
+        await redis.publish("cp:worker:spare", b"marker")
+        assert await asyncio.wait_for(heard.get(), 5) == ("cp:worker:spare", b"marker")
+        await queue.enqueue("invoke", [message(other)])
+        assert await asyncio.wait_for(heard.get(), 5) == ("cp:worker:spare", b"wake invoke")
+
+
+async def test_draining_worker_is_not_woken_in_the_place_of_another(queue: Queue, redis: Redis) -> None:
+    async with listening(redis, "cp:worker:busy", "cp:worker:draining") as heard:
+        assert await claim(queue, 1, "busy") == []
+        assert await claim(queue, 1, "draining") == []
+        assert await claim(queue, 0, "draining") == []
+        await queue.enqueue("invoke", [message()])
+        assert (await asyncio.wait_for(heard.get(), 5))[0] == "cp:worker:busy"
+
+
 async def test_function_over_its_limit_parks_and_releases_in_order(queue: Queue, redis: Redis, pool: Pool) -> None:
     user, function = uuid4(), uuid4()
     jobs = []

@@ -1,16 +1,17 @@
 -- Settles attempts and claims new ones, in one step.
--- ARGV: queue, worker, generation that the worker knows, most to claim, most running of one user, number of settles,
--- then a settle as
+-- ARGV: queue, worker, generation that the worker knows, free slots, how many of these are kept for newcomers (users
+-- with nothing running), most running of one user, number of settles, then a settle as
 --   (id, epoch, verb, record): verb "final" ends the job, "hand_back" returns the attempt unspent.
 -- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
-local worker, want, user_max, settles = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local worker, want, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local user_max, settles = tonumber(ARGV[6]), tonumber(ARGV[7])
 local gen, open = generation()
 -- A worker that has not joined this generation would see its settles refused as stale: it must register first.
 if gen ~= ARGV[3] then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 
 local settled = {}
 for s = 0, settles - 1 do
-    local base = 7 + s * 4
+    local base = 8 + s * 4
     local id, epoch, verb, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
     local entry = redis.call('HGET', RUNNING, id)
     if not entry or string.sub(entry, 1, #epoch + 1) ~= epoch .. ' ' then
@@ -34,12 +35,12 @@ local claimed = {}
 if want > 0 and open then
     local now = clock_ms()
     local taken = 0
-    -- Every turn takes a job or drops a user from the ring; expired jobs are bounded so that no call runs for long.
+    -- Every turn takes a job or drops a user from its line; expired jobs are bounded so that no call runs for long.
     for _ = 1, want * 2 + 100 do
         if taken == want then break end
-        local head = redis.call('ZPOPMIN', RING)
-        if #head == 0 then break end
-        local user = head[1]
+        local user = redis.call('ZPOPMIN', NEWCOMERS)[1]
+        if not user and want - taken > kept then user = redis.call('ZPOPMIN', RING)[1] end
+        if not user then break end
         local mine, using = K .. 'user:' .. user, K .. 'using:' .. user
         if redis.call('SCARD', using) < user_max then
             local id = redis.call('ZPOPMIN', mine)[1]
@@ -60,12 +61,19 @@ if want > 0 and open then
                     taken = taken + 1
                 end
             end
-            if redis.call('EXISTS', mine) == 1 then redis.call('ZADD', RING, redis.call('INCR', 'cp:turn'), user) end
+            if redis.call('EXISTS', mine) == 1 then line_up(user) end
         end
     end
-    if taken < want then redis.call('ZADD', IDLE, redis.call('INCR', 'cp:turn'), worker) else redis.call('ZREM', IDLE, worker) end
+    local left = want - taken
+    redis.call('ZREM', left > kept and SPARE or IDLE, worker)
+    if left > 0 then redis.call('ZADD', left > kept and IDLE or SPARE, next_turn(), worker)
+    else redis.call('ZREM', SPARE, worker) end
 elseif want > 0 then
-    redis.call('ZADD', IDLE, redis.call('INCR', 'cp:turn'), worker)
+    redis.call('ZADD', IDLE, next_turn(), worker)
+else
+    -- Full, or draining: whoever wakes it would wake nobody.
+    redis.call('ZREM', IDLE, worker)
+    redis.call('ZREM', SPARE, worker)
 end
 wake()
 return {settled, claimed}

@@ -28,5 +28,6 @@ for i = 1, #entries, 2 do
     end
 end
 redis.call('ZREM', IDLE, worker)
+redis.call('ZREM', SPARE, worker)
 wake()
 return {requeued, given_up}

@@ -3,12 +3,14 @@
 -- ARGV[1] is the queue's name ("invoke" or "build"). Its places, all under cp:{queue}:
 --   messages          hash  job -> message                everything that is queued, parked or running
 --   user:{user}       zset  job by time accepted          runnable jobs of one user
---   ring              zset  user by turn                  users with runnable jobs, least recently served first
+--   newcomers         zset  user by turn                  users with runnable jobs and nothing running
+--   ring              zset  user by turn                  other users with runnable jobs, least recently served first
 --   parked:{function} zset  job by time accepted          jobs over their function's concurrency limit
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
---   idle              zset  worker by turn                workers that wait for a wake-up
+--   idle              zset  worker by turn                workers that wait for any user's job
+--   spare             zset  worker by turn                workers whose free slots are kept for newcomers
 --   ended             zset  job by time ended             durable jobs that ended within the last minute
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats).
@@ -21,7 +23,8 @@ if #ARGV == 0 then return 'known' end
 
 local QUEUE = ARGV[1]
 local K = 'cp:' .. QUEUE .. ':'
-local MESSAGES, RING, RUNNING, IDLE = K .. 'messages', K .. 'ring', K .. 'running', K .. 'idle'
+local MESSAGES, RUNNING = K .. 'messages', K .. 'running'
+local NEWCOMERS, RING, IDLE, SPARE = K .. 'newcomers', K .. 'ring', K .. 'idle', K .. 'spare'
 local RECORDS = 'cp:records'
 local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
 
@@ -48,9 +51,24 @@ local function with_counts(message, m, attempt, lost)
         .. rest
 end
 
+local function next_turn() return redis.call('INCR', 'cp:turn') end
+
+-- Lines a user with runnable jobs up where it belongs; in its line it keeps its turn.
+local function line_up(user)
+    if redis.call('EXISTS', K .. 'using:' .. user) == 1 then
+        if not redis.call('ZSCORE', RING, user) then
+            redis.call('ZREM', NEWCOMERS, user)
+            redis.call('ZADD', RING, next_turn(), user)
+        end
+    elseif not redis.call('ZSCORE', NEWCOMERS, user) then
+        redis.call('ZREM', RING, user)
+        redis.call('ZADD', NEWCOMERS, next_turn(), user)
+    end
+end
+
 local function to_user_queue(id, user)
     redis.call('ZADD', K .. 'user:' .. user, accepted_ms(id), id)
-    redis.call('ZADD', RING, 'NX', redis.call('INCR', 'cp:turn'), user)
+    line_up(user)
 end
 
 -- Makes a job runnable, or parks it when its function has as many runnable and running jobs as it may.
@@ -70,9 +88,7 @@ end
 local function release(id, m)
     redis.call('HDEL', RUNNING, id)
     redis.call('SREM', K .. 'using:' .. m.user, id)
-    if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then
-        redis.call('ZADD', RING, 'NX', redis.call('INCR', 'cp:turn'), m.user)
-    end
+    if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then line_up(m.user) end
 end
 
 -- Ends a job: its message goes, and a parked job of its function takes its place.
@@ -110,13 +126,22 @@ local function publish_end(id, m, record)
     redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', now - ENDED_KEPT_MS)
 end
 
+local function wake_one_of(line)
+    local worker = redis.call('ZPOPMAX', line)[1]
+    while worker do
+        if redis.call('PUBLISH', 'cp:worker:' .. worker, 'wake ' .. QUEUE) > 0 then return true end
+        worker = redis.call('ZPOPMAX', line)[1]
+    end
+    return false
+end
+
 -- Wakes the worker that went idle last, if it still listens: its sandboxes are the warmest. Whoever is woken wakes the
--- next while there is work: no herd.
+-- next while there is work: no herd. Slots that are kept for newcomers are touched for them alone.
 local function wake()
-    if redis.call('EXISTS', RING) == 0 then return end
-    local worker = redis.call('ZPOPMAX', IDLE)[1]
-    while worker and redis.call('PUBLISH', 'cp:worker:' .. worker, 'wake ' .. QUEUE) == 0 do
-        worker = redis.call('ZPOPMAX', IDLE)[1]
+    if redis.call('EXISTS', NEWCOMERS) == 1 then
+        if not wake_one_of(IDLE) then wake_one_of(SPARE) end
+    elseif redis.call('EXISTS', RING) == 1 then
+        wake_one_of(IDLE)
     end
 end
 

@@ -15,6 +15,7 @@ for i = 3, #ARGV, 3 do
         redis.call('ZREM', K .. 'user:' .. m.user, id)
         redis.call('ZREM', K .. 'parked:' .. m.fn, id)
         redis.call('SADD', K .. 'using:' .. m.user, id)
+        if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then line_up(m.user) end
         if m.limit > 0 then redis.call('SADD', K .. 'admitted:' .. m.fn, id) end
         taken = taken + 1
     end
