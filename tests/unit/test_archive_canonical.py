@@ -174,6 +174,20 @@ def test_entries_may_be_skipped(tmp_path: Path) -> None:
         zip_archive(ZipEntry(name=b"a")),
         b"",
     ],
+    ids=[
+        "unsorted",
+        "twice",
+        "no folder entry",
+        "file as folder",
+        "dot",
+        "root folder",
+        "outside",
+        "link",
+        "trailing byte",
+        "not packed",
+        "zip",
+        "empty",
+    ],
 )
 def test_what_is_not_canonical_is_not_read(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "target").write_bytes(data)
