@@ -10,6 +10,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from uuid import UUID
 
+from api.once import Once
 from shared.errors import TooMany, Unavailable
 from shared.postgres.jobs import Jobs
 from shared.queue.coalesce import Coalescer
@@ -41,6 +42,7 @@ class Acceptor:
         self._later: set[asyncio.Task[None]] = set()
         self._max_queued = max_queued
         self._depths: dict[tuple[UUID, UUID], tuple[float, int]] = {}
+        self._asked: Once[int] = Once()
 
     async def admit(self, user: UUID, function: UUID) -> None:
         """Refuse a user whose queue is full. The depth is looked at a few times a second, so a burst may pass it a
@@ -48,22 +50,27 @@ class Acceptor:
 
         :raises TooMany: saying when to try again.
         """
-        now = asyncio.get_running_loop().time()
         known = self._depths.get((user, function))
-        if known is None or now >= known[0]:
+        if known is not None and asyncio.get_running_loop().time() < known[0]:
+            depth = known[1]
+        else:
             try:
-                depth = await self._queue.depth("invoke", user, function)
+                depth = await self._asked.ask((user, function), lambda: self._look(user, function))
             except Unavailable:
                 return
-            if len(self._depths) >= DEPTHS_REMEMBERED:
-                self._depths.clear()
-            known = self._depths[user, function] = (now + DEPTH_S, depth)
-        if known[1] >= self._max_queued:
+        if depth >= self._max_queued:
             raise TooMany(
-                f"You have {known[1]} jobs waiting, and may have {self._max_queued}; let some end first.",
+                f"You have {depth} jobs waiting, and may have {self._max_queued}; let some end first.",
                 code="queue_full",
                 retry_after_s=1,
             )
+
+    async def _look(self, user: UUID, function: UUID) -> int:
+        depth = await self._queue.depth("invoke", user, function)
+        if len(self._depths) >= DEPTHS_REMEMBERED:
+            self._depths.clear()
+        self._depths[user, function] = (asyncio.get_running_loop().time() + DEPTH_S, depth)
+        return depth
 
     async def accept(self, message: JobMessage) -> None:
         """Commit a durable job; it is accepted when this returns, whatever becomes of Redis.

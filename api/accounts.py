@@ -19,6 +19,7 @@ from uuid import UUID
 import bcrypt
 import jwt
 
+from api.once import Once
 from shared.errors import Invalid, TooMany, Unauthenticated, Unavailable
 from shared.ids import new_id
 from shared.postgres.users import User, Users
@@ -53,6 +54,7 @@ class Accounts:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bcrypt")
         self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(settings.bcrypt_cost))
         self._known: dict[str, tuple[float, Caller]] = {}
+        self._asked: Once[Caller] = Once()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -117,6 +119,9 @@ class Accounts:
         known = self._known.get(token)
         if known is not None and now < known[0]:
             return known[1]
+        return await self._asked.ask(token, lambda: self._look_up(token, now))
+
+    async def _look_up(self, token: str, now: float) -> Caller:
         claims = self._verify(token)
         session = UUID(claims["sid"])
         user = await self._users.of_session(session)

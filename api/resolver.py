@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
+from api.once import Once
 from shared.errors import Conflict, NotFound
 from shared.functions import FunctionSettings, Target
 from shared.postgres.functions import Functions
@@ -21,6 +22,7 @@ class Resolver:
         self._functions = functions
         self._known: dict[tuple[UUID, str], tuple[float, Target]] = {}
         self._changes = 0
+        self._asked: Once[Target] = Once()
 
     async def resolve(self, user: UUID, reference: str) -> tuple[Target, UUID, FunctionSettings]:
         """The target of an invoke, its version and that version's settings.
@@ -32,15 +34,8 @@ class Resolver:
         if known is not None and time.monotonic() < known[0]:
             target = known[1]
         else:
-            changes = self._changes
-            found = await self._functions.resolve(user, reference)
-            if found is None:
-                raise no_such_function(reference)
-            target = found
-            if changes == self._changes:  # else it may be out of date already
-                if len(self._known) >= _REMEMBER_MOST:
-                    self._known.clear()
-                self._known[key] = (time.monotonic() + _REMEMBER_S, target)
+            # With the number of changes: who comes after one must not share an answer from before it.
+            target = await self._asked.ask((*key, self._changes), lambda: self._look_up(user, reference))
         if target.status != "active":
             raise Conflict(f"The function {target.name} is stopped; start it first.", code="function_stopped")
         if target.version_id is None or target.settings is None:
@@ -49,6 +44,17 @@ class Resolver:
                 code="no_active_version",
             )
         return target, target.version_id, target.settings
+
+    async def _look_up(self, user: UUID, reference: str) -> Target:
+        changes = self._changes
+        found = await self._functions.resolve(user, reference)
+        if found is None:
+            raise no_such_function(reference)
+        if changes == self._changes:  # else it may be out of date already
+            if len(self._known) >= _REMEMBER_MOST:
+                self._known.clear()
+            self._known[user, reference] = (time.monotonic() + _REMEMBER_S, found)
+        return found
 
     def changed(self, message: bytes) -> None:
         """A push: a function changed."""
