@@ -45,8 +45,19 @@ class Specs:
 
     def __init__(self, env: tuple[tuple[str, str], ...]) -> None:
         self._env = env
+        self._made: dict[tuple[UUID, str | None], SandboxSpec] = {}
 
     def of(self, version: RunnableVersion) -> SandboxSpec:
+        """The same object every time: every call looks sandboxes up by it."""
+        key = (version.id, version.image)
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= _REMEMBER_MOST:
+                self._made.clear()
+            made = self._made[key] = self._make(version)
+        return made
+
+    def _make(self, version: RunnableVersion) -> SandboxSpec:
         settings = version.settings
         return SandboxSpec(
             version_id=version.id,

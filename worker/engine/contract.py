@@ -90,6 +90,10 @@ class SandboxSpec:
     timeout_ms: int
     env: tuple[tuple[str, str], ...] = ()
 
+    def __hash__(self) -> int:
+        # Looked up several times a call; specs of one version hardly ever differ.
+        return hash(self.version_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
