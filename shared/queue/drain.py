@@ -26,6 +26,7 @@ GATHER_S = 0.01
 single client a third of its time."""
 RETRY_S = 0.5
 STRANDED_MS = 5000
+LOOK_FOR_STRANDED_S = 1.0
 REJECTED = "cp:records:rejected"
 
 Entry = tuple[bytes, bytes]
@@ -47,7 +48,7 @@ class Drain:
     async def run(self) -> None:
         """Drain until cancelled."""
         loop = asyncio.get_running_loop()
-        look_for_stranded = loop.time() + STRANDED_MS / 1000
+        look_for_stranded = loop.time() + LOOK_FOR_STRANDED_S
         while True:
             try:
                 written = await self.run_once(block_ms=BLOCK_MS)
@@ -55,7 +56,7 @@ class Drain:
                     await asyncio.sleep(GATHER_S)
                 if loop.time() >= look_for_stranded:
                     await self.take_over()
-                    look_for_stranded = loop.time() + STRANDED_MS / 1000
+                    look_for_stranded = loop.time() + LOOK_FOR_STRANDED_S
             except Unavailable as error:
                 log.warning("records wait", extra={"error": error.message})
                 await asyncio.sleep(RETRY_S)
