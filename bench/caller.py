@@ -39,14 +39,18 @@ class Caller:
 
     async def call(self, method: str, path: str, status: int, **arguments: Any) -> Any:
         """The JSON of an answer that must have ``status``; raises :class:`WrongAnswer`."""
+        got, answer = await self.ask(method, path, **arguments)
+        if got != status:
+            raise WrongAnswer(f"{method} {path}: {got} instead of {status}: {str(answer)[:500]}")
+        return answer
+
+    async def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, Any]:
+        """Status and JSON of whatever is answered."""
         headers = arguments.pop("headers", {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         async with self._http.request(method, path, headers=headers, **arguments) as response:
-            body = await response.read()
-            if response.status != status:
-                raise WrongAnswer(f"{method} {path}: {response.status} instead of {status}: {body[:500]!r}")
-            return json.loads(body)
+            return response.status, json.loads(await response.read())
 
     async def deploy(self, name: str, code: str, **settings: object) -> Any:
         """Deploy a ``main.py`` and wait until it is active."""
@@ -61,6 +65,10 @@ class Caller:
         answer = await self.call("POST", f"/api/functions/{name}/invoke", 200, json={"body": body})
         if answer.get("result") != expect:
             raise WrongAnswer(f"{name} answered {answer} instead of {expect!r}")
+
+    async def outcome(self, name: str, body: object) -> Any:
+        """Call a function and wait for how it ended, be it well or badly."""
+        return await self.call("POST", f"/api/functions/{name}/invoke", 200, json={"body": body})
 
     def request(self, name: str, body: object, *, prefer: str = "") -> str:
         """The bytes of an invoke, as text."""

@@ -61,7 +61,7 @@ TRANSITIONS = (
     Transition(source=JobStatus.QUEUED, event=JobEvent.TIME_OUT, target=JobStatus.FAILED, who="api, worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.SUCCEED, target=JobStatus.SUCCEEDED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.FAIL, target=JobStatus.FAILED, who="worker"),
-    Transition(source=JobStatus.RUNNING, event=JobEvent.LOSE, target=JobStatus.QUEUED, who="scheduler"),
+    Transition(source=JobStatus.RUNNING, event=JobEvent.LOSE, target=JobStatus.QUEUED, who="scheduler, worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.GIVE_UP, target=JobStatus.FAILED, who="scheduler"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.HAND_BACK, target=JobStatus.QUEUED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),

@@ -111,6 +111,9 @@ class Settings(BaseModel):
         "docker", "Where functions run: `docker`, or `process` (development only)."
     )
     docker_host: str = _setting("", "Docker Engine API; empty: the usual local sockets.")
+    engine_timeout_seconds: PositiveSeconds = _setting(
+        60, "Bound on one call to the container engine, other than transfers of images."
+    )
     docker_registry: str = _setting("", "Registry that versions' images are pushed to; empty: none.")
     docker_base_image: str = _setting(
         "", "Base images as `runtime=image`, separated by commas; empty: the recipes' own."
@@ -152,7 +155,9 @@ class Settings(BaseModel):
     )
     lease_seconds: PositiveSeconds = _setting(30, "Time without a heartbeat after which a worker is lost.")
     heartbeat_seconds: PositiveSeconds = _setting(10, "Time between a worker's heartbeats.")
-    max_lost_deliveries: Positive = _setting(3, "Deliveries that may be lost before a job ends with `worker_lost`.")
+    max_lost_deliveries: Positive = _setting(
+        3, "Deliveries that may be lost, with their worker or its engine, before a job ends as failed."
+    )
     max_running_per_user: Positive = _setting(100, "Running attempts of one user.")
     max_queued_per_user: Positive = _setting(100_000, "Queued jobs of one user.")
     max_stream_backlog: Positive = _setting(

@@ -21,6 +21,7 @@ from shared.queue.queue import Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, Engine, EngineUnavailable
+from worker.outage import Outage
 from worker.station import Cleanup
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Deployer:
         scratch: Scratch,
         start_ahead: Callable[[RunnableVersion], Awaitable[None]],
         limits: BuildLimits,
+        outage: Outage,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -64,10 +66,23 @@ class Deployer:
         self._scratch = scratch
         self._start_ahead = start_ahead
         self._limits = limits
+        self._outage = outage
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        try:
+            return await self._run(message, claim), None
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == ("cancelled",):
+                with suppress(Unavailable):
+                    await self._functions.fail(
+                        message.version_id, reason="cancelled", error="The deploy was cancelled."
+                    )
+            raise
+
+    async def _run(self, message: JobMessage, claim: Claim) -> Record:
         claimed_ms, started = now_ms(), time.perf_counter()
         work = self._delete if message.kind is JobKind.DELETE else self._deploy
+        again = False
         reason: str | None = None
         error: str | None = None
         result: dict[str, object] | None = None
@@ -79,16 +94,10 @@ class Deployer:
             reason, error = Reason.ARTIFACT_MISSING, missing.message
         except EngineUnavailable as away:
             reason, error = Reason.DEPENDENCY_DOWN, str(away)
+            again = await self._outage.again(message)
         except ContainerPubError as away:
             reason, error = Reason.DEPENDENCY_DOWN, away.message
-        except asyncio.CancelledError as cancelled:
-            if cancelled.args == ("cancelled",):
-                with suppress(Unavailable):
-                    await self._functions.fail(
-                        message.version_id, reason="cancelled", error="The deploy was cancelled."
-                    )
-            raise
-        if reason is not None and message.kind is JobKind.DEPLOY:
+        if reason is not None and message.kind is JobKind.DEPLOY and not again:
             with suppress(Unavailable):
                 await self._functions.fail(message.version_id, reason=reason, error=error or "")
         run_ms = (time.perf_counter() - started) * 1000
@@ -115,7 +124,9 @@ class Deployer:
             result=None if result is None else orjson.dumps(result),
             error=None if error is None else orjson.dumps({"type": "DeployError", "message": error}),
         )
-        return record, None
+        if again:
+            record = replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1)
+        return record
 
     async def rebuild(self, version: RunnableVersion) -> RunnableVersion:
         """Make the image of an active version again. Raises what a build raises."""

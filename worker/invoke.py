@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -15,6 +15,7 @@ from shared.queue.queue import Claim
 from shared.queue.records import Record
 from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
+from worker.outage import Outage
 from worker.pool import Lease, Pool
 from worker.station import Cleanup
 from worker.versions import Specs, Versions
@@ -49,6 +50,7 @@ class Invoker:
         deployer: Deployer,
         limits: Limits,
         specs: Specs,
+        outage: Outage,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -57,6 +59,7 @@ class Invoker:
         self._deployer = deployer
         self._limits = limits
         self._specs = specs
+        self._outage = outage
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
@@ -71,7 +74,8 @@ class Invoker:
                 error={"type": "PlatformError", "message": f"Function execution failed: {error}"},
                 exit_code=None,
             )
-            return self._record(message, claim, claimed_ms, started, started, outcome, None, None), None
+            record = self._record(message, claim, claimed_ms, started, started, outcome, None, None)
+            return await self._judged(message, record), None
         ready = time.perf_counter()
         settings = version.settings
         fresh = settings.isolation == "fresh"
@@ -92,7 +96,14 @@ class Invoker:
                 await leaving
             raise
         cleanup = self._pool.release(lease, fresh=fresh)
-        return self._record(message, claim, claimed_ms, started, ready, outcome, lease, version), cleanup
+        record = self._record(message, claim, claimed_ms, started, ready, outcome, lease, version)
+        return await self._judged(message, record), cleanup
+
+    async def _judged(self, message: JobMessage, record: Record) -> Record:
+        """The record as it is, unless the attempt is one that the engine failed and that is made again."""
+        if record.reason != Reason.SANDBOX_START_FAILED or not await self._outage.again(message):
+            return record
+        return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
 
     async def _version(self, message: JobMessage) -> RunnableVersion:
         try:

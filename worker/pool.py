@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _REAP_EVERY_S = 0.5
 _BLANKS_UNUSED_S = 600.0
 _PREPARED_REMEMBERED = 10_000
+_DESTROY_AGAIN_S = 2.0
 
 
 class StartKind(StrEnum):
@@ -418,13 +419,29 @@ class Pool:
         return self._background(self._destroy(blank, blank.spec.memory_mb))
 
     async def _destroy(self, sandbox: Sandbox | Blank, memory_mb: int) -> None:
+        """Whoever waits for this waits for one try. Its room is free when it is gone, however many that takes."""
         try:
             await sandbox.destroy()
-        except Exception as error:  # noqa: BLE001 - the sweep takes what could not be destroyed; the room must be free
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is tried again
             log.warning("a sandbox could not be destroyed", extra={"sandbox": sandbox.id, "error": str(error)})
-        finally:
-            self._leaving_mb -= memory_mb
-            self._freed(memory_mb)
+            self._background(self._destroy_at_last(sandbox, memory_mb))
+        else:
+            self._gone(memory_mb)
+
+    async def _destroy_at_last(self, sandbox: Sandbox | Blank, memory_mb: int) -> None:
+        while not self._closed:  # what is left then is the business of others' sweeps
+            await asyncio.sleep(_DESTROY_AGAIN_S)
+            try:
+                await sandbox.destroy()
+            except Exception as error:  # noqa: BLE001 - as above
+                log.warning("a sandbox could not be destroyed", extra={"sandbox": sandbox.id, "error": str(error)})
+            else:
+                break
+        self._gone(memory_mb)
+
+    def _gone(self, memory_mb: int) -> None:
+        self._leaving_mb -= memory_mb
+        self._freed(memory_mb)
 
     def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(_quietly(work), name="pool")

@@ -32,6 +32,7 @@ from worker.engine import make_engine
 from worker.engine.config import EngineConfig
 from worker.engine.contract import Engine, EngineUnavailable
 from worker.invoke import Invoker, Limits
+from worker.outage import Outage
 from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
 from worker.versions import Specs, Versions
@@ -110,6 +111,7 @@ class Service:
         )
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
+        outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
             engine=self._engine,
@@ -124,6 +126,7 @@ class Service:
                 max_unpacked_bytes=settings.build_max_unpacked_bytes,
                 max_log_bytes=settings.build_log_bytes,
             ),
+            outage=outage,
         )
         self._invoker = Invoker(
             worker=self.id,
@@ -133,6 +136,7 @@ class Service:
             deployer=self._deployer,
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
             specs=specs,
+            outage=outage,
         )
         stations = tuple(
             Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
@@ -182,6 +186,7 @@ class Service:
             "records": drain.run,
             "sandboxes": pool.maintain,
             "warmth": warmth.run,
+            "outage": outage.run,
             "sweep": self._sweep,
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
@@ -194,6 +199,10 @@ class Service:
 
     async def _deploy(self, _: dict[Any, Any], message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         return await self._deployer.run(message, claim)
+
+    def _hold(self, holding: bool) -> None:
+        for station in self.worker.stations:
+            station.hold(holding)
 
     async def _retire(self) -> None:
         try:
@@ -248,6 +257,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         oci_runtime=settings.docker_runtime or None,
         index_hosts=settings.index_hosts,
         registry=settings.docker_registry or None,
+        engine_call_timeout_s=settings.engine_timeout_seconds,
         start_timeout_s=settings.sandbox_start_timeout_seconds,
         code_cache_bytes=settings.code_cache_bytes,
     )

@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 
 from shared.errors import Unavailable
-from shared.jobs import JobStatus, Reason
+from shared.jobs import FINAL, JobStatus, Reason
 from shared.queue.message import JobMessage, UnreadableMessage, now_ms
 from shared.queue.queue import Claim, Queue, Settle, Verb
 from shared.queue.records import Record
@@ -32,7 +32,9 @@ UNREADABLE_S = 1.0
 
 Cleanup = Awaitable[None] | None
 Run = Callable[[JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
-"""Runs one attempt; returns its record, and what must end before the slot is free. Cancelled when the job is."""
+"""Runs one attempt; returns its record, and what must end before the slot is free. Cancelled when the job is.
+
+A record whose status is not final says that the attempt was lost: the job is delivered again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class Station:
         self._wake = asyncio.Event()
         self._draining = False
         self._listed = False  # Redis may wake this worker when there is work
+        self._holding = False
         self._compare_at = 0.0
         self._give_up_at: float | None = None
         self.joined_at: float | None = None  # loop time at which this generation was joined
@@ -79,6 +82,11 @@ class Station:
     def look_again(self) -> None:
         """Pushes may have been missed, or the queue was rebuilt: compare notes with Redis at once."""
         self._compare_at = 0.0
+        self._wake.set()
+
+    def hold(self, holding: bool) -> None:
+        """Claim nothing until told otherwise; what runs goes on and is settled."""
+        self._holding = holding
         self._wake.set()
 
     def drain(self) -> None:
@@ -116,7 +124,7 @@ class Station:
                 return
             self._wake.clear()
             ended, self._ended = self._ended, []
-            want = 0 if self._draining else self._slots - self._busy
+            want = 0 if self._draining or self._holding else self._slots - self._busy
             try:
                 if asyncio.get_running_loop().time() >= self._compare_at:
                     await self._compare(ended)
@@ -170,7 +178,7 @@ class Station:
                 self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
             else:
                 record, cleanup = await self._run(message, claim)
-                self._end(claim, Verb.FINAL, record)
+                self._end(claim, Verb.FINAL if record.status in FINAL else Verb.LOSE, record)
         except asyncio.CancelledError:
             if claim.epoch not in self._ends:
                 raise

@@ -131,6 +131,7 @@ class Residue:
         self._children = children_of(os.getpid())
         self._orphans = children_of(os.getppid())
         self._descriptors = open_descriptors()
+        self._streams = streams()
         self._newest = newest_process()
 
     def found(self) -> str | None:
@@ -149,6 +150,8 @@ class Residue:
             self._newest = newest
         if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
             return "descriptors"
+        if streams() != self._streams:
+            return "streams"  # closed or led elsewhere: the next call could not print
         return None
 
     def _busy_threads(self) -> bool:
@@ -207,7 +210,12 @@ class Function:
             message = "(the error has no readable message)"
         described = {"type": type(error).__name__, "message": printable(message)[:_MESSAGE_CHARS]}
         if not isinstance(error, (FunctionError, NoHandler)):
-            described["traceback"] = self._traceback(error)
+            try:
+                described["traceback"] = self._traceback(error)
+            except OSError:
+                # Not a descriptor is left to read source with: the function's frames hold what it opened.
+                clear_frames(error)
+                described["traceback"] = self._traceback(error)
         return described
 
     def _event_loop(self) -> Any:
@@ -403,6 +411,29 @@ def newest_process() -> bytes:
     except (OSError, IndexError):
         return b""
     return newest.strip(b"0") and newest
+
+
+def streams() -> list[tuple[int, int] | None]:
+    """What stdout and stderr lead to; ``None`` for one that is closed."""
+    found: list[tuple[int, int] | None] = []
+    for descriptor in (1, 2):
+        try:
+            at = os.fstat(descriptor)
+            found.append((at.st_dev, at.st_ino))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def clear_frames(error: BaseException) -> None:
+    """Let go of what the ended frames in the error's traceback hold."""
+    at = error.__traceback__
+    while at is not None:
+        try:
+            at.tb_frame.clear()
+        except RuntimeError:  # it has not ended
+            pass
+        at = at.tb_next
 
 
 def open_descriptors() -> int:

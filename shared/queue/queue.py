@@ -45,7 +45,8 @@ _ENQUEUED = {1: Enqueued.QUEUED, 0: Enqueued.THERE, -1: Enqueued.BACKLOG}
 
 class Verb(StrEnum):
     FINAL = "final"
-    HAND_BACK = "hand_back"
+    HAND_BACK = "hand_back"  # back to the queue, unspent
+    LOSE = "lose"  # back to the queue: the attempt died with what ran it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -615,6 +615,8 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
         ("child", False),
         ("child not waited for", False),
         ("orphan", False),
+        ("closed stdout", False),
+        ("led stderr elsewhere", False),
         ("descriptors", False),
     ],
 )
@@ -627,6 +629,12 @@ async def test_w2_what_a_call_leaves_behind_is_not_met_by_the_next(bench: Bench,
     assert sandbox.reusable is reusable
     await sandbox.destroy()
     assert await _left(bench) == []
+
+
+async def test_r7_a_function_that_opens_all_it_may_is_told_where_it_did(bench: Bench) -> None:
+    outcome = await bench.run("open_without_end")
+    assert (outcome.reason, (outcome.error or {})["type"]) == ("handler_error", "OSError")
+    assert "in open_without_end" in (outcome.error or {})["traceback"]
 
 
 @pytest.mark.every_way

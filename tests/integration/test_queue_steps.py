@@ -271,6 +271,23 @@ async def test_hand_back_costs_no_attempt_and_is_recorded(queue: Queue, redis: R
     await conserved(redis, pool)
 
 
+async def test_attempt_that_died_with_what_ran_it_counts_and_the_job_comes_again(
+    queue: Queue, redis: Redis, pool: Pool
+) -> None:
+    job = message(concurrency=1)
+    await queue.enqueue("invoke", [job, message(job.user_id, function=job.function_id, concurrency=1)])
+    (one,) = await claim(queue)
+    assert await end(queue, settle(one, Verb.LOSE, status="queued", outcome="lost", lost=1)) == [True]
+    await conserved(redis, pool)
+    (again,) = await claim(queue)
+    assert (again.id, again.decode().attempt, again.decode().lost) == (one.id, 2, 1)
+    assert again.decode().payload == job.payload
+    assert await end(queue, settle(one, Verb.LOSE, status="queued", outcome="lost")) == [False], "the epoch is stale"
+    (left,) = await records(redis)
+    assert (left.status, left.outcome, left.attempt, left.lost) == ("queued", "lost", 1, 1)
+    await conserved(redis, pool)
+
+
 async def test_cancel_of_a_queued_job_ends_it_and_says_it_never_ran(queue: Queue, redis: Redis, pool: Pool) -> None:
     job = message()
     await queue.enqueue("invoke", [job])

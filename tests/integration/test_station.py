@@ -34,6 +34,7 @@ class Work:
         self.killed: list[UUID] = []
         self.may_end = asyncio.Event()
         self.error: Exception | None = None
+        self.lost: set[UUID] = set()  # jobs whose first attempt is lost
 
     async def run(self, job: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         self.started.append(job.id)
@@ -44,6 +45,8 @@ class Work:
             raise
         if self.error is not None:
             raise self.error
+        if job.id in self.lost and not job.lost:
+            return record(job, epoch=claim.epoch, worker=W, status="queued", outcome="lost", lost=1), None
         return record(job, epoch=claim.epoch, worker=W), None
 
 
@@ -94,6 +97,40 @@ async def test_station_runs_no_more_than_its_slots(queue: Queue, station: Statio
 
         await until(all_recorded)
         assert station.settled == 5
+
+
+async def test_held_station_claims_nothing_and_settles_what_runs(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    first, second = message(), message()
+    await queue.enqueue("invoke", [first])
+    async with at_work(station):
+        await until(lambda: work.started == [first.id])
+        station.hold(True)
+        await queue.enqueue("invoke", [second])
+        work.may_end.set()
+        await until(lambda: station.settled == 1)
+        assert await queue.present("invoke", [first.id, second.id]) == [False, True]
+        assert work.started == [first.id]
+        station.hold(False)
+        await until(lambda: station.settled == 2)
+    assert work.started == [first.id, second.id]
+
+
+async def test_attempt_whose_record_is_not_final_is_made_again(
+    queue: Queue, station: Station, work: Work, redis: Redis, pool: Pool
+) -> None:
+    job = message()
+    work.lost.add(job.id)
+    await queue.enqueue("invoke", [job])
+    work.may_end.set()
+    async with at_work(station):
+        await until(lambda: station.settled == 2)
+    assert [(one.outcome, one.attempt, one.lost) for one in await records(redis)] == [
+        ("lost", 1, 1),
+        ("succeeded", 2, 1),
+    ]
+    assert await complaints(redis, pool) == []
 
 
 async def test_claim_whose_answer_was_lost_is_handed_back(

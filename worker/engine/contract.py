@@ -191,6 +191,9 @@ class Engine(Protocol):
     async def open(self) -> None:
         """Check that the engine answers; raises :class:`EngineUnavailable` with what to do."""
 
+    async def answers(self) -> bool:
+        """Whether the engine serves requests just now; asked with a short bound."""
+
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         """Make ``plan`` startable. ``log`` takes output line by line. Raises :class:`BuildRejected` or
         :class:`EngineUnavailable`. Building the same plan twice yields an equal result."""

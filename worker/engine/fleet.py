@@ -42,11 +42,25 @@ class Fleet:
         self._vessels: dict[str, Startable] = {}
         self._sandboxes: dict[str, AttachedSandbox] = {}
         self._discarding: set[asyncio.Task[None]] = set()
+        self._abandoned: dict[str, Startable] = {}
 
     @property
     def ids(self) -> frozenset[str]:
         """Sandboxes that exist or are being started."""
         return frozenset(self._vessels)
+
+    async def sweep(self) -> int:
+        """Clear away what was left of starts that failed and could not be cleared away then; how many are gone now.
+
+        Raises :class:`EngineUnavailable`.
+        """
+        count = 0
+        for sandbox_id, vessel in list(self._abandoned.items()):
+            await vessel.remove()
+            del self._abandoned[sandbox_id]
+            self._forget(sandbox_id)
+            count += 1
+        return count
 
     async def start(
         self,
@@ -79,7 +93,7 @@ class Fleet:
             await settle(sandbox)
         except BaseException:
             known = self._sandboxes.get(sandbox_id)
-            await self._see_through(known.destroy() if known else self._discard(sandbox_id, vessel))
+            await self._see_through(sandbox_id, known.destroy() if known else self._discard(sandbox_id, vessel))
             raise
         return sandbox
 
@@ -116,17 +130,17 @@ class Fleet:
         await vessel.remove()
         self._forget(sandbox_id)
 
-    async def _see_through(self, clearing: Coroutine[None, None, None]) -> None:
+    async def _see_through(self, sandbox_id: str, clearing: Coroutine[None, None, None]) -> None:
         """Clear away even if whoever waits is cancelled. A failure here is the sweep's to mend, not the caller's."""
         task = asyncio.ensure_future(clearing)
         self._discarding.add(task)
-        task.add_done_callback(self._discarded)
+        task.add_done_callback(lambda done: self._discarded(sandbox_id, done))
         await asyncio.wait((task,))
 
-    def _discarded(self, task: asyncio.Task[None]) -> None:
+    def _discarded(self, sandbox_id: str, task: asyncio.Task[None]) -> None:
         self._discarding.discard(task)
-        if not task.cancelled():
-            task.exception()
+        if (task.cancelled() or task.exception() is not None) and sandbox_id in self._vessels:
+            self._abandoned[sandbox_id] = self._vessels[sandbox_id]
 
     def _forget(self, sandbox_id: str) -> None:
         self._vessels.pop(sandbox_id, None)

@@ -312,10 +312,18 @@ def leave(event, context):
         "child not waited for": lambda: os.fork() or os._exit(0),
         "orphan": lambda: leave_child_behind(event, context),
         "client": lambda: kept.setdefault("client", [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]),
+        "closed stdout": lambda: os.close(1),
+        "led stderr elsewhere": lambda: os.dup2(os.open("/dev/null", os.O_WRONLY), 2),
         "descriptors": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(40)],
     }
     left[event["body"]]()
     return os.getpid()
+
+
+def open_without_end(event, context):
+    held = []
+    while True:
+        held.append(open("/dev/null"))  # noqa: SIM115
 
 
 def leak_descriptor(event, context):

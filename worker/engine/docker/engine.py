@@ -41,6 +41,7 @@ from worker.engine.sandbox import AttachedSandbox
 
 _MOUNT = "/run/containerpub"
 _WORKING_DIR = "/function"
+_ANSWER_TIMEOUT_S = 5.0
 
 
 class DockerEngine:
@@ -83,6 +84,14 @@ class DockerEngine:
             raise
         self._builder = ImageBuilder(self._docker, self._config)
         self._code = VersionCode(self._docker, self._config, self._cache)
+
+    async def answers(self) -> bool:
+        try:
+            async with engine_call("asking the engine for its version", _ANSWER_TIMEOUT_S):
+                await self._client().version()
+        except EngineUnavailable:
+            return False
+        return True
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         if self._builder is None:
@@ -151,7 +160,8 @@ class DockerEngine:
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         folders = (self._folders, self._blanks.folders)
-        count = await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids | self._commands.ids)
+        count = await self._fleet.sweep()
+        count += await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids | self._commands.ids)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def close(self) -> None:

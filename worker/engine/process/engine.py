@@ -64,6 +64,9 @@ class ProcessEngine:
             extra={"isolation": self._namespaces.description},
         )
 
+    async def answers(self) -> bool:
+        return True
+
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         return await self._builder.build(plan, log)
 

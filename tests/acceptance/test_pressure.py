@@ -1,0 +1,131 @@
+"""The short forms of the proofs that take minutes in ``bench``: crowds, misbehaviour, an engine that goes away.
+
+What is played is the same, with real processes and containers; there it is longer, and measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiodocker import Docker
+from engines import short_dir
+
+from bench import crowd, dockerd, engine_restart, functions, misbehaviour
+from bench.dockerd import PrivateDockerd
+from bench.engine import BASE_IMAGE
+from bench.engine_restart import Restart
+from bench.platform import Platform
+from bench.stall import StallingProxy
+
+pytestmark = pytest.mark.docker
+
+__all__ = ["short_dir"]  # a fixture
+
+ENGINE_TIMEOUT_S = 2
+COLD = "/api/functions/cold/invoke"
+NO_TIME = {"body": 0}
+
+
+@pytest.fixture
+async def machine() -> AsyncIterator[Docker]:
+    """This machine's container engine, for a look at what is there."""
+    async with Docker() as docker:
+        yield docker
+
+
+@pytest.fixture
+async def private(request: pytest.FixtureRequest) -> AsyncIterator[PrivateDockerd]:
+    """An engine that may be stopped, with the base image of Python functions."""
+    if (why := dockerd.missing()) is not None:
+        if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
+            pytest.fail(why)
+        pytest.skip(why)
+    async with PrivateDockerd() as engine:
+        await engine.load(BASE_IMAGE)
+        yield engine
+
+
+async def test_many_functions_share_little_memory_without_an_error_and_leave_nothing(machine: Docker) -> None:
+    size = crowd.SHORT
+    async with Platform("docker", env=size.env) as platform, platform.caller() as caller:
+        outcome = await crowd.play(platform, caller, machine, size)
+    assert outcome.calls >= size.functions
+    assert outcome.most == size.sandboxes, "the budget was not reached, so that it was not passed says nothing"
+
+
+async def test_r1_r22_whoever_misbehaves_is_told_the_true_reason_and_leaves_nothing(machine: Docker) -> None:
+    size = misbehaviour.SHORT
+    async with (
+        Platform("docker", env=size.env) as platform,
+        platform.caller() as hostile,
+        platform.caller() as neighbour,
+    ):
+        outcome = await misbehaviour.play(platform, hostile, neighbour, machine, size)
+    assert outcome.wrong == []
+    assert sum(outcome.ways.values()) == size.calls
+    assert len(outcome.loops_ms) == size.loops
+    assert outcome.loops_ms[-1] <= 1000 * size.timeout_s + 500
+    assert outcome.alive == 0
+
+
+@pytest.mark.timeout(180)
+async def test_f15_restarted_engine_costs_attempts_and_no_job(private: PrivateDockerd) -> None:
+    restarts = [Restart(live=False, kill=False), Restart(live=True, kill=True)]
+    env = {**engine_restart.ENV, "DOCKER_HOST": private.url}
+    async with Platform("docker", env=env) as platform, platform.caller() as caller:
+        outcome = await engine_restart.play(platform, caller, private, restarts)
+    assert outcome.lost > 0, "nothing ran when the engine went away"
+
+
+async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir: Path) -> None:
+    env = {
+        "ENGINE_TIMEOUT_SECONDS": str(ENGINE_TIMEOUT_S),
+        "QUEUE_TIMEOUT_SECONDS": "2",
+        "LEASE_SECONDS": "3",
+        "HEARTBEAT_SECONDS": "1",
+        "SWEEP_SECONDS": "2",
+        "DRAIN_SECONDS": "2",
+        "SANDBOX_PAUSE_SECONDS": "60",
+        "SANDBOX_BLANKS": "0",
+        "WORKER_MEMORY_MB": "256",
+    }
+    async with (
+        StallingProxy(short_dir / "engine", engine_socket()) as proxy,
+        Platform("docker", env={**env, "DOCKER_HOST": proxy.url}) as platform,
+        platform.caller() as caller,
+    ):
+        for name in ("warm", "cool", "cold"):
+            await caller.deploy(name, functions.SLEEP, timeout_s=1)
+        for name in ("warm", "cool"):
+            await caller.invoke(name, 0, functions.SLEEP_RESULT)
+
+        proxy.stall()
+        await caller.invoke("warm", 0, functions.SLEEP_RESULT)
+        accepted = (await caller.call("POST", COLD, 202, json=NO_TIME, headers={"Prefer": "respond-async"}))["job_id"]
+        started = time.monotonic()
+        status, answer = await caller.ask("POST", COLD, json=NO_TIME)
+        assert status in (503, 504), answer
+        assert time.monotonic() - started < 1 + 2 + 1 + 1, "longer than function, queue and a second may take"
+        # Beyond lease and engine's bound: the worker must be alive, and the job waiting, not used up.
+        await asyncio.sleep(5)
+        assert (await caller.call("GET", f"/api/jobs/{accepted}", 200))["status"] in ("queued", "running")
+
+        proxy.flow()
+        answer = await caller.call("GET", f"/api/jobs/{accepted}?wait=20", 200)
+        assert (answer["status"], answer["result"]) == ("succeeded", functions.SLEEP_RESULT), (answer, platform.logs())
+        assert "worker lost" not in platform.logs()
+
+        proxy.stall()
+        started = time.monotonic()
+        await platform.stop("worker-1")
+        assert time.monotonic() - started < 20, f"told to stop, the worker waits for the engine\n{platform.logs()}"
+        proxy.flow()
+
+
+def engine_socket() -> Path:
+    return Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
