@@ -30,7 +30,7 @@ from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
 from worker.engine import make_engine
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Engine, EngineUnavailable
+from worker.engine.contract import Engine
 from worker.invoke import Invoker, Limits
 from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
@@ -67,6 +67,7 @@ class Service:
         )
         self._invoker: Invoker
         self._deployer: Deployer
+        self._functions: Functions
         self._engine: Engine
         self._pool: Pool
 
@@ -85,6 +86,7 @@ class Service:
             async with postgres.acquire() as connection:
                 await check_schema(connection)
         functions, jobs = Functions(postgres), Jobs(postgres)
+        self._functions = functions
         store = await open_store(store_config(settings))
         self._open.push_async_callback(store.close)
         scratch = self._scratch
@@ -219,7 +221,7 @@ class Service:
         }
 
     async def _sweep(self) -> None:
-        """Clear away what dead workers left on this engine."""
+        """Clear away what dead workers left on this engine, and images that are not wanted any more."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.sweep_seconds)
@@ -230,11 +232,13 @@ class Service:
             try:
                 living = frozenset(await self._queue.beats()) | {self.id}
                 swept = await self._engine.sweep(living) + await self._scratch.sweep()
-            except (Unavailable, EngineUnavailable) as error:
+                if swept:
+                    log.info("swept", extra={"things": swept})
+                removed = await self._engine.tidy(self._functions.standing)
+                if removed:
+                    log.info("removed images", extra={"images": removed})
+            except Unavailable as error:
                 log.warning("sweep failed", extra={"error": str(error)})
-                continue
-            if swept:
-                log.info("swept", extra={"things": swept})
 
 
 def engine_config(settings: Settings, worker: str) -> EngineConfig:
@@ -250,6 +254,9 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         registry=settings.docker_registry or None,
         start_timeout_s=settings.sandbox_start_timeout_seconds,
         code_cache_bytes=settings.code_cache_bytes,
+        image_disk_bytes=settings.image_disk_bytes,
+        # Others that use an image say so with every sweep of theirs: one may be late, and one be missed.
+        image_in_use_s=3 * settings.sweep_seconds,
     )
 
 
