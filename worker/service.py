@@ -69,7 +69,7 @@ class Service:
         self._deployer: Deployer
         self._functions: Functions
         self._engine: Engine
-        self._pool: Pool
+        self._pool: Pool | None = None
 
     async def start(self, ctx: dict[Any, Any]) -> None:
         settings, queue = self._settings, self._queue
@@ -153,7 +153,7 @@ class Service:
                 for station in stations:
                     station.cancel(*rest)
 
-        warmth = Warmth(pool, functions, specs)
+        warmth = Warmth(pool, functions, specs, self._engine, self._deployer.rebuild)
 
         def changed(message: bytes) -> None:
             change = Change.decode(message)
@@ -188,6 +188,12 @@ class Service:
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
 
+    def drain(self) -> None:
+        """Claim nothing more, and begin to destroy what stands idle: nobody will call it any more."""
+        self.worker.stopping.set()
+        if self._pool is not None:
+            self._pool.drain()
+
     async def stop(self, ctx: dict[Any, Any]) -> None:
         await self._open.aclose()
 
@@ -215,7 +221,7 @@ class Service:
 
     def _figures(self) -> dict[str, Any]:
         return {
-            "sandboxes": self._pool.state(),
+            "sandboxes": self._pool.state() if self._pool is not None else {},
             "slots": {station.name: station.busy for station in self.worker.stations},
             "settled": sum(station.settled for station in self.worker.stations),
         }

@@ -34,7 +34,7 @@ from worker.engine.docker.hardening import (
 )
 from worker.engine.docker.image import Images
 from worker.engine.docker.stock import Stock
-from worker.engine.docker.sweep import sweep
+from worker.engine.docker.sweep import remove_own, sweep
 from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.imageuse import ImageUse
@@ -180,8 +180,9 @@ class DockerEngine:
                 await self._builder.close()
             if self._code is not None:
                 await self._code.close()
-            await self._commands.close()
-            await self._fleet.close()
+            await asyncio.gather(self._commands.close(), self._fleet.close(), return_exceptions=True)
+            # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
+            await remove_own(self._docker, self._config)
             await asyncio.to_thread(remove_folder, self._folders.home)
             await asyncio.to_thread(self._blanks.close)
         finally:
