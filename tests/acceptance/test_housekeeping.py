@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -189,6 +190,39 @@ async def test_f21_what_killed_workers_leave_goes_with_the_next_sweep_and_the_li
         await platform.stop()
         assert await containers(platform) == {}
     await redis.aclose()
+
+
+async def test_f22_a_worker_that_is_told_to_stop_under_load_leaves_no_container(database: str, redis_url: str) -> None:
+    env = ENV | {"SWEEP_SECONDS": "1000", "DRAIN_SECONDS": "1", "SANDBOX_IDLE_SECONDS": "60", "SANDBOX_AHEAD": "3"}
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
+        platform.client() as client,
+    ):
+        await client.register()
+        settings: dict[str, dict[str, object]] = {
+            "used": {},
+            "fresh": {"isolation": "fresh"},
+            "kept": {"min_warm": 2},
+        }
+        for name, wanted in settings.items():
+            assert (await client.deploy(name, {"main.py": NAP + f"# {name}\n"}, settings=wanted)).status == 201
+        for seconds in (0, 5):  # some end before the drain is over, and some are handed back
+            calls = [await client.invoke(name, seconds, prefer="respond-async") for name in settings for _ in range(4)]
+            assert {answer.status for answer in calls} == {202}
+
+            async def several() -> bool:
+                return len(await containers(platform)) >= 4
+
+            await until(several, 30, platform.logs)
+            process = platform.processes["worker-1"]
+            platform.signal("worker-1", signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 30) == 0, platform.logs()
+            assert await containers(platform) == {}
+            left = [
+                path for root in ("s", "data/blanks", "data/scratch") for path in (platform.folder / root).glob("*")
+            ]
+            assert len(left) <= 1, left  # the API's scratch folder
+            platform.start("worker-1")
 
 
 async def test_f26_images_that_are_pruned_or_evicted_come_back_and_callers_see_success(
