@@ -279,7 +279,7 @@ async def test_images_of_deleted_and_failed_versions_go_whoever_deleted_them_and
     ):
         await client.register()
         for name in ("kept", "deleted", "failed", "called"):
-            settings = {} if name == "called" else {"min_warm": 1}
+            settings = {"min_warm": 1} if name in ("kept", "deleted") else {}
             assert (await client.deploy(name, {"main.py": NAP + f"# {name}\n"}, settings=settings)).status == 201
         names = await versions(database)
         # The job that deletes may run on another machine: here it does not run at all.

@@ -232,8 +232,11 @@ async def end_from_outside(bench: Bench, sandbox_id: str, end: str) -> None:
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("pause_s", [0.05, 1000], ids=["paused", "running"])
-@pytest.mark.parametrize("end", ["kill", "stop", "delete"])
+@pytest.mark.parametrize(
+    ("end", "pause_s"),
+    [("kill", 1000), ("stop", 0.05), ("delete", 0.05)],
+    ids=["running-kill", "paused-stop", "paused-delete"],
+)
 async def test_f15_sandboxes_and_blanks_ended_from_outside_are_replaced_and_counted_right(
     docker_bench: Bench, end: str, pause_s: float
 ) -> None:
