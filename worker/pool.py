@@ -257,7 +257,7 @@ class Pool:
                 raise
         await self._room(spec.memory_mb)
         lease = await self._start(spec)
-        if spec.image not in self._prepared:
+        if spec.image not in self._prepared and not self._closed:
             self._background(self._prepare(spec))  # so that the next one can be made from a blank
         return lease
 
