@@ -69,7 +69,7 @@ class PrivateDockerd:
             self._process = OwnedProcess.spawn(
                 [
                     # One without a bridge takes away the bridge that it finds, which is the machine's own daemon's.
-                    *("unshare", "--net"),
+                    *(shutil.which("unshare") or "unshare", "--net"),
                     shutil.which("dockerd") or "dockerd",
                     *("--config-file", str(config), "--host", self.url, "--pidfile", str(self.folder / "pid")),
                     *("--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "x")),

@@ -147,6 +147,11 @@ class Settings(BaseModel):
     code_cache_bytes: Positive = _setting(
         2**31, "Code of versions that one worker keeps on disk for its blanks, least recently used out first."
     )
+    image_disk_bytes: NotNegative = _setting(
+        20_000 * MEGABYTE,
+        "Disk that images of versions, dependencies and runtimes may take on a machine, least recently used out first; "
+        "0: no bound.",
+    )
     sandbox_start_timeout_seconds: PositiveSeconds = _setting(30, "Time a sandbox may take to get ready.")
 
     # Queue

@@ -23,7 +23,7 @@ async def serve(settings: Settings) -> None:
 
     def stop() -> None:
         log.info("draining", extra={"worker": service.id})
-        worker.stopping.set()
+        service.drain()
         loop.call_later(settings.drain_seconds, hand_back)
 
     def hand_back() -> None:

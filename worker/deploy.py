@@ -20,6 +20,7 @@ from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
+from worker.engine.builds import Builds
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, Engine, EngineUnavailable
 from worker.outage import Outage
 from worker.station import Cleanup
@@ -67,6 +68,7 @@ class Deployer:
         self._start_ahead = start_ahead
         self._limits = limits
         self._outage = outage
+        self._rebuilding = Builds()
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         try:
@@ -129,12 +131,16 @@ class Deployer:
         return record
 
     async def rebuild(self, version: RunnableVersion) -> RunnableVersion:
-        """Make the image of an active version again. Raises what a build raises."""
-        log.info("building a lost image again", extra={"version": str(version.id)})
-        built = await self._build(version, lambda _: None)
-        if built.ref != version.image:
-            await self._functions.set_image(version.id, image=built.ref, image_bytes=built.size_bytes)
-        return replace(version, image=built.ref)
+        """Make the image of an active version again, once for however many ask. Raises what a build raises."""
+        async with self._rebuilding.once(str(version.id)):
+            known = await self._functions.runnable(version.id) or version
+            if known.image is not None and await self._engine.has_image(known.image):
+                return known  # somebody else was first
+            log.info("building a lost image again", extra={"version": str(version.id)})
+            built = await self._build(version, lambda _: None)
+            if built.ref != known.image:
+                await self._functions.set_image(version.id, image=built.ref, image_bytes=built.size_bytes)
+            return replace(version, image=built.ref)
 
     async def _deploy(self, message: JobMessage) -> dict[str, object]:
         version = await self._functions.runnable(message.version_id)

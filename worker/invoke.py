@@ -68,6 +68,14 @@ class Invoker:
         try:
             version = await self._version(message)
             lease = await self._sandbox(version)
+            call = self._call_of(message, version)
+            ready, outcome, cleanup = await self._call(lease, call, version)
+            if not outcome.ran and await self._is_lost(version):
+                # Its image went after the sandbox was there, which has met no code yet.
+                if cleanup is not None:
+                    await cleanup
+                lease = await self._rebuilt(version)
+                ready, outcome, cleanup = await self._call(lease, call, version)
         except _NotStarted as error:
             outcome = CallOutcome(
                 reason=error.reason,
@@ -76,26 +84,6 @@ class Invoker:
             )
             record = self._record(message, claim, claimed_ms, started, started, outcome, None, None)
             return await self._judged(message, record), None
-        ready = time.perf_counter()
-        settings = version.settings
-        fresh = settings.isolation == "fresh"
-        call = Call(
-            job_id=message.id,
-            attempt=message.attempt,
-            event=message.payload,
-            timeout_ms=settings.timeout_ms,
-            max_result_bytes=self._limits.max_result_bytes,
-            max_log_bytes=self._limits.max_log_bytes,
-        )
-        try:
-            outcome = await lease.sandbox.call(call)
-        except BaseException:
-            # Cancelled: nobody wants the outcome, and the slot is free once the sandbox is dead.
-            leaving = self._pool.release(lease, fresh=fresh)
-            if leaving is not None:
-                await leaving
-            raise
-        cleanup = self._pool.release(lease, fresh=fresh)
         record = self._record(message, claim, claimed_ms, started, ready, outcome, lease, version)
         return await self._judged(message, record), cleanup
 
@@ -104,6 +92,30 @@ class Invoker:
         if record.reason != Reason.SANDBOX_START_FAILED or not await self._outage.again(message):
             return record
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
+
+    def _call_of(self, message: JobMessage, version: RunnableVersion) -> Call:
+        return Call(
+            job_id=message.id,
+            attempt=message.attempt,
+            event=message.payload,
+            timeout_ms=version.settings.timeout_ms,
+            max_result_bytes=self._limits.max_result_bytes,
+            max_log_bytes=self._limits.max_log_bytes,
+        )
+
+    async def _call(self, lease: Lease, call: Call, version: RunnableVersion) -> tuple[float, CallOutcome, Cleanup]:
+        """When the sandbox was ready, how the call ended, and what must end before the slot is free."""
+        fresh = version.settings.isolation == "fresh"
+        ready = time.perf_counter()
+        try:
+            outcome = await lease.sandbox.call(call)
+        except BaseException:
+            # Cancelled: nobody wants the outcome, and the slot is free once the sandbox is dead.
+            leaving = self._pool.release(lease, fresh=fresh)
+            if leaving is not None:
+                await leaving
+            raise
+        return ready, outcome, self._pool.release(lease, fresh=fresh)
 
     async def _version(self, message: JobMessage) -> RunnableVersion:
         try:
@@ -116,12 +128,22 @@ class Invoker:
 
     async def _sandbox(self, version: RunnableVersion) -> Lease:
         try:
-            try:
-                return await self._pool.acquire(self._specs.of(version), fresh=version.settings.isolation == "fresh")
-            except EngineUnavailable:
-                if version.image is not None and await self._engine.has_image(version.image):
-                    raise
-            # The image was removed behind our back, or this machine never had it: make it from the artifact.
+            return await self._pool.acquire(self._specs.of(version), fresh=version.settings.isolation == "fresh")
+        except EngineUnavailable as error:
+            if not await self._is_lost(version):
+                raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
+        return await self._rebuilt(version)
+
+    async def _is_lost(self, version: RunnableVersion) -> bool:
+        """Whether its image was removed behind our back, or this machine never had it."""
+        try:
+            return version.image is None or not await self._engine.has_image(version.image)
+        except EngineUnavailable:
+            return False
+
+    async def _rebuilt(self, version: RunnableVersion) -> Lease:
+        """A sandbox of a version whose image is made again from the artifact."""
+        try:
             self._versions.forget(version.id)
             return await self._pool.acquire(self._specs.of(await self._deployer.rebuild(version)))
         except EngineUnavailable as error:

@@ -151,12 +151,11 @@ class Pool:
             now = asyncio.get_running_loop().time()
             self.reap_once(now)
             await self._pause_idle(now)
-            try:
-                for spec, count in list(self._kept.items()):
-                    await self._start_ahead(spec, count)
-                await self._fill_blanks(now)
-            except EngineUnavailable as error:
-                log.warning("sandboxes are not started ahead", extra={"error": str(error)})
+            # One that cannot be started must not keep the others from it.
+            failed = [await _failure(self._start_ahead(spec, count)) for spec, count in list(self._kept.items())]
+            failed.append(await _failure(self._fill_blanks(now)))
+            if any(failed):
+                log.warning("sandboxes are not started ahead", extra={"error": next(filter(None, failed))})
                 await asyncio.sleep(_REAP_EVERY_S * 4)
 
     def reap_once(self, now: float) -> int:
@@ -174,14 +173,18 @@ class Pool:
                 del self._idle[spec]
         return gone
 
-    async def close(self) -> None:
-        """Destroy everything idle and wait for what is leaving."""
+    def drain(self) -> None:
+        """Begin to destroy everything idle, keep nothing for later, and start nothing ahead. Who acquires is served."""
         self._closed = True
         self.drop(lambda _: True)
         while self._blanks:
             _, blanks = self._blanks.popitem()
             for blank in blanks:
                 self._destroy_blank_later(blank)
+
+    async def close(self) -> None:
+        """As :meth:`drain`, and wait for what is leaving."""
+        self.drain()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
@@ -214,6 +217,9 @@ class Pool:
         return True
 
     def _put_idle(self, lease: Lease, now: float) -> None:
+        if self._closed:
+            self._destroy_later(lease)
+            return
         lease.idle_since = now
         self._idle.setdefault(lease.spec, deque()).append(lease)
         self._let_in()
@@ -229,6 +235,9 @@ class Pool:
                     await lease.sandbox.pause()
                     lease.paused = True
                 except EngineUnavailable:
+                    self._destroy_later(lease)
+                    continue
+                if self._closed:
                     self._destroy_later(lease)
                     continue
                 self._idle.setdefault(lease.spec, deque()).appendleft(lease)
@@ -249,7 +258,7 @@ class Pool:
                 raise
         await self._room(spec.memory_mb)
         lease = await self._start(spec)
-        if spec.image not in self._prepared:
+        if spec.image not in self._prepared and not self._closed:
             self._background(self._prepare(spec))  # so that the next one can be made from a blank
         return lease
 
@@ -294,7 +303,11 @@ class Pool:
         if len(self._prepared) >= _PREPARED_REMEMBERED:
             self._prepared.clear()
         self._prepared[spec.image] = False
-        self._prepared[spec.image] = await self.engine.prepare(spec)
+        try:
+            self._prepared[spec.image] = await self.engine.prepare(spec)
+        except BaseException:
+            self._prepared.pop(spec.image, None)  # the next cold start tries again
+            raise
         self._want_blanks(spec)
 
     def _take_blank(self, spec: SandboxSpec) -> Blank | None:
@@ -326,7 +339,7 @@ class Pool:
                 for blank in self._blanks.pop(spec):
                     self._destroy_blank_later(blank)
                 continue
-            if len(blanks) < self.limits.blanks and self._spare_room(spec.memory_mb):
+            if not self._closed and len(blanks) < self.limits.blanks and self._spare_room(spec.memory_mb):
                 try:
                     made = await self.engine.prestart(spec)
                 except BaseException:
@@ -336,7 +349,13 @@ class Pool:
                     self._freed(spec.memory_mb)
                     del self._blank_wanted_at[spec]
                     continue
-                self._blanks.setdefault(spec, deque()).append(made)
+                self._put_blank(made)
+
+    def _put_blank(self, blank: Blank) -> None:
+        if self._closed:
+            self._destroy_blank_later(blank)
+        else:
+            self._blanks.setdefault(blank.spec, deque()).append(blank)
 
     # The budget
 
@@ -448,6 +467,15 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _failure(work: Coroutine[None, None, None]) -> str | None:
+    """What the engine said if it did not do ``work``."""
+    try:
+        await work
+    except EngineUnavailable as error:
+        return str(error)
+    return None
 
 
 async def _quietly(work: Coroutine[None, None, None]) -> None:

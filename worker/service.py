@@ -30,7 +30,7 @@ from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
 from worker.engine import make_engine
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Engine, EngineUnavailable
+from worker.engine.contract import Engine
 from worker.invoke import Invoker, Limits
 from worker.outage import Outage
 from worker.pool import Pool, PoolLimits
@@ -68,8 +68,9 @@ class Service:
         )
         self._invoker: Invoker
         self._deployer: Deployer
+        self._functions: Functions
         self._engine: Engine
-        self._pool: Pool
+        self._pool: Pool | None = None
 
     async def start(self, ctx: dict[Any, Any]) -> None:
         settings, queue = self._settings, self._queue
@@ -86,6 +87,7 @@ class Service:
             async with postgres.acquire() as connection:
                 await check_schema(connection)
         functions, jobs = Functions(postgres), Jobs(postgres)
+        self._functions = functions
         store = await open_store(store_config(settings))
         self._open.push_async_callback(store.close)
         scratch = self._scratch
@@ -155,7 +157,7 @@ class Service:
                 for station in stations:
                     station.cancel(*rest)
 
-        warmth = Warmth(pool, functions, specs)
+        warmth = Warmth(pool, functions, specs, self._engine, self._deployer.rebuild)
 
         def changed(message: bytes) -> None:
             change = Change.decode(message)
@@ -191,6 +193,12 @@ class Service:
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
 
+    def drain(self) -> None:
+        """Claim nothing more, and begin to destroy what stands idle: nobody will call it any more."""
+        self.worker.stopping.set()
+        if self._pool is not None:
+            self._pool.drain()
+
     async def stop(self, ctx: dict[Any, Any]) -> None:
         await self._open.aclose()
 
@@ -222,13 +230,13 @@ class Service:
 
     def _figures(self) -> dict[str, Any]:
         return {
-            "sandboxes": self._pool.state(),
+            "sandboxes": self._pool.state() if self._pool is not None else {},
             "slots": {station.name: station.busy for station in self.worker.stations},
             "settled": sum(station.settled for station in self.worker.stations),
         }
 
     async def _sweep(self) -> None:
-        """Clear away what dead workers left on this engine."""
+        """Clear away what dead workers left on this engine, and images that are not wanted any more."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.sweep_seconds)
@@ -239,11 +247,13 @@ class Service:
             try:
                 living = frozenset(await self._queue.beats()) | {self.id}
                 swept = await self._engine.sweep(living) + await self._scratch.sweep()
-            except (Unavailable, EngineUnavailable) as error:
+                if swept:
+                    log.info("swept", extra={"things": swept})
+                removed = await self._engine.tidy(self._functions.standing)
+                if removed:
+                    log.info("removed images", extra={"images": removed})
+            except Unavailable as error:
                 log.warning("sweep failed", extra={"error": str(error)})
-                continue
-            if swept:
-                log.info("swept", extra={"things": swept})
 
 
 def engine_config(settings: Settings, worker: str) -> EngineConfig:
@@ -260,6 +270,9 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         engine_call_timeout_s=settings.engine_timeout_seconds,
         start_timeout_s=settings.sandbox_start_timeout_seconds,
         code_cache_bytes=settings.code_cache_bytes,
+        image_disk_bytes=settings.image_disk_bytes,
+        # Others that use an image say so with every sweep of theirs: one may be late, and one be missed.
+        image_in_use_s=3 * settings.sweep_seconds,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -162,6 +162,13 @@ class Functions:
     async def forget_images(self, function: UUID) -> None:
         with postgres_errors():
             await self._pool.execute(_SQL["forget_images"], function)
+
+    async def standing(self, versions: Iterable[UUID]) -> Mapping[UUID, str | None]:
+        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with their image,
+        None before they are built."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["standing_versions"], list(versions))
+        return {row["id"]: row["image"] for row in rows}
 
     async def own_artifacts(self, function: UUID) -> Sequence[str]:
         """SHA-256 of the artifacts that nobody else's versions use."""

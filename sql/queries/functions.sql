@@ -103,6 +103,11 @@ SELECT id, image FROM versions WHERE function_id = $1 AND image IS NOT NULL
 -- The images of a deleted function are gone.
 UPDATE versions SET image = NULL WHERE function_id = $1
 
+-- name: standing_versions
+-- Which of these versions may be called, or will be once they are built; the images of all others are waste.
+SELECT v.id, v.image FROM versions v JOIN functions f ON f.id = v.function_id
+WHERE v.id = ANY ($1) AND v.status <> 'failed' AND f.deleted_at IS NULL
+
 -- name: artifacts_only_of_function
 -- Artifacts that no other function's versions use.
 SELECT DISTINCT v.artifact_sha256 FROM versions v

@@ -25,6 +25,7 @@ from worker.engine.docker.image import Images
 from worker.engine.docker.install import Installer
 from worker.engine.layer import LayerWriter, UnsafeEntry, installed_layer
 from worker.engine.process.build import ProcessBuilder
+from worker.engine.process.stock import Stock
 from worker.engine.recipe import load_recipe
 from worker.engine.requirements import Requirements
 
@@ -593,12 +594,12 @@ async def test_the_process_engine_builds_folders_and_shares_dependencies(config:
 
 async def test_what_a_killed_worker_left_half_made_is_swept(config: EngineConfig, plan: Plans) -> None:
     gone = ProcessBuilder(replace(config, worker_id="gone"))
-    here = ProcessBuilder(config)
+    here, stock = ProcessBuilder(config), Stock(config)
     built = await here.build(plan({"main.py": HANDLER}), ignore)
     for builder in (gone, here):
         (await asyncio.to_thread(builder.scratch, config.data_dir / "versions" / "x")).joinpath("half").touch()
-    assert await here.sweep(frozenset({"gone"})) == 0
-    assert await here.sweep(frozenset()) == 1
+    assert await asyncio.to_thread(stock.sweep, frozenset({"gone"})) == 0
+    assert await asyncio.to_thread(stock.sweep, frozenset()) == 1
     left = {path.name for path in (config.data_dir / "versions").iterdir()}
     assert built.ref in left
     assert len(left) == 2

@@ -441,6 +441,39 @@ async def test_a_command_is_good_for_one_call_and_leaves_nothing(bench: Bench) -
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("bench", ["docker"], indirect=True)
+@pytest.mark.parametrize("end", ["kill", "stop", "delete"])
+async def test_f15_a_command_that_is_killed_from_outside_is_not_the_functions_fault(bench: Bench, end: str) -> None:
+    assert isinstance(bench.engine, DockerEngine)
+    sandbox = await bench.command(timeout_ms=30_000)
+    running = asyncio.ensure_future(sandbox.call(call({"do": "sleep"}, timeout_ms=30_000)))
+    container = bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(DockerError):
+                if (await container.show())["State"]["Running"]:
+                    break
+            await asyncio.sleep(0.02)
+    await (container.delete(force=True) if end == "delete" else getattr(container, end)())
+    outcome = await running
+    assert outcome.reason == "sandbox_start_failed", outcome
+    assert outcome.ran
+    await sandbox.destroy()
+    assert await bench.left() == []
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("bench", ["docker"], indirect=True)
+async def test_f26_a_command_whose_image_went_has_not_run(bench: Bench) -> None:
+    sandbox = await bench.command()
+    await bench.engine.remove_image(bench.images["dart"])
+    outcome = await sandbox.call(call({"do": "echo"}))
+    assert (outcome.reason, outcome.ran) == ("sandbox_start_failed", False)
+    await sandbox.destroy()
+    assert await bench.left() == []
+
+
+@pytest.mark.docker
 @pytest.mark.timeout(180)
 async def test_commands_run_through_the_platform(database: str, redis_url: str, tmp_path: Path) -> None:
     files = {"bin/main": (SOURCES / "main.py").read_bytes()}

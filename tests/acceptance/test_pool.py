@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from engines import Bench, call, engine_config, process_bench_of, short_dir
+from engines import Bench, call, docker_bench, engine_config, process_bench_of, short_dir
 
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable
+from worker.engine.docker import DockerEngine
 from worker.pool import Lease, Pool, PoolLimits, StartKind
 
-__all__ = ["engine_config", "short_dir"]  # fixtures
+__all__ = ["docker_bench", "engine_config", "short_dir"]  # fixtures
 
 WITHIN_S = 20
 
@@ -221,3 +222,87 @@ async def test_a_cold_start_is_made_from_a_blank_once_the_code_is_here(process: 
     maintaining.cancel()
     await pool.close()
     assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
+
+
+async def end_from_outside(bench: Bench, sandbox_id: str, end: str) -> None:
+    """As an operator would."""
+    assert isinstance(bench.engine, DockerEngine)
+    container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+    await (container.delete(force=True) if end == "delete" else getattr(container, end)())
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("end", "pause_s"),
+    [("kill", 1000), ("stop", 0.05), ("delete", 0.05)],
+    ids=["running-kill", "paused-stop", "paused-delete"],
+)
+async def test_f15_sandboxes_and_blanks_ended_from_outside_are_replaced_and_counted_right(
+    docker_bench: Bench, end: str, pause_s: float
+) -> None:
+    pool = Pool(engine=docker_bench.engine, limits=limits(pause_s=pause_s, blanks=1))
+    spec = docker_bench.spec("echo")
+    kept = "paused" if pause_s < 1 else "idle"
+    pool.keep({spec: 2})
+    maintaining = asyncio.create_task(pool.maintain())
+    try:
+        await until(lambda: pool.state()[kept] == 2)
+        await pool._prepare(spec)
+        await until(lambda: pool.state()["blank"] == 1)
+        ended = {lease.sandbox.id for lease in pool._idle[spec]}
+        (blanks,) = pool._blanks.values()
+        ended.add(blanks[0].id)
+        for one in ended:
+            await end_from_outside(docker_bench, one, end)
+
+        def mended() -> bool:
+            there = {lease.sandbox.id for lease in pool._idle.get(spec, ())} | {blank.id for blank in blanks}
+            return not there & ended and (pool.state()[kept], pool.state()["blank"]) == (2, 1)
+
+        await until(mended)
+        await until(lambda: pool.state()["memory_mb"] == 3 * 128)
+        await use(pool, await pool.acquire(spec))
+    finally:
+        maintaining.cancel()
+        await pool.close()
+    assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "paused": 0, "blank": 0, "memory_mb": 0}
+
+
+@pytest.mark.docker
+async def test_f15_a_sandbox_removed_under_a_call_leaves_nothing_in_the_books(docker_bench: Bench) -> None:
+    pool = Pool(engine=docker_bench.engine, limits=limits())
+    lease = await pool.acquire(docker_bench.spec("sleep"))
+    running = asyncio.ensure_future(lease.sandbox.call(call(60, timeout_ms=30_000)))
+    await asyncio.sleep(0)  # the call is on its way
+    await end_from_outside(docker_bench, lease.sandbox.id, "delete")
+    assert (await running).reason == "sandbox_start_failed"
+    leaving = pool.release(lease)
+    assert leaving is not None
+    await leaving
+    assert pool.state() == {**pool.state(), "busy": 0, "memory_mb": 0}
+    await pool.close()
+
+
+async def test_what_cannot_be_started_does_not_keep_others_from_being_kept_warm(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    broken, fine = process.spec("echo", image="absent"), process.spec("echo")
+    pool.keep({broken: 1, fine: 1})
+    maintaining = asyncio.create_task(pool.maintain())
+    await until(lambda: pool.state()["idle"] == 1)
+    maintaining.cancel()
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_a_pool_that_drains_keeps_nothing_and_serves_who_asks(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    idle, busy = process.spec("echo"), process.spec("echo")
+    lease = await pool.acquire(busy)
+    await use(pool, await pool.acquire(idle))
+    pool.drain()
+    await until(lambda: pool.state()["memory_mb"] == 128)
+    await use(pool, lease)
+    await use(pool, await pool.acquire(idle))
+    await pool.prestart(idle)
+    assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "memory_mb": 0}
+    await pool.close()

@@ -25,7 +25,7 @@ import orjson
 
 from worker.engine.attach import remove_folder
 from worker.engine.commandresult import BadResult, judge, read_result
-from worker.engine.contract import Call, CallOutcome, EngineUnavailable, LogEntry, SandboxSpec
+from worker.engine.contract import Call, CallOutcome, EngineUnavailable, LogEntry, NotRun, SandboxSpec
 from worker.engine.environment import environment
 from worker.engine.recipe import Recipe
 from worker.engine.sandbox import ExitStatus, failure
@@ -56,7 +56,7 @@ class Program(Protocol):
     async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
         """Run it to its end or to the call's timeout, when it begins to be killed, as it does when cancelled.
 
-        Raises :class:`EngineUnavailable`.
+        Raises :class:`EngineUnavailable`, and :class:`NotRun` if it could not even be made.
         """
 
     async def remove(self) -> None:
@@ -99,7 +99,10 @@ class CommandSandbox:
         except (EngineUnavailable, OSError) as error:
             message = failure(f"the engine cannot run its command ({error})")
             return CallOutcome(
-                reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
+                reason="sandbox_start_failed",
+                error={"type": "EngineUnavailable", "message": message},
+                exit_code=None,
+                ran=not isinstance(error, NotRun),
             )
         # In a thread, because results may have megabytes.
         outcome = await asyncio.to_thread(self._judged, call, ended.status)

@@ -24,6 +24,10 @@ class EngineConfig:
     :param registry: images of versions are pushed there when set.
     :param max_image_bytes: bound on one version's image.
     :param code_cache_bytes: bound on the code of versions that is kept on this machine for blanks.
+    :param image_disk_bytes: what images (folders, with ``process``) of versions, dependencies and runtimes may take on
+        this machine, unless they are in use; 0 for no bound.
+    :param image_in_use_s: so long after its last use an image counts as in use, since other workers may share the
+        machine: they write down what they use with every sweep.
     """
 
     installation: str
@@ -37,5 +41,7 @@ class EngineConfig:
     registry: str | None = None
     max_image_bytes: int = 2 * 1024**3
     code_cache_bytes: int = 2 * 1024**3
+    image_disk_bytes: int = 20 * 1000**3
+    image_in_use_s: float = 90.0
     start_timeout_s: float = 30.0
     engine_call_timeout_s: float = 60.0

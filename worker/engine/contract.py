@@ -9,7 +9,7 @@ A sandbox serves one call at a time. After any outcome but ``succeeded``, ``hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -73,6 +73,10 @@ class EngineUnavailable(Unavailable):
     """The engine did not answer or failed on its own account: the function is not to blame, a retry makes sense."""
 
 
+class NotRun(EngineUnavailable):
+    """As its parent, and surely nothing of the function ran."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What a sandbox is started from. Two calls may share a sandbox only if their specs are equal."""
@@ -126,6 +130,8 @@ class CallOutcome:
     run_ms: float = 0.0
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
+    ran: bool = True
+    """False only if surely no code of the function ran: the call may be made again in another sandbox."""
     is_response: bool = False
     """The result is a shaped HTTP answer: ``status``, ``headers`` (an object, or pairs where names are repeated), and
     ``body`` (text or any JSON) or ``body_base64``."""
@@ -185,6 +191,11 @@ class Blank(Protocol):
         """As :meth:`Sandbox.destroy`."""
 
 
+Standing = Callable[[frozenset[UUID]], Awaitable[Mapping[UUID, str | None]]]
+"""Which of these versions stand: they are known, their build did not fail, and their function was not deleted. Answers
+the image of each, ``None`` while it is being built."""
+
+
 class Engine(Protocol):
     name: str
 
@@ -213,10 +224,20 @@ class Engine(Protocol):
         """Whether ``image`` is on this machine."""
 
     async def remove_image(self, image: str) -> None:
-        """Drop a version's image; absent is fine."""
+        """Drop a version's image; absent is fine. One that a sandbox still uses is left to :meth:`tidy`."""
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        """Destroy sandboxes and folders of this installation whose worker is not in ``live_workers``; their count."""
+        """Destroy sandboxes, and remove folders and half-made images, of this installation whose worker is not in
+        ``live_workers``; their count. Raises :class:`EngineUnavailable`."""
+
+    async def tidy(self, standing: Standing) -> int:
+        """Remove the images of this installation's versions that do not stand; then, while what is left takes more
+        disk than it may, the images of versions that were not used for longest, dependencies that no version stands
+        on, and runtimes at last. How many went.
+
+        What a sandbox or a running build uses stays, whoever's worker it is; another installation's too. A version
+        whose image went is built again at its next call. Raises :class:`EngineUnavailable`, and what ``standing``
+        raises."""
 
     async def close(self) -> None:
         """Destroy every sandbox of this worker and let go of the engine."""

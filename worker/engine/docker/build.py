@@ -11,18 +11,19 @@ from worker.engine.analysis import analyze
 from worker.engine.buildlog import BuildLog
 from worker.engine.builds import Builds, content_key
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage
+from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
 from worker.engine.docker.check import Checker
 from worker.engine.docker.compile import Compiler
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_VERSION
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
+from worker.engine.docker.stock import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
+from worker.engine.imageuse import ImageUse
 from worker.engine.layer import artifact_layer, in_thread, runtime_layer
 from worker.engine.recipe import Recipe, load_recipe
 from worker.engine.wanted import Wanted, read_wanted, wanted_key
 
-FUNCTION = "containerpub/function"
-DEPENDENCIES = "containerpub/dependencies"
-RUNTIME = "containerpub/runtime"
+_TRIES = 3
 
 
 class ImageBuilder:
@@ -35,6 +36,7 @@ class ImageBuilder:
         self._checker = Checker(docker, config)
         self._compiler = Compiler(docker, config)
         self._builds = Builds()
+        self._use = ImageUse(config.data_dir)
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         """See :meth:`worker.engine.contract.Engine.build`. Cancelling ends and removes whatever runs for it."""
@@ -55,11 +57,8 @@ class ImageBuilder:
         )
         base = await self._base(recipe)
         await self._checker.check(plan, recipe, base)
-        parent = await self._runtime(recipe, base)
-        if wanted is not None and recipe.install is not None:
-            parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
         tag = str(plan.version_id)
-        image = await self._assemble(plan, recipe, parent, tag, log)
+        image = await self._stacked(plan, recipe, base, wanted, tag, log)
         if image.size_bytes > self._config.max_image_bytes:
             await self._images.remove(f"{FUNCTION}:{tag}")
             raise BuildRejected(
@@ -70,19 +69,38 @@ class ImageBuilder:
             await self._images.push(image, f"{self._config.registry}/{FUNCTION}", tag)
         return BuiltImage(ref=image.id, size_bytes=image.size_bytes, analysis=analysis)
 
+    async def _stacked(
+        self, plan: BuildPlan, recipe: Recipe, base: Image, wanted: Wanted | None, tag: str, log: BuildLog
+    ) -> Image:
+        """All layers of a version. What a layer is to stand on may be removed behind our back, by an operator or by
+        a worker that needs the disk: then it is made again."""
+        for left in reversed(range(_TRIES)):
+            parent = await self._runtime(recipe, base)
+            try:
+                if wanted is not None and recipe.install is not None:
+                    parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
+                return await self._assemble(plan, recipe, parent, tag, log)
+            except EngineUnavailable:
+                if not left or await self._images.find(parent.id) is not None:
+                    raise
+                log.line("what the image stands on was removed: once more")
+        raise AssertionError("the last try returns or raises")
+
     async def _assemble(self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, log: BuildLog) -> Image:
         """The version's image: its code, and what is compiled out of it if its runtime compiles."""
-        labels = self._labels() | {"containerpub.version": tag}
+        labels = self._labels() | {LABEL_VERSION: tag}
         code = await in_thread(artifact_layer, plan.artifact, "function")
         if recipe.compile is None:
-            return await self._images.stack(parent, code, FUNCTION, tag, labels)
-        source = f"{tag}-source"
-        image = await self._images.stack(parent, code, FUNCTION, source, labels)
-        try:
-            compiled = await self._compiler.compile(plan, recipe, image, log)
-            return await self._images.stack(image, compiled, FUNCTION, tag, labels)
-        finally:
-            await self._images.remove(f"{FUNCTION}:{source}")
+            image = await self._images.stack(parent, code, FUNCTION, tag, labels)
+        else:
+            source = half_made_tag(plan.version_id, self._config.worker_id)
+            image = await self._images.stack(parent, code, FUNCTION, source, labels)
+            try:
+                compiled = await self._compiler.compile(plan, recipe, image, log)
+                image = await self._images.stack(image, compiled, FUNCTION, tag, labels)
+            finally:
+                await self._images.remove(f"{FUNCTION}:{source}")
+        return await self._in_use(image)
 
     async def _base(self, recipe: Recipe) -> Image:
         return await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
@@ -93,8 +111,9 @@ class ImageBuilder:
         async with self._builds.once(key):
             tag = f"{recipe.name}-{key}"
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
-                return found
-            return await self._images.stack(base, await in_thread(runtime_layer, recipe), RUNTIME, tag, self._labels())
+                return await self._in_use(found)
+            layer = await in_thread(runtime_layer, recipe)
+            return await self._in_use(await self._images.stack(base, layer, RUNTIME, tag, self._labels()))
 
     async def _dependencies(
         self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog
@@ -103,10 +122,16 @@ class ImageBuilder:
         async with self._builds.once(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
-                return found
+                return await self._in_use(found)
             log.line("installing dependencies")
             layer = await self._installer.install(plan, recipe, base, wanted, log)
-            return await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels())
+            # Installing may take longer than an image that nobody touches counts as used.
+            parent = await self._runtime(recipe, base)
+            return await self._in_use(await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels()))
+
+    async def _in_use(self, image: Image) -> Image:
+        await asyncio.to_thread(self._use.mark, image.id)
+        return image
 
     def _labels(self) -> dict[str, str]:
-        return {"containerpub.installation": self._config.installation}
+        return {LABEL_INSTALLATION: self._config.installation}

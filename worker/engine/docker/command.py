@@ -16,8 +16,8 @@ from worker.engine.attach import SocketFolders
 from worker.engine.capture import Capture
 from worker.engine.command import RESULT, CommandSandbox, CommandSandboxes, Ended, command_of, container_paths
 from worker.engine.config import EngineConfig
-from worker.engine.contract import Call, EngineUnavailable, LogStream, SandboxSpec
-from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.contract import Call, EngineUnavailable, LogStream, NotRun, SandboxSpec
+from worker.engine.docker.container import engine_call, exit_status, remove_container
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -31,7 +31,6 @@ from worker.engine.recipe import Recipe
 from worker.engine.sandbox import ExitStatus
 
 _STREAMS = {1: (LogStream.STDOUT, "info"), 2: (LogStream.STDERR, "error")}
-_KILLED = 137
 _LAST_OUTPUT_S = 1.0
 """How long after its end a container's output may take to arrive."""
 _DROPPED_AT_ONCE = 256 * 1024
@@ -95,7 +94,10 @@ class ContainerRun:
     async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
         self._creating = asyncio.create_task(self._create(env), name=f"create-{self._name}")
         # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
-        container = await asyncio.shield(self._creating)
+        try:
+            container = await asyncio.shield(self._creating)
+        except EngineUnavailable as error:
+            raise NotRun(error.message) from error
         output = Capture(call.max_log_bytes)
         stream = container.attach(stdout=True, stderr=True)
         reading: asyncio.Task[None] | None = None
@@ -143,10 +145,7 @@ class ContainerRun:
     async def _wait(self, container: DockerContainer, timeout_s: float) -> ExitStatus:
         async with engine_call("waiting for a command", timeout_s + self._timeout_s):
             await container.wait()
-            state = (await container.show())["State"]
-        code = int(state["ExitCode"])
-        # The flag alone may mean a child whose parent went on.
-        return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+        return await exit_status(self._docker, self._name, self._timeout_s)
 
     def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None, container: DockerContainer) -> None:
         """Begin to kill. The stream is let go of before: nobody reads it any more, and the kill would wait for that."""

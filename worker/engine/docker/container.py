@@ -64,13 +64,19 @@ class Container:
         self._container = docker.containers.container(name)
         self._timeout_s = timeout_s
         self._new_config = new_config
+        self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
     async def start(self, rendezvous: Rendezvous) -> None:
-        async with engine_call("creating a container", self._timeout_s):
-            await self._docker.containers.create(self._new_config(rendezvous), name=self.name)
+        # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
+        self._creating = asyncio.create_task(self._create(rendezvous), name=f"create-{self.name}")
+        await asyncio.shield(self._creating)
         async with engine_call("starting a container", self._timeout_s):
             await self._container.start()
+
+    async def _create(self, rendezvous: Rendezvous) -> None:
+        async with engine_call("creating a container", self._timeout_s):
+            await self._docker.containers.create(self._new_config(rendezvous), name=self.name)
 
     def kill(self) -> None:
         if self._killing is None:
@@ -96,32 +102,12 @@ class Container:
                     await self._container.wait()
             except TimeoutError:
                 return ExitStatus(code=None, out_of_memory=False)
-            state = (await self._container.show())["State"]
-        code = int(state["ExitCode"])
-        if code == _KILLED and not state.get("OOMKilled") and await self._was_killed():
-            raise EngineUnavailable("somebody had the container engine kill the container")
-        # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
-        # went on: only together with the main process's own SIGKILL does it explain the end.
-        return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
-
-    async def _was_killed(self) -> bool:
-        """Whether the engine was asked to kill it, by an operator or by its own shutdown, and not by us: whoever kills
-        from here asks no more how it ended. A function that kills itself leaves no such event."""
-        now = time.time()
-        window = {
-            "since": f"{now - _EVENTS_BACK_S:.3f}",
-            "until": f"{now + _EVENTS_LATE_S:.3f}",
-            "filters": json.dumps({"type": ["container"], "event": ["kill"], "container": [self.name]}),
-        }
-        async with (
-            engine_call("asking who ended a container", self._timeout_s),
-            self._docker._query("events", params=window, timeout=None) as response,
-        ):
-            return bool((await response.read()).strip())
+        return await exit_status(self._docker, self.name, self._timeout_s)
 
     async def remove(self) -> None:
-        if self._killing is not None:
-            await asyncio.wait((self._killing,))
+        for task in (self._creating, self._killing):
+            if task is not None:
+                await asyncio.wait((task,))
         await remove_container(self._docker, self.name, self._timeout_s)
         for folder in self._folders:
             await asyncio.to_thread(remove_folder, folder)
@@ -133,6 +119,34 @@ class Container:
         except EngineUnavailable:
             # remove() comes next, kills too, and reports.
             pass
+
+
+async def exit_status(docker: Docker, name: str, timeout_s: float) -> ExitStatus:
+    """How an ended container ended. Raises :class:`EngineUnavailable`, also if somebody else had it killed."""
+    async with engine_call("looking at a container", timeout_s):
+        state = (await docker.containers.container(name).show())["State"]
+    code = int(state["ExitCode"])
+    if code == _KILLED and not state.get("OOMKilled") and await _was_killed(docker, name, timeout_s):
+        raise EngineUnavailable("somebody had the container engine kill the container")
+    # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
+    # went on: only together with the main process's own SIGKILL does it explain the end.
+    return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+
+
+async def _was_killed(docker: Docker, name: str, timeout_s: float) -> bool:
+    """Whether the engine was asked to kill it, by an operator or by its own shutdown, and not by us: whoever kills
+    from here asks no more how it ended. A function that kills itself leaves no such event."""
+    now = time.time()
+    window = {
+        "since": f"{now - _EVENTS_BACK_S:.3f}",
+        "until": f"{now + _EVENTS_LATE_S:.3f}",
+        "filters": json.dumps({"type": ["container"], "event": ["kill"], "container": [name]}),
+    }
+    async with (
+        engine_call("asking who ended a container", timeout_s),
+        docker._query("events", params=window, timeout=None) as response,
+    ):
+        return bool((await response.read()).strip())
 
 
 async def remove_container(docker: Docker, container_id: str, timeout_s: float) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from aiodocker import Docker
@@ -18,7 +17,7 @@ from worker.engine.blank import AttachedBlank
 from worker.engine.codecache import CodeCache
 from worker.engine.command import CommandSandbox, CommandSandboxes
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec, Standing
 from worker.engine.docker.blanks import BlankFolders
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.code import VersionCode
@@ -33,9 +32,12 @@ from worker.engine.docker.hardening import (
     container_config,
     seccomp_profile,
 )
-from worker.engine.docker.sweep import sweep
+from worker.engine.docker.image import Images
+from worker.engine.docker.stock import Stock
+from worker.engine.docker.sweep import remove_own, sweep
 from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
+from worker.engine.imageuse import ImageUse
 from worker.engine.recipe import Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
@@ -56,9 +58,12 @@ class DockerEngine:
         self._commands = CommandSandboxes()
         self._blanks = BlankFolders(self.name, config)
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
+        self._use = ImageUse(config.data_dir)
+        self._running: dict[str, str] = {}  # sandbox id to the id of its version's image
         self._code: VersionCode | None = None
         self._docker: Docker | None = None
         self._builder: ImageBuilder | None = None
+        self._stock: Stock | None = None
         self._seccomp = ""
 
     async def open(self) -> None:
@@ -84,6 +89,7 @@ class DockerEngine:
             raise
         self._builder = ImageBuilder(self._docker, self._config)
         self._code = VersionCode(self._docker, self._config, self._cache)
+        self._stock = Stock(self._docker, self._config, self._use)
 
     async def answers(self) -> bool:
         try:
@@ -104,7 +110,9 @@ class DockerEngine:
             # Its container comes with the call, and a missing image has to be noticed before.
             if not await self.has_image(spec.image):
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
-            return await start_command(self._commands, self._client(), self._config, self._folders, recipe, spec)
+            command = await start_command(self._commands, self._client(), self._config, self._folders, recipe, spec)
+            self._runs(command.id, spec.image)
+            return command
         return await self._start(
             secrets.token_hex(8),
             recipe,
@@ -137,7 +145,12 @@ class DockerEngine:
             if self._blanks.refuse(error):
                 return None
             raise
-        return AttachedBlank(sandbox, spec, partial(self._blanks.outfit, code, runtime, sandbox_id))
+
+        async def outfit(of: SandboxSpec) -> Mapping[str, str]:
+            self._runs(sandbox_id, of.image)
+            return await self._blanks.outfit(code, runtime, sandbox_id, of)
+
+        return AttachedBlank(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
@@ -155,14 +168,19 @@ class DockerEngine:
     async def remove_image(self, image: str) -> None:
         if self._code is not None:
             await self._code.forget(image)
-        async with engine_call("removing an image", self._config.engine_call_timeout_s, 404):
-            await self._client().images.delete(image, force=True)
+        await Images(self._client(), self._config).remove(image, force=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         folders = (self._folders, self._blanks.folders)
         count = await self._fleet.sweep()
-        count += await sweep(self._client(), self._config, folders, live_workers, self._fleet.ids | self._commands.ids)
+        count += await sweep(self._client(), self._config, folders, live_workers, self._own_sandboxes())
+        count += await self._opened_stock().sweep(live_workers)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
+
+    async def tidy(self, standing: Standing) -> int:
+        own = self._own_sandboxes()
+        self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
+        return await self._opened_stock().tidy(standing, set(self._running.values()))
 
     async def close(self) -> None:
         if self._docker is None:
@@ -172,12 +190,13 @@ class DockerEngine:
                 await self._builder.close()
             if self._code is not None:
                 await self._code.close()
-            await self._commands.close()
-            await self._fleet.close()
+            await asyncio.gather(self._commands.close(), self._fleet.close(), return_exceptions=True)
+            # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
+            await remove_own(self._docker, self._config)
             await asyncio.to_thread(remove_folder, self._folders.home)
             await asyncio.to_thread(self._blanks.close)
         finally:
-            docker, self._docker, self._builder, self._code = self._docker, None, None, None
+            docker, self._docker, self._builder, self._code, self._stock = self._docker, None, None, None, None
             await docker.close()
 
     async def _start(
@@ -220,9 +239,22 @@ class DockerEngine:
             timeout_s = self._config.engine_call_timeout_s
             return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config)
 
+        self._runs(sandbox_id, image)
         sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
+
+    def _runs(self, sandbox_id: str, image: str) -> None:
+        self._running[sandbox_id] = image
+        self._use.note(image)
+
+    def _own_sandboxes(self) -> frozenset[str]:
+        return self._fleet.ids | self._commands.ids
+
+    def _opened_stock(self) -> Stock:
+        if self._stock is None:
+            raise RuntimeError("the engine is not open")
+        return self._stock
 
     def _opened(self) -> tuple[ImageBuilder, VersionCode]:
         if self._builder is None or self._code is None:

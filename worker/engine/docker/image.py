@@ -25,6 +25,7 @@ from worker.engine.layer import Layer
 
 _TRANSFER_TIMEOUT_S = 300.0
 _CHUNK = 1024 * 1024
+_NO_NAME = "<none>:<none>"
 _CREATED = "1980-01-02T00:00:00Z"  # part of what an image id is made of
 
 
@@ -38,6 +39,16 @@ class Image:
     architecture: str
     os: str
     variant: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedImage:
+    """What the engine says of an image among all others. ``names`` is empty for one that lost its last."""
+
+    id: str
+    names: tuple[str, ...]
+    labels: Mapping[str, str]
     size_bytes: int
 
 
@@ -108,10 +119,34 @@ class Images:
             await self._docker.images.tag(image.id, name, tag=tag)
             await self._docker.images.push(name, tag=tag)
 
-    async def remove(self, reference: str) -> None:
-        """Drop an image's name, and the image with its last one; absent is fine."""
+    async def remove(self, reference: str, *, force: bool = False) -> bool:
+        """Drop an image's name, and the image with its last one; absent is fine. False if a container uses it.
+
+        :param force: given an id, drop all of its names, and let go of it though a stopped container used it.
+        """
+        in_use = False
         async with engine_call("removing an image", self._config.engine_call_timeout_s, 404):
-            await self._docker.images.delete(reference)
+            try:
+                await self._docker.images.delete(reference, force=force)
+            except DockerError as error:
+                if error.status != 409:
+                    raise
+                in_use = True
+        return not in_use
+
+    async def listed(self) -> list[ListedImage]:
+        """All images of the engine, whoever they belong to."""
+        async with engine_call("listing images", self._config.engine_call_timeout_s):
+            entries = await self._docker.images.list()
+        return [
+            ListedImage(
+                id=entry["Id"],
+                names=tuple(name for name in entry.get("RepoTags") or () if name != _NO_NAME),
+                labels=entry.get("Labels") or {},
+                size_bytes=int(entry["Size"]),
+            )
+            for entry in entries
+        ]
 
     async def _load(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image | None:
         """Hand over configuration and the one new layer; ``None`` if the engine will not have it so."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from aiodocker import Docker
+from aiodocker.containers import DockerContainer
 
 from worker.engine.attach import SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
@@ -27,11 +28,8 @@ async def sweep(
     engine was still at it can leave one. Returns how many containers and folders of workers went. Raises
     :class:`EngineUnavailable`.
     """
-    filters = json.dumps({"label": [f"{LABEL_INSTALLATION}={config.installation}"]})
-    async with engine_call("listing containers", config.engine_call_timeout_s):
-        containers = await docker.containers.list(all=1, filters=filters)
     count = 0
-    for container in containers:
+    for container in await _labelled(docker, config, f"{LABEL_INSTALLATION}={config.installation}"):
         labels = container["Labels"]
         worker, sandbox = labels.get(LABEL_WORKER), labels.get(LABEL_SANDBOX)
         if worker == config.worker_id:
@@ -47,3 +45,18 @@ async def sweep(
             await asyncio.to_thread(remove_folder, folder)
             count += 1
     return count
+
+
+async def remove_own(docker: Docker, config: EngineConfig) -> None:
+    """Remove every container of this worker, whatever it was for. Raises :class:`EngineUnavailable`."""
+    labels = (f"{LABEL_INSTALLATION}={config.installation}", f"{LABEL_WORKER}={config.worker_id}")
+    own = await _labelled(docker, config, *labels)
+    removals = (remove_container(docker, container.id, config.engine_call_timeout_s) for container in own)
+    failed = [one for one in await asyncio.gather(*removals, return_exceptions=True) if one is not None]
+    if failed:
+        raise failed[0]
+
+
+async def _labelled(docker: Docker, config: EngineConfig, *labels: str) -> list[DockerContainer]:
+    async with engine_call("listing containers", config.engine_call_timeout_s):
+        return await docker.containers.list(all=1, filters=json.dumps({"label": labels}))

@@ -28,6 +28,7 @@ from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineU
 from worker.engine.egress import EgressProxy
 from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
 from worker.engine.process.program import local_command, program_identity
+from worker.engine.process.stock import folder_bytes, mark_used, scratch_prefix
 from worker.engine.recipe import Recipe, load_recipe
 from worker.engine.wanted import Wanted, read_wanted, wanted_key
 
@@ -35,7 +36,6 @@ _MEBIBYTE = 1024 * 1024
 _READ = 64 * 1024
 _CHECK_MB = 512
 _CHECK_S = 20
-_SCRATCH = ".making-"
 
 # Limits itself, then becomes the installation: arguments are memory, CPU seconds, file size, and the command.
 _LIMITED = """
@@ -53,7 +53,7 @@ class ProcessBuilder:
         self._config = config
         self._versions = config.data_dir / "versions"
         self._dependencies = config.data_dir / "dependencies"
-        self._prefix = _prefix(config.worker_id)
+        self._prefix = scratch_prefix(config.worker_id)
         self._builds = Builds()
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
@@ -63,17 +63,6 @@ class ProcessBuilder:
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
         await self._builds.close()
-
-    async def sweep(self, live_workers: frozenset[str]) -> int:
-        """Remove what workers that are gone left half made; how many folders that were."""
-        return await asyncio.to_thread(self._sweep, {_prefix(worker) for worker in live_workers} | {self._prefix})
-
-    def _sweep(self, live: set[str]) -> int:
-        found = [path for root in (self._versions, self._dependencies) for path in root.glob(f"{_SCRATCH}*")]
-        stale = [path for path in found if not path.name.startswith(tuple(live))]
-        for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
 
     def scratch(self, folder: Path) -> Path:
         """A new folder beside ``folder``, so that giving it the final name is one rename. Blocking."""
@@ -113,7 +102,7 @@ class ProcessBuilder:
 
     def _place(self, plan: BuildPlan, recipe: Recipe, folder: Path, dependencies: Path | None) -> int:
         """Put a version's folder in place, if it is not there; its size with its dependencies."""
-        if not folder.exists():
+        if not mark_used(folder):
             scratch = self.scratch(folder)
             try:
                 scratch.chmod(0o755)
@@ -125,7 +114,7 @@ class ProcessBuilder:
                 scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        size = _size(folder / "function") + (_size(dependencies) if dependencies else 0)
+        size = folder_bytes(folder / "function") + (folder_bytes(dependencies) if dependencies else 0)
         if size > self._config.max_image_bytes:
             shutil.rmtree(folder)
             raise BuildRejected(
@@ -141,7 +130,7 @@ class ProcessBuilder:
         key = content_key(identity, recipe.install_fingerprint, recipe.fingerprint, wanted_key(wanted))
         folder = self._dependencies / key
         async with self._builds.once(key):
-            if await asyncio.to_thread(folder.is_dir):
+            if await asyncio.to_thread(mark_used, folder):
                 log.line("dependencies are unchanged")
                 return folder / recipe.dependencies
             log.line("installing dependencies")
@@ -215,11 +204,6 @@ async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout:
         await child.wait()
 
 
-def _prefix(worker_id: str) -> str:
-    """How the names of a worker's unfinished folders begin."""
-    return f"{_SCRATCH}{content_key(worker_id)[:12]}-"
-
-
 def _make_dependencies(recipe: Recipe, target: Path) -> None:
     """The recipe's folder for dependencies in ``target``, with what stands there from the start. Blocking."""
     (target / recipe.dependencies).mkdir(parents=True)
@@ -243,7 +227,3 @@ def _unpack(layer: Layer, target: Path) -> None:
             with path.open("xb") as file:
                 shutil.copyfileobj(content, file)
             path.chmod(member.mode)
-
-
-def _size(folder: Path) -> int:
-    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())

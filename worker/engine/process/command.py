@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worker.engine.attach import SocketFolders
 from worker.engine.command import CommandSandbox, CommandSandboxes, Ended, command_of, local_paths
-from worker.engine.contract import Call, EngineUnavailable, SandboxSpec
+from worker.engine.contract import Call, NotRun, SandboxSpec
 from worker.engine.output import Output
 from worker.engine.process.child import TEMP_FOLDER, Child
 from worker.engine.process.namespaces import Namespaces
@@ -93,7 +93,7 @@ class ProcessRun:
         try:
             await asyncio.to_thread(self._child.spawn, here, out.fileno(), err.fileno())
         except OSError as error:
-            raise EngineUnavailable(f"A command's process cannot be started: {error}") from error
+            raise NotRun(f"A command's process cannot be started: {error}") from error
         finally:
             out.close()
             err.close()

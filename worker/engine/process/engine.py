@@ -12,7 +12,6 @@ import logging
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from worker.engine.attach import Rendezvous, SocketFolders, remove_folder
 from worker.engine.blank import AttachedBlank
 from worker.engine.command import CommandSandbox, CommandSandboxes
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec
+from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec, Standing
 from worker.engine.environment import blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
@@ -28,6 +27,7 @@ from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
 from worker.engine.process.command import start_command
 from worker.engine.process.namespaces import Namespaces, probe
 from worker.engine.process.program import local_command
+from worker.engine.process.stock import Stock, mark_used
 from worker.engine.recipe import PLATFORM, Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
@@ -53,6 +53,8 @@ class ProcessEngine:
         self._commands = CommandSandboxes()
         self._versions = config.data_dir / "versions"
         self._builder = ProcessBuilder(config)
+        self._stock = Stock(config)
+        self._running: dict[str, str] = {}  # sandbox id to the folder of its version
         self._namespaces = namespaces
 
     async def open(self) -> None:
@@ -72,14 +74,18 @@ class ProcessEngine:
 
     async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not await self.has_image(spec.image):
-            raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
+        await self._use(spec.image)
         if recipe.contract is Contract.COMMAND:
             if self._namespaces is None:
                 raise RuntimeError("the engine is not open")
             function = self._versions / spec.image / "function"
-            return await start_command(self._commands, self._namespaces, self._folders, function, recipe, spec)
+            command = await start_command(self._commands, self._namespaces, self._folders, function, recipe, spec)
+            self._running[command.id] = spec.image
+            return command
+        sandbox_id = secrets.token_hex(8)
+        self._running[sandbox_id] = spec.image
         return await self._start(
+            sandbox_id,
             recipe,
             spec,
             self._versions / spec.image / "function",
@@ -95,38 +101,55 @@ class ProcessEngine:
         async def settle(sandbox: AttachedSandbox) -> None:
             await sandbox.look((), self._config.start_timeout_s)
 
-        async def outfit(temp: Path, of: SandboxSpec) -> Mapping[str, str]:
-            if not await self.has_image(of.image):
-                raise EngineUnavailable(f"The version's folder {of.image!r} is not on this machine.")
+        sandbox_id = secrets.token_hex(8)
+        temp = self._folders.folder(sandbox_id) / TEMP_FOLDER
+
+        async def outfit(of: SandboxSpec) -> Mapping[str, str]:
+            await self._use(of.image)
+            self._running[sandbox_id] = of.image
             return {**self._environment(of), "HOME": str(temp), "TMPDIR": str(temp)}
 
         sandbox = await self._start(
-            recipe, spec, self._folders.home, lambda attachment: blank_environment(**attachment), settle
+            sandbox_id, recipe, spec, self._folders.home, lambda attachment: blank_environment(**attachment), settle
         )
-        return AttachedBlank(sandbox, spec, partial(outfit, self._folders.folder(sandbox.id) / TEMP_FOLDER))
+        return AttachedBlank(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
         if not recipe.blanks:
             return False
-        if not await self.has_image(spec.image):
-            raise EngineUnavailable(f"The version's folder {spec.image!r} is not on this machine.")
+        await self._use(spec.image)
         return True
 
     async def has_image(self, image: str) -> bool:
         return await asyncio.to_thread((self._versions / image / "function").is_dir)
 
     async def remove_image(self, image: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._versions / image, ignore_errors=True)
+        if image not in self._images_in_use():
+            await asyncio.to_thread(shutil.rmtree, self._versions / image, ignore_errors=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        return await asyncio.to_thread(self._sweep, live_workers) + await self._builder.sweep(live_workers)
+        swept = await asyncio.to_thread(self._sweep, live_workers)
+        return swept + await asyncio.to_thread(self._stock.sweep, live_workers)
+
+    async def tidy(self, standing: Standing) -> int:
+        return await self._stock.tidy(standing, self._images_in_use())
 
     async def close(self) -> None:
         await self._builder.close()
         await self._commands.close()
         await self._fleet.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
+
+    async def _use(self, image: str) -> None:
+        """A version's folder is used from now on. Raises :class:`EngineUnavailable` if it is not there."""
+        if not await asyncio.to_thread(mark_used, self._versions / image) or not await self.has_image(image):
+            raise EngineUnavailable(f"The version's folder {image!r} is not on this machine.")
+
+    def _images_in_use(self) -> set[str]:
+        own = self._fleet.ids | self._commands.ids
+        self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
+        return set(self._running.values())
 
     def _environment(self, spec: SandboxSpec, **attachment: str) -> dict[str, str]:
         version, recipe = self._versions / spec.image, load_recipe(spec.runtime)
@@ -136,6 +159,7 @@ class ProcessEngine:
 
     async def _start(
         self,
+        sandbox_id: str,
         recipe: Recipe,
         size: SandboxSpec | BlankSpec,
         working_dir: Path,
@@ -146,7 +170,6 @@ class ProcessEngine:
         namespaces = self._namespaces
         if namespaces is None:
             raise RuntimeError("the engine is not open")
-        sandbox_id = secrets.token_hex(8)
         folder = self._folders.folder(sandbox_id)
         temp = folder / TEMP_FOLDER
 

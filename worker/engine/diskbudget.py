@@ -1,0 +1,80 @@
+"""What is kept of versions on a machine's disk, and what of it goes when it takes more than it may.
+
+An engine that keeps layers says of each image which layers it is made of, and how much it takes with all of them. What
+two images share is counted once: an image's own part is what it takes beyond the largest one that it stands on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+Layers = tuple[str, ...]
+"""From the bottom up."""
+
+
+class Kind(IntEnum):
+    """In the order in which they go."""
+
+    VERSION = 0  # made again from its artifact at its next call
+    DEPENDENCIES = 1  # installed again by the next build that wants them
+    RUNTIME = 2  # put together again by the next build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One thing of this installation's on disk. ``used_at`` is in seconds since the epoch."""
+
+    name: str
+    kind: Kind
+    layers: Layers
+    used_at: float
+
+
+async def shrink(
+    kept: Sequence[Kept],
+    sizes: Mapping[Layers, int],
+    budget_bytes: int,
+    *,
+    idle_since: float,
+    remove: Callable[[Kept], Awaitable[bool]],
+) -> int:
+    """Remove of ``kept`` until it takes at most ``budget_bytes``; how many went.
+
+    Versions go before the dependencies they stand on, runtimes last, each kind in the order of its last use. What was
+    used after ``idle_since`` stays, and so does what another stands on.
+
+    :param sizes: bytes of everything that there is with its layers, whoever it belongs to: that tells who shares what.
+    :param remove: answers False if it cannot go, because it is in use after all.
+    """
+    own = _own_bytes(sizes)
+    alike = Counter(one.layers for one in kept)
+    total = sum(own[layers] for layers in alike)
+    standing_on = Counter(below for layers in sizes for below in _below(layers))
+    gone = 0
+    for one in sorted(kept, key=lambda one: (one.kind, one.used_at)):
+        if total <= budget_bytes:
+            break
+        if one.used_at > idle_since or standing_on[one.layers] or not await remove(one):
+            continue
+        gone += 1
+        alike[one.layers] -= 1
+        if not alike[one.layers]:
+            total -= own[one.layers]
+            standing_on.subtract(_below(one.layers))
+    return gone
+
+
+def _own_bytes(sizes: Mapping[Layers, int]) -> dict[Layers, int]:
+    return {layers: size - _largest_below(layers, sizes) for layers, size in sizes.items()}
+
+
+def _largest_below(layers: Layers, sizes: Mapping[Layers, int]) -> int:
+    return next((sizes[below] for below in _below(layers) if below in sizes), 0)
+
+
+def _below(layers: Layers) -> list[Layers]:
+    """What an image of ``layers`` can stand on, the largest first."""
+    return [layers[:count] for count in range(len(layers) - 1, 0, -1)]
