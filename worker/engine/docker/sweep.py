@@ -6,12 +6,15 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from aiodocker import Docker
+from aiodocker import Docker, DockerError
+from aiodocker.containers import DockerContainer
 
 from worker.engine.attach import SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+
+_AGAIN_S = (0.05, 0.2, 1.0)
 
 
 async def sweep(
@@ -27,11 +30,8 @@ async def sweep(
     engine was still at it can leave one. Returns how many containers and folders of workers went. Raises
     :class:`EngineUnavailable`.
     """
-    filters = json.dumps({"label": [f"{LABEL_INSTALLATION}={config.installation}"]})
-    async with engine_call("listing containers", config.engine_call_timeout_s):
-        containers = await docker.containers.list(all=1, filters=filters)
     count = 0
-    for container in containers:
+    for container in await _containers(docker, config):
         labels = container["Labels"]
         worker, sandbox = labels.get(LABEL_WORKER), labels.get(LABEL_SANDBOX)
         if worker == config.worker_id:
@@ -47,3 +47,17 @@ async def sweep(
             await asyncio.to_thread(remove_folder, folder)
             count += 1
     return count
+
+
+async def _containers(docker: Docker, config: EngineConfig) -> list[DockerContainer]:
+    """All of this installation's. An engine may stumble over one that goes meanwhile: it is asked again."""
+    filters = json.dumps({"label": [f"{LABEL_INSTALLATION}={config.installation}"]})
+    async with engine_call("listing containers", config.engine_call_timeout_s):
+        for wait_s in _AGAIN_S:
+            try:
+                return await docker.containers.list(all=1, filters=filters)
+            except DockerError as error:
+                if error.status != 500:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await docker.containers.list(all=1, filters=filters)
