@@ -13,7 +13,8 @@ from aiohttp import ClientError
 from shared.capping import uncapped
 from shared.errors import Misconfigured
 
-ANSWER_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+"""Podman runs other programs before it says what it is, which takes it seconds on a busy machine."""
 PYTHON_BASE_IMAGE = "python:3.11-slim"
 
 

@@ -170,13 +170,15 @@ async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None =
         await engine.close()
 
 
-async def docker_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+async def docker_bench_of(config: EngineConfig, *, cached: bool = True) -> AsyncIterator[Bench]:
     engine = DockerEngine(config)
     await engine.open()
     try:
-        image = _made.get(config.docker_host)
+        image = _made.get(config.docker_host) if cached else None
         if image is None or not await engine.has_image(image):
-            image = _made[config.docker_host] = await _function_image(engine)
+            image = await _function_image(engine)
+            if cached:
+                _made[config.docker_host] = image
         yield Bench(engine=engine, config=config, image=image)
     finally:
         await engine.close()

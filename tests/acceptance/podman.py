@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -52,6 +53,8 @@ class Podman:
         home = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder), "CONTAINERS_CONF": str(folder / "containers.conf")}
         self._env = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"} | home
         self._command = ["podman", *(f"--{name}={folder / name}" for name in ("root", "runroot", "tmpdir"))]
+        if user is not None:
+            self._command.append("--storage-driver=vfs")
 
     @contextmanager
     def service(self) -> Iterator[str]:
@@ -84,6 +87,10 @@ class Podman:
         """Remove its containers and let go of its storage."""
         if self._user is None:
             self._run("rm", "--all", "--force")
+        for file in self._folder.rglob("pause.pid"):
+            # What holds the namespaces of a rootless one, and would stay for good.
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
         mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for path in sorted(mounted, reverse=True):
             if Path(path).is_relative_to(self._folder):
@@ -104,10 +111,20 @@ class Podman:
 
 
 def _settings() -> str:
-    """As a machine without systemd needs them; ``runc`` where it is, since ``crun`` refuses hybrid cgroups. Limits that
-    are not said would be raised to what only an engine with CAP_SYS_RESOURCE can."""
+    """As a machine without systemd needs them; ``runc`` where it is, since ``crun`` refuses hybrid cgroups.
+
+    Limits that are not said would be raised to what only an engine with CAP_SYS_RESOURCE can. Locks are files: in
+    shared memory there is one set for every Podman of this account.
+    """
     limits = 'default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]'
-    lines = ["[containers]", limits, "[engine]", 'cgroup_manager = "cgroupfs"', 'events_logger = "file"']
+    lines = [
+        "[containers]",
+        limits,
+        "[engine]",
+        'cgroup_manager = "cgroupfs"',
+        'events_logger = "file"',
+        'lock_type = "file"',
+    ]
     if shutil.which("runc") is not None:
         lines.append('runtime = "runc"')
     init = next((path for path in map(shutil.which, _INITS) if path is not None), None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import platform
 import socket
+import tarfile
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +19,8 @@ import orjson
 import podman
 import psutil
 import pytest
-from engines import Bench, call, docker_bench, engine_config, short_dir
+from aiodocker import Docker
+from engines import BASE_IMAGE, Bench, call, docker_bench, docker_bench_of, engine_config, short_dir
 
 from cli.supervisor.engine import choose_engine
 from shared.errors import Misconfigured
@@ -205,6 +208,38 @@ async def test_r17_nothing_of_the_host_is_there_to_read(docker_bench: Bench) -> 
     assert isinstance(found, dict)
     assert {path: size for path, size in found.items() if size > 0} == {}
     assert await _ask(docker_bench, "list_folder", "/run/containerpub") == []
+
+
+async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_config: EngineConfig) -> None:
+    name = f"containerpub-test/hostile-base-{uuid.uuid4().hex[:8]}"
+    recipe = (
+        f'FROM {BASE_IMAGE}\nVOLUME /kept\nENTRYPOINT ["/bin/false"]\nUSER root\n'
+        "ENV LD_PRELOAD=/none.so LD_LIBRARY_PATH=/none HTTP_PROXY=http://192.0.2.1:1 PYTHONSTARTUP=/none\n"
+        "ENV FUNCTION_TIMEOUT_MS=1 CONTAINERPUB_RESTRICTED=false\n"
+    ).encode()
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(recipe)
+        archive.addfile(entry, io.BytesIO(recipe))
+    async with Docker() as docker:
+        await docker.images.build(fileobj=io.BytesIO(context.getvalue()), tag=name, encoding="identity")
+        try:
+            async for bench in docker_bench_of(replace(engine_config, base_images={"python": name}), cached=False):
+                environment = await _ask(bench, "environment")
+                assert isinstance(environment, dict)
+                assert (
+                    not {"LD_PRELOAD", "LD_LIBRARY_PATH", "HTTP_PROXY", "PYTHONPATH", "PYTHONSTARTUP"}
+                    & environment.keys()
+                )
+                assert await _ask(bench, "write_file", ["/kept/made", 1]) in (errno.EROFS, errno.ENOENT)
+                shown = await docker.containers.container(f"containerpub-{bench.started[0].id}").show()
+                assert [mount["Type"] for mount in shown["Mounts"]] == ["bind"]
+                assert not shown["Config"].get("Volumes")
+                await bench.engine.close()
+                await docker.images.delete(bench.image, force=True)
+        finally:
+            await docker.images.delete(name, force=True)
 
 
 @pytest.mark.podman

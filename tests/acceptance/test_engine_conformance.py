@@ -85,7 +85,7 @@ async def test_a_plain_object_is_no_response(bench: Bench) -> None:
 
 @pytest.mark.podman
 @pytest.mark.every_way
-async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
+async def test_w3_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:burn")
     assert (await sandbox.call(call())).result == b'"for now"'
     await sandbox.pause()
@@ -187,7 +187,7 @@ async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) ->
     assert not second.logs_truncated
 
 
-async def test_bytes_that_are_no_text_are_kept_escaped(bench: Bench) -> None:
+async def test_r9_bytes_that_are_no_text_are_kept_escaped(bench: Bench) -> None:
     outcome = await bench.run("write_bytes", "00c3bcff1b5b3331")
     assert text(outcome, "stdout") == "imported\n\0ü\\xff\x1b[31"
 
@@ -232,7 +232,7 @@ async def _late(bench: Bench, sandbox_id: str) -> bool:
     return b"late" in listing
 
 
-async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) -> None:
+async def test_r8_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) -> None:
     sandbox = await bench.start("flood")
     started = time.monotonic()
     outcome = await sandbox.call(call(20, max_log_bytes=10_000))
@@ -246,7 +246,7 @@ async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) 
 
 @pytest.mark.podman
 @pytest.mark.every_way
-async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
+async def test_r8_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     sandbox = await bench.start("flood_forever")
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
@@ -261,7 +261,7 @@ async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
 @pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["ignore_signals", "stop_itself", "sleep"])
-async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
+async def test_r1_r22_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler)
     started = time.monotonic()
     outcome = await sandbox.call(call(60, timeout_ms=1000))
@@ -283,7 +283,7 @@ async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     ("handler", "code", "words"),
     [("exit_at_once", 3, "last words\n"), ("sys_exit", 3, "leaving\n"), ("sys_exit", 0, "leaving\n")],
 )
-async def test_a_function_that_exits_has_crashed(bench: Bench, handler: str, code: int, words: str) -> None:
+async def test_r22_a_function_that_exits_has_crashed(bench: Bench, handler: str, code: int, words: str) -> None:
     sandbox = await bench.start(handler)
     outcome = await sandbox.call(call(code))
     assert outcome.reason == "crashed"
@@ -315,7 +315,7 @@ async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -
 @pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["hog_memory", "hungry_import:handler"])
-async def test_memory_runs_out(bench: Bench, handler: str) -> None:
+async def test_r3_memory_runs_out(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler, memory_mb=64)
     outcome = await sandbox.call(call())
     if bench.on_podman and outcome.reason == "crashed":
@@ -354,7 +354,7 @@ async def test_what_json_cannot_say_is_an_invalid_result(bench: Bench, name: str
     assert (await sandbox.call(call(name))).reason == "invalid_result"
 
 
-async def test_a_result_over_the_limit_is_refused_and_one_at_it_is_not(bench: Bench) -> None:
+async def test_r10_a_result_over_the_limit_is_refused_and_one_at_it_is_not(bench: Bench) -> None:
     sandbox = await bench.start("large")
     outcome = await sandbox.call(call(1000, max_result_bytes=1001))
     assert outcome.reason == "result_too_large"
@@ -492,6 +492,26 @@ async def test_a_forged_answer_cannot_pass_for_more_than_the_functions_own(
 ) -> None:
     sandbox = await bench.start("forge_answer")
     assert (await sandbox.call(call(body, timeout_ms=1000))).reason == reason
+
+
+async def test_w4_an_answer_for_an_earlier_call_is_nobodys(bench: Bench) -> None:
+    sandbox = await bench.start("answer_for_an_earlier_call")
+    assert (await sandbox.call(call("first"))).result == b'"first"'
+    for body in ("second", "third"):
+        outcome = await sandbox.call(call(body))
+        assert outcome.result != b'"late"', outcome
+        assert outcome.result == orjson.dumps(body), outcome
+
+
+@pytest.mark.docker
+async def test_w3_a_thread_that_burns_between_calls_stays_within_its_cpu_cap(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("import_threads:burn", cpus=0.25)
+    assert (await sandbox.call(call())).result == b'"for now"'
+    before, since = await _cpu_s(docker_bench, sandbox.id), time.monotonic()
+    while time.monotonic() - since < 2:
+        await asyncio.sleep(0.05)
+    used = await _cpu_s(docker_bench, sandbox.id) - before
+    assert 0.05 < used / (time.monotonic() - since) < 0.35
 
 
 async def test_closing_the_control_connection_is_a_crash(bench: Bench) -> None:
