@@ -28,6 +28,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.hardening import UID
+from worker.engine.recipe import load_recipe
 
 pytestmark = pytest.mark.docker
 
@@ -218,12 +219,12 @@ async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_c
         "ENV FUNCTION_TIMEOUT_MS=1 CONTAINERPUB_RESTRICTED=false\n"
     ).encode()
     context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as archive:
+    with tarfile.open(fileobj=context, mode="w:gz") as archive:
         entry = tarfile.TarInfo("Dockerfile")
         entry.size = len(recipe)
         archive.addfile(entry, io.BytesIO(recipe))
     async with Docker() as docker:
-        await docker.images.build(fileobj=io.BytesIO(context.getvalue()), tag=name, encoding="identity")
+        await docker.images.build(fileobj=io.BytesIO(context.getvalue()), tag=name, encoding="gzip")
         try:
             async for bench in docker_bench_of(replace(engine_config, base_images={"python": name}), cached=False):
                 environment = await _ask(bench, "environment")
@@ -236,8 +237,11 @@ async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_c
                 shown = await docker.containers.container(f"containerpub-{bench.started[0].id}").show()
                 assert [mount["Type"] for mount in shown["Mounts"]] == ["bind"]
                 assert not shown["Config"].get("Volumes")
+                assert isinstance(bench.engine, DockerEngine)
+                runtime = await bench.engine._opened()[0].runtime_image(load_recipe("python"))
                 await bench.engine.close()
-                await docker.images.delete(bench.image, force=True)
+                for image in (bench.image, runtime.id):
+                    await docker.images.delete(image, force=True)
         finally:
             await docker.images.delete(name, force=True)
 
