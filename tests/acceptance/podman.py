@@ -68,12 +68,13 @@ class Podman:
                 group=self._user,
                 extra_groups=None if self._user is None else [],
                 stderr=log,
+                start_new_session=True,  # a rootless one starts itself once more, in namespaces
             )
         try:
             self._await(path, running)
             yield f"unix://{path}"
         finally:
-            running.terminate()
+            os.killpg(running.pid, signal.SIGTERM)
             running.wait(timeout=20)
 
     def load(self, image: str) -> None:
