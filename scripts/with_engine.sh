@@ -3,7 +3,7 @@
 #   scripts/with_engine.sh COMMAND [ARGUMENT …]
 #
 # Where an engine answers, that one is used. Else, as root on Debian, Docker is installed and started for the time of the
-# command. Elsewhere the command runs without one, and says itself what it leaves out; in CI that is an error.
+# command; Podman is installed beside it, and the tests start it themselves. Elsewhere the command runs without one, and says itself what it leaves out; in CI that is an error.
 set -eu
 cd "$(dirname "$0")/.."
 started=
@@ -41,7 +41,17 @@ install_docker() {
     return 1
 }
 
+# In CI nothing about Podman may be left out either: its tests fail where it is not.
+install_podman() {
+    [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] || return 0
+    command -v podman >/dev/null && command -v runc >/dev/null && return 0
+    echo "engine: installing Podman"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        podman runc tini >/dev/null; } || echo "engine: Podman could not be installed"
+}
+
 if answers || install_docker; then
+    install_podman
     echo "engine: docker $(docker version --format '{{.Server.Version}}')"
     scripts/images.sh
     CONTAINERPUB_REQUIRE_DOCKER=1

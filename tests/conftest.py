@@ -36,6 +36,10 @@ def engine_answers() -> bool:
     return done.returncode == 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--podman", action="store_true", help="run every test of engines on Podman too, not a choice only")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out what needs containers where there are none, and say so; in CI that is a failure."""
     if item.get_closest_marker("docker") is None or engine_answers():

@@ -10,9 +10,11 @@ from pathlib import Path
 import aiodocker
 from aiohttp import ClientError
 
+from shared.capping import uncapped
 from shared.errors import Misconfigured
 
-ANSWER_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+"""Podman runs other programs before it says what it is, which takes it seconds on a busy machine."""
 PYTHON_BASE_IMAGE = "python:3.11-slim"
 
 
@@ -34,6 +36,9 @@ async def choose_engine(wanted: str, environment: Mapping[str, str]) -> Engine:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S), aiodocker.Docker(url=host) as docker:
                 await docker.version()
+                if (reason := uncapped(await docker.system.info())) is not None:
+                    complaints.append(f"{host} would not cap functions: {reason}")
+                    continue
                 return Engine(name="docker", docker_host=host, notes=await _image_notes(docker, environment))
         except TimeoutError:
             complaints.append(f"{host} did not answer within {ANSWER_TIMEOUT_S:g} s")
@@ -42,9 +47,9 @@ async def choose_engine(wanted: str, environment: Mapping[str, str]) -> Engine:
     told = "; ".join(complaints) or "no Docker or Podman socket was found"
     if wanted == "docker":
         raise Misconfigured(
-            f"No container engine answers ({told}). Start one, set DOCKER_HOST, or use --engine process."
+            f"No container engine can be used ({told}). Start one, set DOCKER_HOST, or use --engine process."
         )
-    return _process(f"No container engine answers ({told}).")
+    return _process(f"No container engine can be used ({told}).")
 
 
 def _process(*notes: str) -> Engine:

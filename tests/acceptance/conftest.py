@@ -1,19 +1,45 @@
-"""In which ways the engines run for a test that takes ``bench``."""
+"""On which engines, and in which ways, a test runs that takes ``bench`` or ``docker_bench``."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import engines
+import podman
 import pytest
 
 _DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in ("docker", "docker-blank")]
+_PODMAN = [pytest.param(way, marks=pytest.mark.on_podman) for way in ("podman", "podman-blank")]
 USUAL = ["process", *_DOCKER]
 EVERY_WAY = ["process", "process-alone", "process-blank", *_DOCKER]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What a function sees is the same whatever holds it: those tests run on each engine, and once from a blank. How a
-    sandbox starts, ends and is cleared away differs: tests of that are marked ``every_way``."""
-    ours = getattr(metafunc.module, "bench", None) is engines.bench
-    if ours and "bench" in metafunc.fixturenames:
-        every = metafunc.definition.get_closest_marker("every_way") is not None
-        metafunc.parametrize("bench", EVERY_WAY if every else USUAL, indirect=True)
+    sandbox starts, ends and is cleared away differs: tests of that are marked ``every_way``. What Podman may do in its
+    own way is marked ``podman``."""
+    every = metafunc.definition.get_closest_marker("every_way") is not None
+    if metafunc.config.getoption("--podman"):
+        more = _PODMAN if every else _PODMAN[:1]
+    else:
+        more = _PODMAN[:1] if metafunc.definition.get_closest_marker("podman") else []
+    if _is_ours(metafunc, "bench"):
+        metafunc.parametrize("bench", [*(EVERY_WAY if every else USUAL), *more], indirect=True)
+    elif _is_ours(metafunc, "docker_bench") and more:
+        metafunc.parametrize("docker_bench", [_DOCKER[0], _PODMAN[0]], indirect=True)
+
+
+def _is_ours(metafunc: pytest.Metafunc, name: str) -> bool:
+    return name in metafunc.fixturenames and getattr(metafunc.module, name, None) is getattr(engines, name)
+
+
+@pytest.fixture(scope="session")
+def podman_host() -> Iterator[str]:
+    """Where a Podman with the base images listens. In CI, where root has none, that is a failure."""
+    if not podman.can_run():
+        if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
+            pytest.fail("Podman cannot be run: it is not installed, or this is not root")
+        pytest.skip("Podman is not installed, or this is not root")
+    with podman.serving(images=podman.BASE_IMAGES) as host:
+        yield host

@@ -19,6 +19,7 @@ from worker.engine.blank import AttachedBlank
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BlankSpec, Call, CallOutcome, SandboxSpec
 from worker.engine.docker import DockerEngine
+from worker.engine.docker.libpod import LibpodContainers
 from worker.engine.layer import artifact_layer, in_thread
 from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
@@ -29,6 +30,7 @@ FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
 # Not a file of its own: nothing that checks this repository could read it.
 BROKEN_SYNTAX = "def handler(event, context):\n    return (\n"
+_made: dict[str | None, str] = {}  # the image of the test functions, by the engine's address
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,10 @@ class Bench:
     blank: bool = False  # sandboxes are made from blanks
     user_id: uuid.UUID = field(default_factory=uuid.uuid4)
     started: list[AttachedSandbox] = field(default_factory=list)
+
+    @property
+    def on_podman(self) -> bool:
+        return isinstance(self.engine, DockerEngine) and isinstance(self.engine._client().containers, LibpodContainers)
 
     def spec(self, handler: str, **changes: Any) -> SandboxSpec:
         spec = SandboxSpec(
@@ -129,8 +135,8 @@ def engine_config(short_dir: Path) -> EngineConfig:
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
     """Each engine in turn, also with sandboxes that were blanks before."""
     engine, _, way = request.param.partition("-")
-    if engine == "docker":
-        async for one in docker_bench_of(engine_config):
+    if engine != "process":
+        async for one in docker_bench_of(on_engine(request, engine, engine_config)):
             one.blank = way == "blank"
             yield one
     else:
@@ -141,9 +147,14 @@ async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> 
 
 
 @pytest.fixture
-async def docker_bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
-    async for one in docker_bench_of(engine_config):
+async def docker_bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    async for one in docker_bench_of(on_engine(request, getattr(request, "param", "docker"), engine_config)):
         yield one
+
+
+def on_engine(request: pytest.FixtureRequest, engine: str, config: EngineConfig) -> EngineConfig:
+    """``config`` for Docker, or for the Podman of this run."""
+    return replace(config, docker_host=request.getfixturevalue("podman_host")) if engine == "podman" else config
 
 
 async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None = None) -> AsyncIterator[Bench]:
@@ -159,11 +170,16 @@ async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None =
         await engine.close()
 
 
-async def docker_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+async def docker_bench_of(config: EngineConfig, *, cached: bool = True) -> AsyncIterator[Bench]:
     engine = DockerEngine(config)
     await engine.open()
     try:
-        yield Bench(engine=engine, config=config, image=await _function_image(engine))
+        image = _made.get(config.docker_host) if cached else None
+        if image is None or not await engine.has_image(image):
+            image = await _function_image(engine)
+            if cached:
+                _made[config.docker_host] = image
+        yield Bench(engine=engine, config=config, image=image)
     finally:
         await engine.close()
 

@@ -29,6 +29,7 @@ __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 _SIZE = BlankSpec(runtime="python", memory_mb=128, cpus=1.0)
 
 
+@pytest.mark.podman
 async def test_a_blank_becomes_a_function_of_any_version_of_its_runtime_and_size(bench: Bench) -> None:
     blanks = [await bench.prestart() for _ in range(2)]
     assert all(blank.usable for blank in blanks)
@@ -117,6 +118,7 @@ async def test_a_cancelled_specialisation_leaves_nothing(bench: Bench) -> None:
         assert _folders(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.docker
 async def test_code_is_read_only_and_belongs_to_somebody_else(docker_bench: Bench) -> None:
     docker_bench.blank = True
@@ -131,6 +133,7 @@ async def test_code_is_read_only_and_belongs_to_somebody_else(docker_bench: Benc
     assert (await docker_bench.run("list_folder", "/dependencies")).result == b"[]"
 
 
+@pytest.mark.podman
 @pytest.mark.docker
 async def test_an_unprepared_version_is_the_engines_fault_once(docker_bench: Bench) -> None:
     spec = docker_bench.spec("echo")
@@ -272,4 +275,5 @@ async def _with_dependency(bench: Bench, number: int) -> str:
 
 def _folders(bench: Bench) -> list[Path]:
     """Folders of sandboxes and blanks."""
-    return [*bench.config.socket_dir.glob("*/*"), *bench.config.data_dir.glob("blanks/*/*")]
+    sandboxes = [folder for folder in bench.config.socket_dir.glob("*/*") if folder.is_dir()]
+    return [*sandboxes, *bench.config.data_dir.glob("blanks/*/*")]

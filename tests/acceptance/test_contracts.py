@@ -20,7 +20,7 @@ import orjson
 import psutil
 import pytest
 from aiodocker import Docker, DockerError
-from engines import BASE_IMAGE, call, engine_config, short_dir, text
+from engines import BASE_IMAGE, call, engine_config, on_engine, short_dir, text
 
 import runtimes as known
 from tests.deployment import Platform
@@ -81,7 +81,7 @@ class Bench:
 
     async def left(self) -> list[str]:
         """Folders and containers of sandboxes that are still there."""
-        left = [str(path) for path in self.config.socket_dir.glob("*/*")]
+        left = [str(path) for path in self.config.socket_dir.glob("*/*") if path.is_dir()]
         if isinstance(self.engine, DockerEngine):
             label = f"containerpub.installation={self.config.installation}"
             found = await self.engine._client().containers.list(
@@ -93,9 +93,20 @@ class Bench:
 
 @pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    async for one in _bench_of(DockerEngine if request.param == "docker" else ProcessEngine, engine_config):
+        yield one
+
+
+@pytest.fixture
+async def podman_bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
+    async for one in _bench_of(DockerEngine, on_engine(request, "podman", engine_config)):
+        yield one
+
+
+async def _bench_of(new_engine: type[DockerEngine] | type[ProcessEngine], config: EngineConfig) -> AsyncIterator[Bench]:
     # Any image with what the tested program needs stands in for the SDK's.
-    config = replace(engine_config, base_images={"dart": BASE_IMAGE})
-    engine = DockerEngine(config) if request.param == "docker" else ProcessEngine(config)
+    config = replace(config, base_images={"dart": BASE_IMAGE})
+    engine = new_engine(config)
     await engine.open()
     config.data_dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(engine=engine, config=config, folder=config.data_dir)
@@ -471,6 +482,23 @@ async def test_f26_a_command_whose_image_went_has_not_run(bench: Bench) -> None:
     assert (outcome.reason, outcome.ran) == ("sandbox_start_failed", False)
     await sandbox.destroy()
     assert await bench.left() == []
+
+
+@pytest.mark.on_podman
+async def test_podman_builds_and_runs_applications_and_commands(podman_bench: Bench) -> None:
+    asked = _request(method="put", path="/a", body={"name": "Ada"})
+    application = await podman_bench.app("wsgi")
+    assert _answer(await application.call(asked))["status"] == 201
+    await application.destroy()
+    outcome = await podman_bench.do("echo", {"a": "ü"})
+    assert orjson.loads(outcome.result or b"null") == {"a": "ü"}, outcome
+    assert (text(outcome, "stdout"), text(outcome, "stderr")) == ("out\n", "err\n")
+    crashed = await podman_bench.do("exit", 3)
+    assert (crashed.reason, crashed.exit_code) == ("crashed", 3)
+    started = time.monotonic()
+    outcome = await podman_bench.do("flood", 60, timeout_ms=1000, max_log_bytes=10_000)
+    assert (outcome.reason, outcome.logs_truncated) == ("timeout", True)
+    assert time.monotonic() - started < 8
 
 
 @pytest.mark.docker

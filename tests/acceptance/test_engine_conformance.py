@@ -83,8 +83,9 @@ async def test_a_plain_object_is_no_response(bench: Bench) -> None:
     assert not (await bench.run("echo", {"status": 201, "headers": {}, "body": None})).is_response
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
-async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
+async def test_w3_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:burn")
     assert (await sandbox.call(call())).result == b'"for now"'
     await sandbox.pause()
@@ -99,6 +100,7 @@ async def test_a_paused_sandbox_uses_no_cpu_and_goes_on_afterwards(bench: Bench)
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["echo", "leave_child_behind"])
 async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str) -> None:
@@ -111,6 +113,7 @@ async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_a_sandbox_that_cannot_be_unpaused_is_not_reusable(bench: Bench) -> None:
     sandbox = await bench.start("echo")
@@ -121,6 +124,7 @@ async def test_a_sandbox_that_cannot_be_unpaused_is_not_reusable(bench: Bench) -
     assert not sandbox.reusable
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_an_idle_sandbox_that_is_removed_from_outside_is_noticed(bench: Bench) -> None:
     sandbox = await bench.start("echo")
@@ -161,6 +165,7 @@ async def test_state_survives_in_the_same_sandbox(bench: Bench) -> None:
     assert [(await sandbox.call(call())).result for _ in range(3)] == [b"1", b"2", b"3"]
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_cost_is_reported(bench: Bench) -> None:
     outcome = await bench.run("echo", 1)
@@ -171,6 +176,7 @@ async def test_cost_is_reported(bench: Bench) -> None:
     assert outcome.run_ms > 0
 
 
+@pytest.mark.podman
 async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) -> None:
     sandbox = await bench.start("say")
     first, second = await sandbox.call(call(1)), await sandbox.call(call(2))
@@ -181,7 +187,7 @@ async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) ->
     assert not second.logs_truncated
 
 
-async def test_bytes_that_are_no_text_are_kept_escaped(bench: Bench) -> None:
+async def test_r9_bytes_that_are_no_text_are_kept_escaped(bench: Bench) -> None:
     outcome = await bench.run("write_bytes", "00c3bcff1b5b3331")
     assert text(outcome, "stdout") == "imported\n\0ü\\xff\x1b[31"
 
@@ -226,7 +232,7 @@ async def _late(bench: Bench, sandbox_id: str) -> bool:
     return b"late" in listing
 
 
-async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) -> None:
+async def test_r8_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) -> None:
     sandbox = await bench.start("flood")
     started = time.monotonic()
     outcome = await sandbox.call(call(20, max_log_bytes=10_000))
@@ -238,8 +244,9 @@ async def test_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Bench) 
     assert sandbox.reusable
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
-async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
+async def test_r8_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     sandbox = await bench.start("flood_forever")
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
@@ -251,9 +258,10 @@ async def test_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     assert psutil.Process().memory_info().rss - before < 16 * 1024**2
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["ignore_signals", "stop_itself", "sleep"])
-async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
+async def test_r1_r22_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler)
     started = time.monotonic()
     outcome = await sandbox.call(call(60, timeout_ms=1000))
@@ -269,12 +277,13 @@ async def test_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> None:
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize(
     ("handler", "code", "words"),
     [("exit_at_once", 3, "last words\n"), ("sys_exit", 3, "leaving\n"), ("sys_exit", 0, "leaving\n")],
 )
-async def test_a_function_that_exits_has_crashed(bench: Bench, handler: str, code: int, words: str) -> None:
+async def test_r22_a_function_that_exits_has_crashed(bench: Bench, handler: str, code: int, words: str) -> None:
     sandbox = await bench.start(handler)
     outcome = await sandbox.call(call(code))
     assert outcome.reason == "crashed"
@@ -285,6 +294,7 @@ async def test_a_function_that_exits_has_crashed(bench: Bench, handler: str, cod
     assert not sandbox.reusable
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
     outcome = await bench.run("kill_itself")
@@ -302,17 +312,23 @@ async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -
     assert (outcome.reason, outcome.exit_code) == ("crashed", 9)
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["hog_memory", "hungry_import:handler"])
-async def test_memory_runs_out(bench: Bench, handler: str) -> None:
+async def test_r3_memory_runs_out(bench: Bench, handler: str) -> None:
     sandbox = await bench.start(handler, memory_mb=64)
     outcome = await sandbox.call(call())
-    assert outcome.reason == "out_of_memory"
+    if bench.on_podman and outcome.reason == "crashed":
+        # Some releases of its monitor note the kill where Podman does not look.
+        assert outcome.exit_code == 137
+    else:
+        assert outcome.reason == "out_of_memory"
     assert outcome.error is not None
     assert outcome.error["message"].startswith("Function execution failed: ")
     assert not sandbox.reusable
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_r4_a_child_that_runs_out_of_memory_does_not_fail_its_parent(bench: Bench) -> None:
     outcome = await bench.run("hog_memory_in_child", memory_mb=64)
@@ -338,7 +354,7 @@ async def test_what_json_cannot_say_is_an_invalid_result(bench: Bench, name: str
     assert (await sandbox.call(call(name))).reason == "invalid_result"
 
 
-async def test_a_result_over_the_limit_is_refused_and_one_at_it_is_not(bench: Bench) -> None:
+async def test_r10_a_result_over_the_limit_is_refused_and_one_at_it_is_not(bench: Bench) -> None:
     sandbox = await bench.start("large")
     outcome = await sandbox.call(call(1000, max_result_bytes=1001))
     assert outcome.reason == "result_too_large"
@@ -478,6 +494,26 @@ async def test_a_forged_answer_cannot_pass_for_more_than_the_functions_own(
     assert (await sandbox.call(call(body, timeout_ms=1000))).reason == reason
 
 
+async def test_w4_an_answer_for_an_earlier_call_is_nobodys(bench: Bench) -> None:
+    sandbox = await bench.start("answer_for_an_earlier_call")
+    assert (await sandbox.call(call("first"))).result == b'"first"'
+    for body in ("second", "third"):
+        outcome = await sandbox.call(call(body))
+        assert outcome.result != b'"late"', outcome
+        assert outcome.result == orjson.dumps(body), outcome
+
+
+@pytest.mark.docker
+async def test_w3_a_thread_that_burns_between_calls_stays_within_its_cpu_cap(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("import_threads:burn", cpus=0.25)
+    assert (await sandbox.call(call())).result == b'"for now"'
+    before, since = await _cpu_s(docker_bench, sandbox.id), time.monotonic()
+    while time.monotonic() - since < 2:
+        await asyncio.sleep(0.05)
+    used = await _cpu_s(docker_bench, sandbox.id) - before
+    assert 0.05 < used / (time.monotonic() - since) < 0.35
+
+
 async def test_closing_the_control_connection_is_a_crash(bench: Bench) -> None:
     sandbox = await bench.start("close_control")
     started = time.monotonic()
@@ -504,6 +540,7 @@ async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(benc
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_r21_no_secret_of_the_platform_is_in_the_environment(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -520,6 +557,7 @@ async def test_r21_no_secret_of_the_platform_is_in_the_environment(
     assert "canary" not in str(env)
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
     outcome = await bench.run("descriptors")
@@ -528,6 +566,7 @@ async def test_a_function_holds_no_descriptor_but_its_own(bench: Bench) -> None:
     assert sorted(target.split(":")[0] for target in held.values()) == ["/dev/null", "socket", "socket", "socket"]
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.parametrize("handler", ["echo", "leave_child_behind", "ignore_signals"])
 async def test_a_destroyed_sandbox_leaves_nothing(bench: Bench, handler: str) -> None:
@@ -539,6 +578,7 @@ async def test_a_destroyed_sandbox_leaves_nothing(bench: Bench, handler: str) ->
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
     for _ in range(3):
@@ -549,6 +589,7 @@ async def test_closing_the_engine_destroys_its_sandboxes(bench: Bench) -> None:
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
     await bench.engine.prepare(bench.spec("echo"))
@@ -565,6 +606,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 async def test_an_image_that_is_not_there_is_the_engines_fault(bench: Bench) -> None:
     absent = "sha256:" + "0" * 64
     assert not await bench.engine.has_image(absent)
@@ -575,6 +617,7 @@ async def test_an_image_that_is_not_there_is_the_engines_fault(bench: Bench) -> 
     assert await _left(bench) == []
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
     engine_type = type(bench.engine)
@@ -662,6 +705,7 @@ async def test_w1_files_survive_in_the_same_sandbox_alone(bench: Bench) -> None:
     assert (await bench.run("write_and_leave", "c")).result == b'"c"'
 
 
+@pytest.mark.podman
 @pytest.mark.every_way
 @pytest.mark.docker
 @pytest.mark.parametrize("end", ["kill", "stop", "delete"])
@@ -675,7 +719,9 @@ async def test_f15_a_container_that_is_killed_from_outside_is_not_the_functions_
     container = docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
     await (container.delete(force=True) if end == "delete" else getattr(container, end)())
     outcome = await running
-    assert outcome.reason == "sandbox_start_failed", outcome
+    # Podman does not tell who stopped a container, only who killed or removed it.
+    told = end != "stop" or not docker_bench.on_podman
+    assert outcome.reason == ("sandbox_start_failed" if told else "crashed"), outcome
     assert not sandbox.reusable
 
 
@@ -711,7 +757,7 @@ async def _end_from_outside(bench: Bench, sandbox_id: str) -> None:
 
 async def _left(bench: Bench) -> list[str]:
     """Containers, processes and folders that are there because of ``bench``'s sandboxes."""
-    left = [str(folder) for folder in bench.config.socket_dir.glob("*/*")]
+    left = [str(folder) for folder in bench.config.socket_dir.glob("*/*") if folder.is_dir()]
     if isinstance(bench.engine, DockerEngine):
         filters = orjson.dumps({"label": [f"containerpub.installation={bench.config.installation}"]}).decode()
         containers = await bench.engine._client().containers.list(all=1, filters=filters)

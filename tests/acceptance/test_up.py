@@ -190,7 +190,7 @@ async def test_port_in_use_is_told_in_a_sentence(start: Start) -> None:
 async def test_engine_that_was_asked_for_and_is_away_is_told_in_a_sentence(start: Start, tmp_path: Path) -> None:
     up = start("--engine", "docker", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
     assert await asyncio.to_thread(up.process.wait, READY_S) == 1
-    assert "No container engine answers" in up.text()
+    assert "No container engine can be used" in up.text()
     assert "Traceback" not in up.text()
 
 

@@ -471,3 +471,19 @@ def list_folder(event, context):
 def read_own_data(event, context):
     with open("data.txt") as file:
         return file.read()
+
+
+SPENT = []
+
+
+def answer_for_an_earlier_call(event, context):
+    """Keeps the nonce of its call, and answers with those of the calls before, as a late thread of theirs would."""
+    import gc
+
+    calls = (one for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one)
+    nonce = next(one["nonce"] for one in calls if "nonce" in one)
+    for spent in SPENT:
+        body = b'{"nonce":"%s","kind":"result","cpu_ms":0,"peak_memory_bytes":0}\n"late"' % spent.encode()
+        os.write(control_descriptor(), len(body).to_bytes(4, "big") + body)
+    SPENT.append(nonce)
+    return event["body"]

@@ -150,8 +150,12 @@ async def _was_killed(docker: Docker, name: str, timeout_s: float) -> bool:
 
 
 async def remove_container(docker: Docker, container_id: str, timeout_s: float) -> None:
-    """Kill and remove a container with its volumes; returns when it is gone, absent is fine."""
+    """Kill and remove a container with its volumes; returns when it is gone, absent is fine.
+
+    An engine may fail at one that is just ending by itself: it is asked again for a moment.
+    """
     container = docker.containers.container(container_id)
+    ending = time.monotonic() + _END_WAIT_S
     async with engine_call("removing a container", timeout_s, 404):
         while True:
             try:
@@ -159,6 +163,6 @@ async def remove_container(docker: Docker, container_id: str, timeout_s: float) 
                 return
             except DockerError as error:
                 # 409: another removal is in progress; once it is through, 404 ends this one.
-                if error.status != 409:
+                if error.status != 409 and (error.status < 500 or time.monotonic() > ending):
                     raise
             await asyncio.sleep(0.05)

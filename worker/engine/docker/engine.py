@@ -12,6 +12,7 @@ from aiodocker import Docker
 from aiodocker.types import JSONObject
 from aiohttp import ClientTimeout
 
+from shared.capping import is_rootless, uncapped
 from worker.engine.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
 from worker.engine.blank import AttachedBlank
 from worker.engine.codecache import CodeCache
@@ -33,6 +34,7 @@ from worker.engine.docker.hardening import (
     seccomp_profile,
 )
 from worker.engine.docker.image import Images
+from worker.engine.docker.libpod import LibpodContainers, speaks_libpod
 from worker.engine.docker.stock import Stock
 from worker.engine.docker.sweep import remove_own, sweep
 from worker.engine.environment import blank_environment, environment
@@ -84,9 +86,17 @@ class DockerEngine:
         try:
             async with engine_call(f"asking the engine at {url} for its version", self._config.engine_call_timeout_s):
                 await self._docker.version()
+                info = await self._docker.system.info()
+                libpod = await speaks_libpod(self._docker)
+            if (reason := uncapped(info)) is not None:
+                raise EngineUnavailable(f"The container engine at {url} would not cap functions: {reason}.")
         except EngineUnavailable:
             await self.close()
             raise
+        if libpod:
+            profile = self._folders.home / "seccomp.json"
+            await asyncio.to_thread(profile.write_text, self._seccomp, "utf-8")
+            self._docker.containers = LibpodContainers(self._docker, profile, rootless=is_rootless(info))
         self._builder = ImageBuilder(self._docker, self._config)
         self._code = VersionCode(self._docker, self._config, self._cache)
         self._stock = Stock(self._docker, self._config, self._use)

@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from aiodocker import Docker
+from aiodocker import Docker, DockerError
 from aiodocker.containers import DockerContainer
 
 from worker.engine.attach import SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+
+_AGAIN_S = (0.05, 0.2, 1.0)
 
 
 async def sweep(
@@ -58,5 +60,14 @@ async def remove_own(docker: Docker, config: EngineConfig) -> None:
 
 
 async def _labelled(docker: Docker, config: EngineConfig, *labels: str) -> list[DockerContainer]:
+    """The containers that have these labels. An engine may stumble over one that goes meanwhile: it is asked again."""
+    filters = json.dumps({"label": labels})
     async with engine_call("listing containers", config.engine_call_timeout_s):
-        return await docker.containers.list(all=1, filters=json.dumps({"label": labels}))
+        for wait_s in _AGAIN_S:
+            try:
+                return await docker.containers.list(all=1, filters=filters)
+            except DockerError as error:
+                if error.status != 500:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await docker.containers.list(all=1, filters=filters)
