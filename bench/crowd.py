@@ -28,7 +28,8 @@ REST_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """:param sandboxes: as many as the worker's memory holds. :param idle_s: after which an idle one goes.
+    """:param sandboxes: as many as the worker's memory holds. :param least: calls at least, however slow the machine.
+    :param idle_s: after which an idle sandbox goes.
     :param back_within_s: how long after the last call everything must be as it was.
     """
 
@@ -36,6 +37,7 @@ class Size:
     sandboxes: int
     clients: int
     seconds: float
+    least: int
     idle_s: float
     back_within_s: float
 
@@ -48,8 +50,8 @@ class Size:
         }
 
 
-LONG = Size(functions=200, sandboxes=20, clients=8, seconds=180, idle_s=30, back_within_s=60)
-SHORT = Size(functions=20, sandboxes=4, clients=3, seconds=8, idle_s=2, back_within_s=30)
+LONG = Size(functions=200, sandboxes=20, clients=8, seconds=180, least=400, idle_s=30, back_within_s=60)
+SHORT = Size(functions=20, sandboxes=4, clients=3, seconds=8, least=20, idle_s=2, back_within_s=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +82,9 @@ async def play(platform: Platform, caller: Caller, docker: Docker, size: Size) -
     looks: list[int] = []
     async with _beside(_watch(platform, docker, looks)):
         until = time.monotonic() + size.seconds
-        latencies = await asyncio.gather(*(_client(caller, names, until) for _ in range(size.clients)))
+        ordered = await _called(caller, names, size, until)
     after, back_s = await back(platform, docker, before, size.back_within_s)
 
-    ordered = sorted(latency for client in latencies for latency in client)
     await recorded.invocations_reach(platform, size.functions + len(ordered), timeout_s=_RECORDS_TIMEOUT_S)
     await recorded.all_succeeded(platform)
     if max(looks) > size.sandboxes:
@@ -147,11 +148,16 @@ async def _call(caller: Caller, name: str) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-async def _client(caller: Caller, names: Sequence[str], until: float) -> list[float]:
-    latencies = []
-    while time.monotonic() < until:
-        latencies.append(await _call(caller, random.choice(names)))
-    return latencies
+async def _called(caller: Caller, names: Sequence[str], size: Size, until: float) -> list[float]:
+    """Call at random; the latencies, sorted."""
+    latencies: list[float] = []
+
+    async def client() -> None:
+        while time.monotonic() < until or len(latencies) < size.least:
+            latencies.append(await _call(caller, random.choice(names)))
+
+    await asyncio.gather(*(client() for _ in range(size.clients)))
+    return sorted(latencies)
 
 
 async def _each(names: Sequence[str], at_once: int, work: Callable[[str], Awaitable[object]]) -> None:

@@ -18,7 +18,7 @@ import psutil
 from aiodocker import Docker, DockerError
 
 from bench.figure import WrongAnswer
-from shared.embedded.process import OwnedProcess
+from shared.embedded.process import OwnedProcess, kill_tree
 
 _READY_S = 60.0
 _STOP_S = 60.0
@@ -143,6 +143,10 @@ class PrivateDockerd:
                     await asyncio.sleep(0.05)
 
     def _remove(self) -> None:
+        # A killed daemon leaves what holds its containers, and a stopped one what was just being started.
+        for process in psutil.process_iter(["cmdline"]):
+            if any(f"{self.folder}/" in argument for argument in process.info["cmdline"] or ()):
+                kill_tree(process.pid)
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             where = line.split(" ")[1]
             if where.startswith(f"{self.folder}/"):

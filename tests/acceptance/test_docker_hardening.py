@@ -278,6 +278,7 @@ async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Ben
     host, config = shown["HostConfig"], shown["Config"]
     assert host["Memory"] == host["MemorySwap"] == 96 * 1024**2
     assert host["NanoCpus"] == 500_000_000
+    assert host["CpuShares"] == 51
     assert host["LogConfig"]["Type"] == "none"
     assert host["NetworkMode"] == "none"
     assert config["User"] == "65534:65534"

@@ -54,7 +54,7 @@ async def test_many_functions_share_little_memory_without_an_error_and_leave_not
     size = crowd.SHORT
     async with Platform("docker", env=size.env) as platform, platform.caller() as caller:
         outcome = await crowd.play(platform, caller, machine, size)
-    assert outcome.calls >= size.functions
+    assert outcome.calls >= size.least
     assert outcome.most == size.sandboxes, "the budget was not reached, so that it was not passed says nothing"
 
 
