@@ -9,8 +9,10 @@ with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from importlib.resources import files
+from ipaddress import IPv4Network
 from typing import cast
 
 import orjson
@@ -27,6 +29,7 @@ from worker.engine.docker.surroundings import Surroundings
 from worker.engine.outside import outside
 from worker.engine.recipe import load_recipe
 
+_log = logging.getLogger(__name__)
 _RUNTIME = "python"
 """Whose base image gates are made of."""
 _MEMORY_MB = 32
@@ -57,7 +60,12 @@ class Gates:
         return Gate(self, f"containerpub-{sandbox_id}-gate", labels)
 
     async def close(self) -> None:
-        await self._network.remove()
+        """After the last gate is removed."""
+        try:
+            await self._network.remove()
+        except EngineUnavailable as error:
+            # The next worker that ends takes it along.
+            _log.warning("the network of functions is left", extra={"error": error.message})
 
     async def start(self, name: str, labels: Mapping[str, str]) -> None:
         """Start a gate's container and return once it is closed. Raises :class:`EngineUnavailable`."""
@@ -65,7 +73,9 @@ class Gates:
             raise GateUnavailable("The operator lets no function have a network (FUNCTION_EGRESS).")
         await self._check_runtime()
         for last in (False, True):
-            if await self._start(name, labels, await self._network.id()):
+            # First, so that there is no network for functions that do not get it.
+            own = await self._surroundings.own()
+            if await self._start(name, labels, await self._network.id(), own):
                 return
             # Our network went between finding and using it: somebody tidied up.
             self._network.forget()
@@ -76,9 +86,9 @@ class Gates:
     async def remove(self, name: str) -> None:
         await remove_container(self._docker, name, self._config.engine_call_timeout_s)
 
-    async def _start(self, name: str, labels: Mapping[str, str], network: str) -> bool:
+    async def _start(self, name: str, labels: Mapping[str, str], network: str, own: frozenset[IPv4Network]) -> bool:
         """False if there is no such network."""
-        settings = await self._settings(labels, network)
+        settings = await self._settings(labels, network, {*own, *await self._network.subnets()})
         call_s = self._config.engine_call_timeout_s
         started = False
         async with engine_call("starting a gate", call_s, 404):
@@ -94,10 +104,10 @@ class Gates:
             raise GateUnavailable(f"The network of a function cannot be closed off: {why}")
         return started
 
-    async def _settings(self, labels: Mapping[str, str], network: str) -> JSONObject:
+    async def _settings(self, labels: Mapping[str, str], network: str, own: Collection[IPv4Network]) -> JSONObject:
         policy = self._config.egress
-        own, subnets, base = await asyncio.gather(self._surroundings.own(), self._network.subnets(), self._base())
-        told = {"outside": outside(policy, (*own, *subnets)), "new_per_s": policy.new_per_s}
+        told = {"outside": outside(policy, own), "new_per_s": policy.new_per_s}
+        base = await self._base()
         program = await asyncio.to_thread((files(__package__) / "gate_program.py").read_text, "utf-8")
         settings = container_config(
             image=base.id,

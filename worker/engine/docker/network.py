@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from ipaddress import IPv4Network
 from typing import Any
 
-from aiodocker import Docker, DockerError
+from aiodocker import Docker
+from aiodocker.networks import DockerNetwork
 
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable
@@ -21,9 +23,8 @@ class Network:
         self._docker = docker
         self._timeout_s = config.engine_call_timeout_s
         self._label = f"{LABEL_INSTALLATION}={config.installation}"
+        self._name = f"containerpub-{config.installation}"
         self._config: dict[str, Any] = {
-            "Name": f"containerpub-{config.installation}",
-            "CheckDuplicate": True,
             "Driver": "bridge",
             "EnableIPv6": False,
             "Internal": False,
@@ -48,35 +49,34 @@ class Network:
 
     async def remove(self) -> None:
         """Remove it unless somebody uses it; other workers make another when they need one."""
-        if self._found is None:
-            return
-        # In use is a 403 with Docker and a 409 or a 500 with others.
-        async with engine_call("removing a network", self._timeout_s, 403, 404, 409, 500):
-            await self._docker._query_json(f"networks/{self._found['Id']}", method="DELETE")
         self._found = None
+        async with engine_call("finding the network of functions", self._timeout_s):
+            found = await self._all()
+        for one in found:
+            # In use is a 403 with Docker and a 409 or a 500 with others.
+            async with engine_call("removing the network of functions", self._timeout_s, 403, 404, 409, 500):
+                await DockerNetwork(self._docker, one["Id"]).delete()  # type: ignore[no-untyped-call]
 
     async def _get(self) -> dict[str, Any]:
         async with self._lock:
             if self._found is None:
                 async with engine_call("finding the network of functions", self._timeout_s):
-                    self._found = await self._oldest() or await self._make()
+                    found = await self._all()
+                    self._found = found[0] if found else await self._make()
             return self._found
 
     async def _make(self) -> dict[str, Any]:
-        made = None
-        try:
-            made = await self._docker.networks.create(self._config)
-        except DockerError as error:
-            if error.status != 409:
-                raise
-        # Two workers at once may have made one each: both take the older.
-        found = await self._oldest()
-        if found is None:
+        # No engine keeps two workers from making one each at the same time. By names of their own they are told apart
+        # until both workers have taken the older one.
+        made = await self._docker.networks.create({**self._config, "Name": f"{self._name}-{secrets.token_hex(4)}"})
+        found = await self._all()
+        if not found:
             raise EngineUnavailable("The network of functions was made and is not there.")
-        if made is not None and made.id != found["Id"]:
+        if made.id != found[0]["Id"]:
             await made.delete()
-        return found
+        return found[0]
 
-    async def _oldest(self) -> dict[str, Any] | None:
+    async def _all(self) -> list[dict[str, Any]]:
+        """The oldest first."""
         found = await self._docker.networks.list(filters={"label": [self._label]})
-        return min(found, key=lambda one: (one["Created"], one["Id"]), default=None)
+        return sorted(found, key=lambda one: (one["Created"], one["Id"]))

@@ -59,8 +59,8 @@ class Surroundings:
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._looked_at is None or now - self._looked_at >= _LOOK_EVERY_S:
-                machine, *servers = await asyncio.gather(self._machine(), *map(_resolved, self._platform))
-                self._found = machine.union(*servers)
+                servers = await asyncio.gather(*map(_resolved, self._platform))
+                self._found = (await self._machine()).union(*servers)
                 self._looked_at = now
             return self._found
 
