@@ -25,7 +25,7 @@ from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.code import VersionCode
 from worker.engine.docker.command import start_command
 from worker.engine.docker.container import Container, engine_call
-from worker.engine.docker.gate import Gates, GateUnavailable
+from worker.engine.docker.gate import Gates
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -159,13 +159,14 @@ class DockerEngine:
                 labels={},
                 folders=await asyncio.to_thread(self._blanks.make, sandbox_id),
             )
-        except GateUnavailable as error:
-            _log.warning("no blanks with a network", extra={"error": error.message})
-            return None
         except EngineUnavailable as error:
             if self._blanks.refuse(error):
                 return None
-            raise
+            if spec.network == "none":
+                raise
+            # Whatever is wrong with the network, blanks without one must not wait for it.
+            _log.warning("no blank with a network", extra={"error": error.message})
+            return None
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
             self._runs(sandbox_id, of.image)

@@ -40,10 +40,6 @@ _KERNEL_RUNTIMES = frozenset(("runc", "crun", "io.containerd.runc.v2"))
 own, which puts its packets behind the rules."""
 
 
-class GateUnavailable(EngineUnavailable):
-    """A function cannot get a network on this engine, or not now."""
-
-
 class Gates:
     """Makes the gates of one engine."""
 
@@ -70,7 +66,7 @@ class Gates:
     async def start(self, name: str, labels: Mapping[str, str]) -> None:
         """Start a gate's container and return once it is closed. Raises :class:`EngineUnavailable`."""
         if not self._config.egress.permitted:
-            raise GateUnavailable("The operator lets no function have a network (FUNCTION_EGRESS).")
+            raise EngineUnavailable("The operator lets no function have a network (FUNCTION_EGRESS).")
         await self._check_runtime()
         for last in (False, True):
             # First, so that there is no network for functions that do not get it.
@@ -81,7 +77,7 @@ class Gates:
             self._network.forget()
             await self.remove(name)
             if last:
-                raise GateUnavailable("The network of functions keeps being removed.")
+                raise EngineUnavailable("The network of functions keeps being removed.")
 
     async def remove(self, name: str) -> None:
         await remove_container(self._docker, name, self._config.engine_call_timeout_s)
@@ -101,7 +97,7 @@ class Gates:
                     said = (said + part.data)[-_MOST_SAID:]
         if started and not said.endswith(_READY):
             why = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise GateUnavailable(f"The network of a function cannot be closed off: {why}")
+            raise EngineUnavailable(f"The network of a function cannot be closed off: {why}")
         return started
 
     async def _settings(self, labels: Mapping[str, str], network: str, own: Collection[IPv4Network]) -> JSONObject:
@@ -141,7 +137,7 @@ class Gates:
             async with engine_call("asking the engine about itself", self._config.engine_call_timeout_s):
                 self._runtime = self._config.oci_runtime or str((await self._docker.system.info())["DefaultRuntime"])
         if self._runtime not in _KERNEL_RUNTIMES:
-            raise GateUnavailable(
+            raise EngineUnavailable(
                 f"Functions have no network under {self._runtime}, whose own would pass our rules by."
             )
 

@@ -42,8 +42,8 @@ print(json.dumps(sorted(found)))
 class Surroundings:
     """Addresses of the platform and of the engine's machine, looked up again every few minutes.
 
-    The worker may run in a container, or elsewhere than the engine, so it cannot see for itself what the engine's
-    machine is called: a container in that machine's own network looks.
+    A worker that runs in a container cannot see for itself at which addresses its machine is reached: a container in
+    that machine's own network looks.
     """
 
     def __init__(self, docker: Docker, config: EngineConfig, base: Callable[[], Coroutine[Any, Any, Image]]) -> None:
