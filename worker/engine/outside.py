@@ -21,8 +21,8 @@ _NOT_PUBLIC = _networks(
     "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24"
     " 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
 )
-# What nobody can allow: this machine and whoever is on the same link, and where clouds tell a machine its secrets, which
-# is at link-local addresses and at those that three of them have elsewhere.
+# What nobody can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
+# link-local addresses, and at those that three of them have elsewhere.
 _NEVER = _networks(
     "0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 169.254.0.0/16 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32"
 )
