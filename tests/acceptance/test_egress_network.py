@@ -18,12 +18,12 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, short_dir
+from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, process_bench_of, short_dir
 from outerworld import Listener, OuterWorld, attempt_elsewhere
 
 from tests.deployment import Platform
 from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.engine.contract import EngineUnavailable, blank_spec
 from worker.engine.docker import DockerEngine
 from worker.engine.outside import EgressPolicy
 
@@ -336,6 +336,13 @@ async def test_where_there_may_be_no_network_the_sandbox_is_not_started(
     finally:
         await engine.close()
     assert _networks(engine_config) == []
+
+
+async def test_the_engine_process_gives_no_network(engine_config: EngineConfig) -> None:
+    async for bench in process_bench_of(engine_config):
+        with pytest.raises(EngineUnavailable, match="use the engine docker"):
+            await bench.start("echo", network="egress")
+        assert await bench.engine.prestart(blank_spec(bench.spec("echo", network="egress"))) is None
 
 
 @pytest.mark.timeout(180)
