@@ -15,6 +15,7 @@ _NOBODY = 65534
 _LOOPBACK = 1  # the first interface of every network namespace
 _DNS = (53).to_bytes(2, "big")
 _TABLE, _SET = "containerpub", "outside"
+_AT_ONCE = 500  # intervals in a message, whose attributes have 64 KiB at most
 
 # linux/netlink.h, linux/netfilter.h
 _NETFILTER = 12  # which no constant of socket names
@@ -112,10 +113,8 @@ def rules(outside: "list[list[int]]", new_per_s: int) -> "list[tuple[int, bytes]
     """The messages that make the table, each as its kind and its body."""
 
     def chain(name: str, hook: int) -> "tuple[int, bytes]":
-        hooked = nested(4, attribute(1, hook), attribute(2, 0))
-        return _NEW_CHAIN, attribute(1, _TABLE) + attribute(3, name) + hooked + attribute(5, _DROP) + attribute(
-            7, "filter"
-        )
+        named = attribute(1, _TABLE) + attribute(3, name) + attribute(7, "filter")
+        return _NEW_CHAIN, named + nested(4, attribute(1, hook), attribute(2, 0)) + attribute(5, _DROP)
 
     def rule(name: str, *expressions: bytes) -> "tuple[int, bytes]":
         return _NEW_RULE, attribute(1, _TABLE) + attribute(2, name) + nested(4, *expressions)
@@ -123,9 +122,11 @@ def rules(outside: "list[list[int]]", new_per_s: int) -> "list[tuple[int, bytes]
     def element(address: int, flags: int) -> bytes:
         return nested(1, data(1, struct.pack(">I", address)), attribute(3, flags))
 
-    bounds = [
-        element(first, 0) + (element(last + 1, _INTERVAL_END) if last < 2**32 - 1 else b"") for first, last in outside
-    ]
+    def elements(ranges: "list[list[int]]") -> "tuple[int, bytes]":
+        # The end of an interval is the first address after it. None ends with the last of all.
+        bounds = [element(first, 0) + element(last + 1, _INTERVAL_END) for first, last in ranges]
+        return _NEW_ELEMENTS, attribute(1, _TABLE) + attribute(2, _SET) + attribute(4, 1) + nested(3, *bounds)
+
     is_outside = meta(_NFPROTO, bytes((_IPV4,))) + header(_NETWORK_HEADER, _DESTINATION, 4)
     is_outside += expression("lookup", attribute(1, _SET), attribute(2, 1), attribute(4, 1))
     to_dns = header(_TRANSPORT_HEADER, 2, 2) + equals(_DNS)
@@ -134,7 +135,7 @@ def rules(outside: "list[list[int]]", new_per_s: int) -> "list[tuple[int, bytes]
     made = [
         (_NEW_TABLE, attribute(1, _TABLE)),
         (_NEW_SET, set_of_addresses),
-        (_NEW_ELEMENTS, attribute(1, _TABLE) + attribute(2, _SET) + attribute(4, 1) + nested(3, *bounds)),
+        *(elements(outside[at : at + _AT_ONCE]) for at in range(0, len(outside), _AT_ONCE)),
         chain("in", _INPUT),
         rule("in", meta(_IIF, number(_LOOPBACK)), verdict(_ACCEPT)),
         rule("in", state(_ESTABLISHED_OR_RELATED), verdict(_ACCEPT)),
