@@ -43,8 +43,9 @@ own, which puts its packets behind the rules."""
 class Gates:
     """Makes the gates of one engine."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+    def __init__(self, docker: Docker, config: EngineConfig, *, podman: bool = False) -> None:
         self._docker = docker
+        self._podman = podman
         self._config = config
         self._images = Images(docker, config)
         self._network = Network(docker, config)
@@ -67,6 +68,8 @@ class Gates:
         """Start a gate's container and return once it is closed. Raises :class:`EngineUnavailable`."""
         if not self._config.egress.permitted:
             raise EngineUnavailable("The operator lets no function have a network (FUNCTION_EGRESS).")
+        if self._podman:
+            raise EngineUnavailable("With Podman functions have no network: how one holds there was not tried yet.")
         await self._check_runtime()
         for last in (False, True):
             # First, so that there is no network for functions that do not get it.
