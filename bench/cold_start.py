@@ -27,6 +27,18 @@ _KINDS = (
         {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_BLANKS": "0"},
     ),
     ("paused_start", "call to a paused sandbox", "paused", {"SANDBOX_PAUSE_SECONDS": str(_SHORT_S)}),
+    (
+        "cold_start_egress",
+        "call of a function with a network after its sandboxes were evicted",
+        "cold",
+        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S)},
+    ),
+    (
+        "cold_start_egress_no_blank",
+        "call of a function with a network, and no blank container stands ready",
+        "cold",
+        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_BLANKS": "0"},
+    ),
 )
 
 
@@ -48,25 +60,27 @@ async def measure(run: Run) -> list[Figure]:
                 {"start_kinds": kinds, "median_phases_ms": await recorded.phases_ms(platform, began)},
             )
         ]
+        await caller.deploy("outward", functions.HELLO, network="egress")
         worker = "worker-1"
         for number, (key, what, kind, env) in enumerate(_KINDS, 2):
             run.say(what)
             await platform.stop(worker)
             worker = f"worker-{number}"
             platform.start(worker, env)
-            figures.append(await _after_calm(run, platform, caller, baseline, key, what, kind))
+            name = "outward" if "egress" in key else "old"
+            figures.append(await _after_calm(run, platform, caller, baseline, key, what, kind, name))
     return figures
 
 
 async def _after_calm(
-    run: Run, platform: Platform, caller: Caller, baseline: Baseline | None, key: str, what: str, kind: str
+    run: Run, platform: Platform, caller: Caller, baseline: Baseline | None, key: str, what: str, kind: str, name: str
 ) -> Figure:
-    await _call(caller, "old")  # the worker has read the version and everything else it needs once
+    await _call(caller, name)  # the worker has read the version and everything else it needs once
     await asyncio.sleep(_CALM_S)
     began = time.time()
     took = []
     for _ in range(run.pick(5, 15)):
-        took.append(await _call(caller, "old"))
+        took.append(await _call(caller, name))
         await asyncio.sleep(_CALM_S)
     kinds = await _kinds(platform, began, len(took))
     if kinds != {kind: len(took)}:

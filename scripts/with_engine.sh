@@ -24,10 +24,11 @@ trap 'exit 143' TERM
 
 install_docker() {
     [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] || return 1
-    if ! command -v dockerd >/dev/null || ! command -v debootstrap >/dev/null || ! command -v docker-compose >/dev/null; then
+    if ! command -v dockerd >/dev/null || ! command -v debootstrap >/dev/null || ! command -v docker-compose >/dev/null ||
+        ! command -v ip >/dev/null; then
         echo "engine: installing Docker"
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-            docker.io docker-compose debootstrap iptables ca-certificates >/dev/null || return 1
+            docker.io docker-compose debootstrap iptables iproute2 ca-certificates >/dev/null || return 1
     fi
     echo "engine: starting dockerd"
     mkdir -p .cache

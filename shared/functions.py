@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import Invalid
 from shared.settings import Settings
 
+Network = Literal["none", "egress"]
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
 PROJECT_FILES = ("containerpub.toml", "function.json")
 
@@ -42,6 +43,10 @@ class FunctionSettings(BaseModel):
         Literal["warm", "fresh"], Field(description="`fresh`: a new sandbox for every call, started ahead.")
     ] = "warm"
     min_warm: Annotated[int, Field(ge=0, le=20, description="Sandboxes that every worker keeps ready.")] = 0
+
+    network: Annotated[
+        Network, Field(description="`egress`: public addresses can be reached, none of the platform's own.")
+    ] = "none"
 
     @property
     def timeout_ms(self) -> int:
@@ -96,7 +101,25 @@ def project_settings(
     if result.memory_mb > settings.function_memory_limit_mb:
         most = settings.function_memory_limit_mb
         raise Invalid(f"memory_mb may be at most {most:g} here.", code="invalid_settings", field="memory_mb")
+    if result.network == "egress":
+        _check_egress(settings)
     return result, name
+
+
+def _check_egress(settings: Settings) -> None:
+    if settings.engine == "process":
+        raise Invalid(
+            "network: the engine process, which is for development only, cannot keep a function with a network away "
+            'from this machine; deploy it where functions run in containers, or with network = "none".',
+            code="invalid_settings",
+            field="network",
+        )
+    if not settings.function_egress:
+        raise Invalid(
+            'network: the operator lets no function have a network here; deploy it with network = "none".',
+            code="invalid_settings",
+            field="network",
+        )
 
 
 def _read_project_file(name: str, content: bytes) -> dict[str, object]:

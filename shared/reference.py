@@ -37,6 +37,8 @@ def settings_page() -> str:
 def _default(value: Any) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if isinstance(value, bool):
+        value = str(value).lower()
     if isinstance(value, tuple):
         value = ",".join(value)
     return f"`{value}`" if str(value) else ""
@@ -44,6 +46,8 @@ def _default(value: Any) -> str:
 
 def _values(field: FieldInfo) -> str:
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
+    if field.annotation is bool:
+        choices = ["true", "false"]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     bounds = {

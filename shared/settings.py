@@ -8,6 +8,7 @@ descriptions here; a test compares the two.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -95,6 +96,17 @@ class Settings(BaseModel):
         5, "Connections one sandbox should hold, told it as `DB_MAX_CONNECTIONS`."
     )
     function_db_timeout_ms: Positive = _setting(5000, "Statement timeout that functions are told as `DB_TIMEOUT_MS`.")
+
+    function_egress: bool = _setting(True, 'Whether a function may have a network, by `network = "egress"`.')
+    function_egress_allow: tuple[str, ...] = _setting(
+        (), "Networks that functions with a network reach although they are not public, separated by commas."
+    )
+    function_egress_deny: tuple[str, ...] = _setting(
+        (), "Networks that functions with a network do not reach although they are public or allowed."
+    )
+    function_egress_new_per_second: Annotated[int, Field(ge=1, le=100_000)] = _setting(
+        50, "Connections that a sandbox with a network may begin a second."
+    )
 
     # Artifact store
     s3_endpoint: str = _setting("", "S3 API to use; empty: the provider's own.")
@@ -192,10 +204,20 @@ class Settings(BaseModel):
         10, "Time a client may take to send a request's headers, and pause within its body."
     )
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "function_egress_allow", "function_egress_deny", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("function_egress_allow", "function_egress_deny")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            try:
+                IPv4Network(part)
+            except ValueError as error:
+                raise ValueError(f"{part} is no IPv4 network; write it as 10.1.2.0/24 or 10.1.2.3") from error
+        return value
 
     @field_validator("docker_base_image")
     @classmethod

@@ -68,6 +68,10 @@ class Platform:
         """The environment that the processes run with."""
         return dict(self._env)
 
+    def change(self, **settings: str) -> None:
+        """What processes that are started from now on run with."""
+        self._env |= settings
+
     async def __aenter__(self) -> Self:
         for name in ("api", "scheduler", *self._worker_names):
             self.start(name)

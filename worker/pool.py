@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from worker.engine.contract import Blank, BlankSpec, Engine, EngineUnavailable, Sandbox, SandboxSpec
+from worker.engine.contract import Blank, BlankSpec, Engine, EngineUnavailable, Sandbox, SandboxSpec, blank_spec
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ class Pool:
     def _want_blanks(self, spec: SandboxSpec) -> BlankSpec | None:
         if not self.limits.blanks or not self._prepared.get(spec.image):
             return None
-        wanted = BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus)
+        wanted = blank_spec(spec)
         self._blank_wanted_at[wanted] = asyncio.get_running_loop().time()
         return wanted
 

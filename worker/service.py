@@ -33,6 +33,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.contract import Engine
 from worker.invoke import Invoker, Limits
 from worker.outage import Outage
+from worker.policy import egress_policy
 from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
 from worker.versions import Specs, Versions
@@ -273,6 +274,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         image_disk_bytes=settings.image_disk_bytes,
         # Others that use an image say so with every sweep of theirs: one may be late, and one be missed.
         image_in_use_s=3 * settings.sweep_seconds,
+        egress=egress_policy(settings),
     )
 
 

@@ -72,4 +72,5 @@ class Specs:
             cpus=settings.cpus,
             timeout_ms=settings.timeout_ms,
             env=self._env,
+            network=settings.network,
         )

@@ -52,7 +52,8 @@ class Functions:
                     newest is not None
                     and newest["live"]
                     and newest["artifact_sha256"] == artifact_sha256
-                    and orjson.loads(newest["settings"]) == orjson.loads(text)
+                    # By meaning: an older version does not have the keys that came later.
+                    and _settings(newest["settings"]) == settings
                 ):
                     return Deploy(
                         function_id=function["id"],

@@ -42,9 +42,9 @@ async def test_a_blank_becomes_a_function_of_any_version_of_its_runtime_and_size
     assert not any(blank.usable for blank in blanks)
 
 
-async def test_a_blank_of_another_size_or_runtime_is_refused_and_stays(bench: Bench) -> None:
+async def test_a_blank_of_another_size_runtime_or_network_is_refused_and_stays(bench: Bench) -> None:
     blank = await bench.prestart()
-    for changed in ({"memory_mb": 64}, {"cpus": 0.5}, {"runtime": "node"}):
+    for changed in ({"memory_mb": 64}, {"cpus": 0.5}, {"runtime": "node"}, {"network": "egress"}):
         with pytest.raises(ValueError):
             await blank.specialise(bench.spec("echo", **changed))
     assert blank.usable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from worker.engine.contract import BlankSpec, EngineUnavailable, SandboxSpec
+from worker.engine.contract import BlankSpec, EngineUnavailable, SandboxSpec, blank_spec
 from worker.engine.sandbox import AttachedSandbox
 
 
@@ -29,8 +29,8 @@ class AttachedBlank:
         return not self._taken and self._sandbox.reusable
 
     async def specialise(self, spec: SandboxSpec) -> AttachedSandbox:
-        if BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus) != self.spec:
-            raise ValueError(f"the blank {self.id} is not of the function's runtime and size")
+        if blank_spec(spec) != self.spec:
+            raise ValueError(f"the blank {self.id} is not of the function's runtime, size and network")
         if self._taken:
             raise ValueError(f"the blank {self.id} was specialised before")
         self._taken = True

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from worker.engine.outside import EgressPolicy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -23,6 +25,7 @@ class EngineConfig:
         package manager; empty forbids all.
     :param registry: images of versions are pushed there when set.
     :param max_image_bytes: bound on one version's image.
+    :param egress: where functions with a network may go.
     :param code_cache_bytes: bound on the code of versions that is kept on this machine for blanks.
     :param image_disk_bytes: what images (folders, with ``process``) of versions, dependencies and runtimes may take on
         this machine, unless they are in use; 0 for no bound.
@@ -43,5 +46,6 @@ class EngineConfig:
     code_cache_bytes: int = 2 * 1024**3
     image_disk_bytes: int = 20 * 1000**3
     image_in_use_s: float = 90.0
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
     start_timeout_s: float = 30.0
     engine_call_timeout_s: float = 60.0

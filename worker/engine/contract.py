@@ -17,6 +17,7 @@ from typing import Protocol
 from uuid import UUID
 
 from shared.errors import Unavailable
+from shared.functions import Network
 
 
 class LogStream(StrEnum):
@@ -93,6 +94,7 @@ class SandboxSpec:
     cpus: float
     timeout_ms: int
     env: tuple[tuple[str, str], ...] = ()
+    network: Network = "none"
 
     def __hash__(self) -> int:
         # Looked up several times a call; specs of one version hardly ever differ.
@@ -164,11 +166,17 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlankSpec:
-    """What a blank is started from: a runtime and the size that the container has from the start."""
+    """What a blank is started from: a runtime, and the size and the network that it has from the start."""
 
     runtime: str
     memory_mb: int
     cpus: float
+    network: Network = "none"
+
+
+def blank_spec(spec: SandboxSpec) -> BlankSpec:
+    """Of what kind a blank must be to become such a sandbox."""
+    return BlankSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus, network=spec.network)
 
 
 class Blank(Protocol):
@@ -184,7 +192,7 @@ class Blank(Protocol):
     async def specialise(self, spec: SandboxSpec) -> Sandbox:
         """Give it a version's code, read-only, and import its module: from now on it is that version's sandbox.
 
-        Needs a spec of the same runtime and size. Raises :class:`EngineUnavailable`, and is gone then.
+        Needs a spec of the same runtime, size and network. Raises :class:`EngineUnavailable`, and is gone then.
         """
 
     async def destroy(self) -> None:

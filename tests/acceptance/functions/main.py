@@ -3,9 +3,11 @@
 import _thread
 import asyncio
 import ctypes
+import errno
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -487,3 +489,74 @@ def answer_for_an_earlier_call(event, context):
         os.write(control_descriptor(), len(body).to_bytes(4, "big") + body)
     SPENT.append(nonce)
     return event["body"]
+
+
+def reach(event, context):
+    """What each of ``[host, port, kind, way]`` leads to: the first bytes of an answer, or the name of the error."""
+    return [reached(*one) for one in event["body"]]
+
+
+def reached(host, port, kind, way=""):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as client:
+        client.settimeout(2)
+        extra = []
+        try:
+            index = socket.if_nametoindex("eth0")
+            if "device" in way:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0\0")
+            if "dontroute" in way:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+            if "interface" in way:
+                client.setsockopt(socket.IPPROTO_IP, 50, struct.pack(">I", index))  # IP_UNICAST_IF
+            if "packet" in way:
+                extra = [(socket.IPPROTO_IP, 8, struct.pack("=iII", index, 0, 0))]  # IP_PKTINFO
+            if "broadcast" in way:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if kind == "tcp":
+                client.connect((host, port))
+            else:
+                client.sendmsg([b"ask"], extra, 0, (host, port))
+            return client.recv(64).decode()
+        except OSError as error:
+            return errno.errorcode.get(error.errno, type(error).__name__)
+
+
+def listen(event, context):
+    """Listen on all addresses for as long as the sandbox is there; its own address."""
+    kept["listener"] = socket.create_server(("0.0.0.0", event["body"]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(("8.8.8.8", 53))
+        return client.getsockname()[0]
+
+
+def send_many(event, context):
+    """How many of so many datagrams to as many ports the network took."""
+    host, count = event["body"]
+    taken = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for port in range(20_000, 20_000 + count):
+            try:
+                client.sendto(b"ask", (host, port))
+            except PermissionError:
+                continue
+            taken += 1
+    return taken
+
+
+def resolve(event, context):
+    try:
+        return sorted({entry[4][0] for entry in socket.getaddrinfo(event["body"], None, socket.AF_INET)})
+    except socket.gaierror:
+        return []
+
+
+def change_network(event, context):
+    """The errors of what would change routes, addresses and rules: netlink family and type of the message."""
+    answers = []
+    for family, kind in event["body"]:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as kernel:
+            kernel.send(struct.pack("=IHHII", 32, kind, 5, 1, 0) + bytes(16))
+            _, _, _, _, _, code = struct.unpack_from("=IHHIIi", kernel.recv(4096))
+            answers.append(-code)
+    return answers

@@ -18,6 +18,7 @@ from worker.engine.command import RESULT, CommandSandbox, CommandSandboxes, Ende
 from worker.engine.config import EngineConfig
 from worker.engine.contract import Call, EngineUnavailable, LogStream, NotRun, SandboxSpec
 from worker.engine.docker.container import engine_call, exit_status, remove_container
+from worker.engine.docker.gate import Gate, Gates
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -43,6 +44,7 @@ async def start_command(
     docker: Docker,
     config: EngineConfig,
     folders: SocketFolders,
+    gates: Gates,
     recipe: Recipe,
     spec: SandboxSpec,
 ) -> CommandSandbox:
@@ -51,6 +53,14 @@ async def start_command(
     folder = folders.folder(sandbox_id)
     paths = container_paths()
     seccomp = await asyncio.to_thread(seccomp_profile)
+    labels = {
+        LABEL_INSTALLATION: config.installation,
+        LABEL_WORKER: config.worker_id,
+        LABEL_SANDBOX: sandbox_id,
+        LABEL_VERSION: str(spec.version_id),
+        LABEL_FUNCTION: str(spec.function_id),
+    }
+    gate = gates.gate(sandbox_id, labels) if spec.network == "egress" else None
 
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
@@ -58,36 +68,45 @@ async def start_command(
             command=command_of(recipe, spec),
             working_dir="/function",
             env=env,
-            labels={
-                LABEL_INSTALLATION: config.installation,
-                LABEL_WORKER: config.worker_id,
-                LABEL_SANDBOX: sandbox_id,
-                LABEL_VERSION: str(spec.version_id),
-                LABEL_FUNCTION: str(spec.function_id),
-            },
+            labels=labels,
             # Writable is the result alone, which the file-size limit caps.
             binds=[f"{folder / name}:{path}:{'rw' if name == RESULT else 'ro'}" for name, path in paths.items()],
             memory_mb=spec.memory_mb,
             cpus=spec.cpus,
             seccomp=seccomp,
             oci_runtime=config.oci_runtime,
+            network="none" if gate is None else gate.network,
         )
 
-    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config)
-    return await sandboxes.start(sandbox_id, spec, folder, paths, program)
+    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, gate)
+    sandbox = await sandboxes.start(sandbox_id, spec, folder, paths, program)
+    if gate is not None:
+        try:
+            await gate.open()
+        except BaseException:
+            await sandbox.destroy()
+            raise
+    return sandbox
 
 
 class ContainerRun:
     """Implements :class:`worker.engine.command.Program`."""
 
     def __init__(
-        self, docker: Docker, name: str, timeout_s: float, new_config: Callable[[Mapping[str, str]], JSONObject]
+        self,
+        docker: Docker,
+        name: str,
+        timeout_s: float,
+        new_config: Callable[[Mapping[str, str]], JSONObject],
+        gate: Gate | None,
     ) -> None:
-        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request."""
+        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request; the
+        open ``gate`` goes with it."""
         self._docker = docker
         self._name = name
         self._timeout_s = timeout_s
         self._new_config = new_config
+        self._gate = gate
         self._creating: asyncio.Task[DockerContainer] | None = None
         self._killing: asyncio.Task[None] | None = None
 
@@ -127,6 +146,8 @@ class ContainerRun:
             if task is not None:
                 await asyncio.wait((task,))
         await remove_container(self._docker, self._name, self._timeout_s)
+        if self._gate is not None:
+            await self._gate.remove()
 
     async def _create(self, env: Mapping[str, str]) -> DockerContainer:
         async with engine_call("creating a container", self._timeout_s):

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiodocker import Docker, DockerError
@@ -16,6 +17,9 @@ from aiodocker.types import JSONObject
 from worker.engine.attach import Rendezvous, remove_folder
 from worker.engine.contract import EngineUnavailable
 from worker.engine.sandbox import ExitStatus
+
+if TYPE_CHECKING:
+    from worker.engine.docker.gate import Gate
 
 _END_WAIT_S = 2.0
 """How long after its connection closed a container may take to be gone."""
@@ -57,17 +61,22 @@ class Container:
         folders: Sequence[Path],
         timeout_s: float,
         new_config: Callable[[Rendezvous], JSONObject],
+        gate: Gate | None = None,
     ) -> None:
+        """``gate`` is what it gets out by; it comes and goes with it."""
         self.name = name
         self._folders = folders
         self._docker = docker
         self._container = docker.containers.container(name)
         self._timeout_s = timeout_s
         self._new_config = new_config
+        self._gate = gate
         self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
     async def start(self, rendezvous: Rendezvous) -> None:
+        if self._gate is not None:
+            await self._gate.open()
         # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
         self._creating = asyncio.create_task(self._create(rendezvous), name=f"create-{self.name}")
         await asyncio.shield(self._creating)
@@ -109,6 +118,8 @@ class Container:
             if task is not None:
                 await asyncio.wait((task,))
         await remove_container(self._docker, self.name, self._timeout_s)
+        if self._gate is not None:
+            await self._gate.remove()
         for folder in self._folders:
             await asyncio.to_thread(remove_folder, folder)
 

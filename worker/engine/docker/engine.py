@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.code import VersionCode
 from worker.engine.docker.command import start_command
 from worker.engine.docker.container import Container, engine_call
+from worker.engine.docker.gate import Gates
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -43,6 +45,7 @@ from worker.engine.imageuse import ImageUse
 from worker.engine.recipe import Contract, Recipe, load_recipe
 from worker.engine.sandbox import AttachedSandbox
 
+_log = logging.getLogger(__name__)
 _MOUNT = "/run/containerpub"
 _WORKING_DIR = "/function"
 _ANSWER_TIMEOUT_S = 5.0
@@ -66,6 +69,7 @@ class DockerEngine:
         self._docker: Docker | None = None
         self._builder: ImageBuilder | None = None
         self._stock: Stock | None = None
+        self._gates: Gates | None = None
         self._seccomp = ""
 
     async def open(self) -> None:
@@ -100,6 +104,7 @@ class DockerEngine:
         self._builder = ImageBuilder(self._docker, self._config)
         self._code = VersionCode(self._docker, self._config, self._cache)
         self._stock = Stock(self._docker, self._config, self._use)
+        self._gates = Gates(self._docker, self._config, podman=libpod)
 
     async def answers(self) -> bool:
         try:
@@ -120,7 +125,10 @@ class DockerEngine:
             # Its container comes with the call, and a missing image has to be noticed before.
             if not await self.has_image(spec.image):
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
-            command = await start_command(self._commands, self._client(), self._config, self._folders, recipe, spec)
+            gates = self._opened_gates()
+            command = await start_command(
+                self._commands, self._client(), self._config, self._folders, gates, recipe, spec
+            )
             self._runs(command.id, spec.image)
             return command
         return await self._start(
@@ -154,7 +162,11 @@ class DockerEngine:
         except EngineUnavailable as error:
             if self._blanks.refuse(error):
                 return None
-            raise
+            if spec.network == "none":
+                raise
+            # Whatever is wrong with the network, blanks without one must not wait for it.
+            _log.warning("no blank with a network", extra={"error": error.message})
+            return None
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
             self._runs(sandbox_id, of.image)
@@ -203,10 +215,13 @@ class DockerEngine:
             await asyncio.gather(self._commands.close(), self._fleet.close(), return_exceptions=True)
             # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
             await remove_own(self._docker, self._config)
+            if self._gates is not None:
+                await self._gates.close()
             await asyncio.to_thread(remove_folder, self._folders.home)
             await asyncio.to_thread(self._blanks.close)
         finally:
-            docker, self._docker, self._builder, self._code, self._stock = self._docker, None, None, None, None
+            docker, self._docker = self._docker, None
+            self._builder = self._code = self._stock = self._gates = None
             await docker.close()
 
     async def _start(
@@ -223,6 +238,13 @@ class DockerEngine:
     ) -> AttachedSandbox:
         """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted beside the socket's."""
         folder = self._folders.folder(sandbox_id)
+        labels = {
+            LABEL_INSTALLATION: self._config.installation,
+            LABEL_WORKER: self._config.worker_id,
+            LABEL_SANDBOX: sandbox_id,
+            **labels,
+        }
+        gate = self._opened_gates().gate(sandbox_id, labels) if size.network == "egress" else None
 
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
@@ -230,24 +252,20 @@ class DockerEngine:
                 command=recipe.command,
                 working_dir=_WORKING_DIR,
                 env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
-                labels={
-                    LABEL_INSTALLATION: self._config.installation,
-                    LABEL_WORKER: self._config.worker_id,
-                    LABEL_SANDBOX: sandbox_id,
-                    **labels,
-                },
+                labels=labels,
                 binds=[f"{folder}:{_MOUNT}:ro"],
                 memory_mb=size.memory_mb,
                 cpus=size.cpus,
                 seccomp=self._seccomp,
                 oci_runtime=self._config.oci_runtime,
                 folders=folders,
+                network="none" if gate is None else gate.network,
             )
 
         def new_vessel() -> Container:
             owned = [folder] if folders is None else [folder, self._blanks.home(sandbox_id)]
             timeout_s = self._config.engine_call_timeout_s
-            return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config)
+            return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config, gate)
 
         self._runs(sandbox_id, image)
         sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
@@ -270,6 +288,11 @@ class DockerEngine:
         if self._builder is None or self._code is None:
             raise RuntimeError("the engine is not open")
         return self._builder, self._code
+
+    def _opened_gates(self) -> Gates:
+        if self._gates is None:
+            raise RuntimeError("the engine is not open")
+        return self._gates
 
     def _client(self) -> Docker:
         if self._docker is None:

@@ -49,16 +49,18 @@ def container_config(
     seccomp: str,
     oci_runtime: str | None,
     folders: Mapping[str, str] | None = None,
+    network: str = "none",
 ) -> dict[str, JSONValue]:
     """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
 
     :param binds: read-only files and folders, which the engine makes on its machine if they are not there.
     :param folders: host folders, by where they appear; read-only, and an error if they are not there.
+    :param network: ``none``, a network's id, or ``container:…`` for the network of another container.
     """
     memory_bytes = memory_mb * 1024**2
     host: dict[str, JSONValue] = {
         "Binds": list(binds),
-        "NetworkMode": "none",
+        "NetworkMode": network,
         "IpcMode": "private",
         "CgroupnsMode": "private",
         "Privileged": False,
@@ -110,7 +112,7 @@ def container_config(
         "AttachStdin": False,
         "AttachStdout": False,
         "AttachStderr": False,
-        "NetworkDisabled": True,
+        "NetworkDisabled": network == "none",
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGKILL",
         "HostConfig": host,

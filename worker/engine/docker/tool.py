@@ -51,6 +51,7 @@ class ToolRun:
     bind: Path | None
     max_stdout_bytes: int
     timeout_s: float  # of each of its phases
+    network: str = "none"  # or host, the engine's machine's
 
 
 class TooMuchOutput(Exception):
@@ -148,10 +149,13 @@ class Tools:
             cpus=1.0,
             seccomp=seccomp_profile(),
             oci_runtime=self._config.oci_runtime,
+            network=run.network,
         )
         sizes = {"/tmp": 64 * _MEBIBYTE} | run.tmpfs  # noqa: S108 (inside the container)
         changed = {
             "PidsLimit": 256,
+            # An engine that gives containers users of their own does not let those into its machine's network.
+            "UsernsMode": "host" if run.network == "host" else "",
             # build scripts run programs from where they are unpacked, so these may hold programs
             "Tmpfs": {
                 path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={UID},gid={UID},mode=0700"

@@ -74,6 +74,10 @@ class ProcessEngine:
 
     async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if spec.network != "none":
+            raise EngineUnavailable(
+                "The engine process cannot keep a function's network from this machine's: use the engine docker."
+            )
         await self._use(spec.image)
         if recipe.contract is Contract.COMMAND:
             if self._namespaces is None:
@@ -95,7 +99,7 @@ class ProcessEngine:
 
     async def prestart(self, spec: BlankSpec) -> AttachedBlank | None:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks:
+        if not recipe.blanks or spec.network != "none":
             return None
 
         async def settle(sandbox: AttachedSandbox) -> None:

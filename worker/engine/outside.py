@@ -1,0 +1,82 @@
+"""What is outside: the addresses that a function with ``network = "egress"`` may reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+Range = tuple[int, int]
+"""The first and the last of consecutive addresses, as numbers."""
+
+_ALL: Range = (0, 2**32 - 1)
+
+
+def _networks(text: str) -> tuple[IPv4Network, ...]:
+    return tuple(IPv4Network(one) for one in text.split())
+
+
+# The registry of special-purpose addresses (RFC 6890 and its successors): what is no single machine of the public net.
+_NOT_PUBLIC = _networks(
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24"
+    " 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
+)
+# What nobody can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
+# link-local addresses, and at those that three of them have elsewhere.
+_NEVER = _networks(
+    "0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 169.254.0.0/16 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressPolicy:
+    """What the operator says of the network of functions.
+
+    :param permitted: whether a function gets one if it asks for it.
+    :param allow: networks that are reached although they are not public.
+    :param deny: networks that are not reached although they are public; these win.
+    :param platform: host names and addresses of the platform's own servers, which are never reached.
+    :param new_per_s: connections that one sandbox may begin a second.
+    """
+
+    permitted: bool = True
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+    platform: tuple[str, ...] = ()
+    new_per_s: int = 50
+
+
+def outside(policy: EgressPolicy, own: Iterable[IPv4Network]) -> list[Range]:
+    """What may be reached, in order, without overlaps: public addresses and ``allow``, less ``deny``, ``own``
+    and what nobody can allow."""
+    ranges = [_ALL]
+    for network in _NOT_PUBLIC:
+        ranges = _without(ranges, network)
+    ranges = _joined(ranges, policy.allow)
+    for network in (*policy.deny, *own, *_NEVER):
+        ranges = _without(ranges, network)
+    return ranges
+
+
+def _bounds(network: IPv4Network) -> Range:
+    return int(network.network_address), int(network.broadcast_address)
+
+
+def _without(ranges: Iterable[Range], network: IPv4Network) -> list[Range]:
+    begin, end = _bounds(network)
+    left = []
+    for first, last in ranges:
+        for part in ((first, min(last, begin - 1)), (max(first, end + 1), last)):
+            if part[0] <= part[1]:
+                left.append(part)
+    return left
+
+
+def _joined(ranges: Iterable[Range], networks: Iterable[IPv4Network]) -> list[Range]:
+    joined: list[Range] = []
+    for first, last in sorted([*ranges, *map(_bounds, networks)]):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
