@@ -37,12 +37,16 @@ def settings_page() -> str:
 def _default(value: Any) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if isinstance(value, bool):
+        value = str(value).lower()
     if isinstance(value, tuple):
         value = ",".join(value)
     return f"`{value}`" if str(value) else ""
 
 
 def _values(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "`true`, `false`"
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
