@@ -47,6 +47,7 @@ with open("/result.json", "w") as file:
 """
 ECHO_FILES = {"Dockerfile": HEAD + 'COPY main.py /app/\nCMD ["python3", "/app/main.py"]\n', "main.py": ECHO}
 CGROUPS = Path("/sys/fs/cgroup")
+TEMPLATE = Path(__file__).parents[2] / "runtimes" / "dockerfile" / "template"
 
 
 def python(code: str) -> str:
@@ -157,7 +158,12 @@ class Bench:
         images = await self.docker.images.list(all=True, filters={"label": labels})
         left = [image["Id"] for image in images if LABEL_BUILD in image["Labels"]]
         left += [container["Id"] for container in await self.containers()]
-        return left + [str(path) for path in CGROUPS.glob("*/containerpub-build/*")]
+        ours = f"containerpub-build/{self.caps._prefix_of()}*"
+        return left + [str(path) for pattern in (ours, f"*/{ours}") for path in CGROUPS.glob(pattern)]
+
+    @property
+    def caps(self) -> BuildCaps:
+        return BuildCaps(self.docker, self.config)
 
 
 @pytest.fixture
@@ -527,15 +533,14 @@ async def test_what_a_killed_worker_left_of_a_build_is_swept(bench: Bench) -> No
 
 
 async def _machine(bench: Bench) -> Machine:
-    return await BuildCaps(bench.docker, bench.config).machine()
+    return await bench.caps.machine()
 
 
 async def test_b1_without_a_bound_on_processes_nothing_is_built(bench: Bench) -> None:
     machine = await _machine(bench)
-    caps = BuildCaps(bench.docker, bench.config)
 
     async def parent(machine: Machine, given: str) -> str:
-        async with caps.hold(machine, DockerfileConfig(cgroup_parent=given), "x") as path:
+        async with bench.caps.hold(machine, DockerfileConfig(cgroup_parent=given), "x") as path:
             return path
 
     elsewhere = replace(machine, is_here=False)
@@ -591,16 +596,22 @@ async def client(database: str, redis_url: str) -> AsyncIterator[Client]:
         yield await client.register()
 
 
-async def test_the_example_is_deployed_called_and_built_again_when_its_image_is_gone(
+async def test_template_and_example_are_deployed_and_built_again_when_an_image_is_gone(
     client: Client, examples: Path
 ) -> None:
-    folder = examples / "dockerfile"
-    files: dict[str, str | bytes] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    def read(folder: Path) -> dict[str, str | bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    answer = await client.deploy("made", read(TEMPLATE))
+    assert answer.status == 201, answer
+    assert (await client.invoke("made", {"name": "Ada"})).json["result"] == {"greeting": "Hello, Ada!"}
+    files = read(examples / "dockerfile")
     answer = await client.deploy("dockerfile", files)
     assert answer.status == 201, answer
     found = (await client.invoke("dockerfile", {"prefix": "l"})).json
     assert found["result"] == {"words": ["lease"]}, found
-    version = (await client.call("GET", "/api/functions/dockerfile/versions")).json["items"][0]
+    version = (await client.call("GET", "/api/functions/dockerfile/versions/1")).json
+    assert 'Dockerfile:5: RUN ["/bin/sh", "-c", "sort' in version["build_log"]
     async with Docker() as docker:
         await docker.images.delete(version["image"], force=True)
     found = (await client.invoke("dockerfile", {"prefix": "w"}, prefer="wait=60")).json
@@ -614,7 +625,7 @@ async def test_the_example_is_deployed_called_and_built_again_when_its_image_is_
         refused = await client.deploy("dockerfile", files | {"Dockerfile": dockerfile})
         assert (refused.status, refused.json["code"]) == (422, "analysis_rejected"), refused
         assert why in refused.json["detail"]
-    # the old version still serves
+    # The old version still serves.
     assert (await client.invoke("dockerfile", {"prefix": "l"})).json["result"] == {"words": ["lease"]}
 
 

@@ -50,7 +50,7 @@ class BuildCaps:
     def __init__(self, docker: Docker, config: EngineConfig) -> None:
         self._docker = docker
         self._config = config
-        self._prefix = _prefix(config.worker_id)
+        self._prefix = self._prefix_of(config.worker_id)
 
     async def machine(self) -> Machine:
         """:raises BuildRejected: the engine cannot bound builds at all, or would run them by another OCI runtime."""
@@ -111,23 +111,21 @@ class BuildCaps:
     def sweep(self, live_workers: frozenset[str]) -> int:
         """Remove those that workers which are gone have left; how many. Blocking."""
         parent = self._config.dockerfile.cgroup_parent if self._config.dockerfile else ""
-        live = tuple({_prefix(worker) for worker in live_workers} | {self._prefix})
+        live = tuple({self._prefix_of(worker) for worker in live_workers} | {self._prefix})
         names = {
             folder.name
             for hierarchy in _hierarchies()
-            for folder in (hierarchy / (parent or _OWN_PARENT).strip("/")).glob(f"{_MARK}*")
+            for folder in (hierarchy / (parent or _OWN_PARENT).strip("/")).glob(f"{self._prefix_of()}*")
             if not folder.name.startswith(live)
         }
         for name in names:
             _clear(f"{parent or _OWN_PARENT}/{name}")
         return len(names)
 
-
-_MARK = "build-"
-
-
-def _prefix(worker_id: str) -> str:
-    return f"{_MARK}{content_key(worker_id)[:12]}-"
+    def _prefix_of(self, *worker: str) -> str:
+        """How names of a worker's cgroups begin, or those of the whole installation. One that is empty is removed by
+        whoever may, and would come into being again without its bound: so nobody looks at another installation's."""
+        return "".join(f"{content_key(part)[:12]}-" for part in (self._config.installation, *worker))
 
 
 def _impossible(why: str) -> BuildRejected:

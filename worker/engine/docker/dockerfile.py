@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
-import shutil
 import tarfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from worker.engine.docker.buildcap import BuildCaps, Machine
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images, archive
-from worker.engine.dockerfile import CONTEXT, Dockerfile, Text, parse, render, resolve
+from worker.engine.dockerfile import CONTEXT, MAX_BYTES, Dockerfile, Text, parse, render, resolve
 from worker.engine.layer import Layer, artifact_layer, in_thread
 from worker.engine.recipe import known_runtimes, load_recipe
 
@@ -38,6 +38,8 @@ _FILE = "Dockerfile"
 _LOOK_EVERY_S = 0.5
 _MISSES = 10
 """Looks in a row that may fail: the engine is busy, and removes what we ask for."""
+_FREE_INODES = 0.05
+"""The share of the disk's inodes that has to stay free: empty files take no bytes."""
 _MEBIBYTE = 1024 * 1024
 _CPU_PERIOD_US = 100_000
 _OPEN_FILES = 1024
@@ -336,8 +338,9 @@ class _Build:
     async def _disk_is_low(self) -> bool:
         if not self._machine.is_here:
             return False
-        usage = await asyncio.to_thread(shutil.disk_usage, self._machine.root)
-        return usage.free < self._settings.min_free_bytes
+        disk = await asyncio.to_thread(os.statvfs, self._machine.root)
+        few_files = disk.f_favail < disk.f_files * _FREE_INODES
+        return few_files or disk.f_bavail * disk.f_frsize < self._settings.min_free_bytes
 
 
 def _too_much(plan: BuildPlan) -> BuildRejected:
@@ -380,7 +383,7 @@ def _read(artifact: Path, allowed: Collection[str]) -> Dockerfile:
     with tarfile.open(artifact, mode="r|gz") as files:
         for member in files:
             if member.name.removeprefix("./") == _FILE and member.isreg() and (content := files.extractfile(member)):
-                return parse(content.read(), allowed)
+                return parse(content.read(MAX_BYTES + 1), allowed)
     raise BuildRejected("analysis_rejected", "Dockerfile:1: there is no such file at the root of the project")
 
 

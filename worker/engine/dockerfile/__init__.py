@@ -7,12 +7,14 @@ the two cannot read it differently: base images by id, stages by number, no vari
 from __future__ import annotations
 
 from worker.engine.dockerfile.instructions import Copy, Dockerfile, Run, Stage, Variables, Workdir
+from worker.engine.dockerfile.lines import MAX_BYTES
 from worker.engine.dockerfile.parse import parse
 from worker.engine.dockerfile.render import CONTEXT, Text, render
 from worker.engine.dockerfile.resolve import resolve
 
 __all__ = [
     "CONTEXT",
+    "MAX_BYTES",
     "Copy",
     "Dockerfile",
     "Run",
