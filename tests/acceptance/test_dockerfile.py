@@ -27,7 +27,7 @@ from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, CallOut
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.buildcap import BuildCaps, Machine
-from worker.engine.docker.dockerfile import LABEL_BUILD
+from worker.engine.docker.buildrun import LABEL_BUILD
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
 from worker.engine.process import ProcessEngine
 
