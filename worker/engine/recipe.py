@@ -137,8 +137,8 @@ def load_recipe(runtime: str) -> Recipe:
         blanks=table.get("blanks", False),
         fingerprint=_fingerprint(inside),
     )
-    if not recipe.dockerfile and not (recipe.base_image and recipe.command and recipe.files):
-        raise ValueError(f"runtimes/{runtime}/runtime.toml lacks base_image, command or files")
+    if not recipe.dockerfile and not (recipe.base_image and recipe.command):
+        raise ValueError(f"runtimes/{runtime}/runtime.toml lacks base_image or command")
     if recipe.name != runtime:
         raise ValueError(f"runtimes/{runtime}/runtime.toml calls itself {recipe.name!r}")
     return recipe
