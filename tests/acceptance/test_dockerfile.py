@@ -189,13 +189,13 @@ async def test_a_dockerfile_becomes_a_function_that_runs_as_nobody(bench: Bench)
         {
             "Dockerfile": f"FROM {BASE_IMAGE} AS build\n"
             "ARG WHO=Ada\n"
-            "WORKDIR /work\n"
+            "WORKDIR '/the work'\n"
             "COPY . ./\n"
             'RUN echo "hello $WHO" > greeting && chmod 4755 greeting && id -u\n'
             f"FROM {BASE_IMAGE}\n"
             "ENV GREETING=/app/greeting PATH=/app/bin:$PATH 'ODD=a \"b\" $c \\d'\n"
             "WORKDIR app\n"
-            'COPY --from=build ["/work/greeting", "/work/main.py", "/work/a b.txt", "./"]\n'
+            'COPY --from=build ["/the work/greeting", "/the work/main.py", "/the work/a b.txt", "./"]\n'
             'CMD ["python3", "main.py"]\n',
             "main.py": ECHO,
             "a b.txt": "spaces",

@@ -256,6 +256,7 @@ def test_the_builder_gets_ids_numbers_and_plain_words_and_none_of_the_tenants_me
         'ENV A="<<EOF" B=$V\n'
         "COPY . .\n"
         "COPY 'a b' /c/\n"
+        "WORKDIR '/a b'\n"
         "RUN echo '<1>' \\\\ # not a comment\n"
         f"FROM {NODE}\n"
         "COPY --from=BUILD . /all/\n"
@@ -270,11 +271,12 @@ def test_the_builder_gets_ids_numbers_and_plain_words_and_none_of_the_tenants_me
         'ENV A="<<EOF" B="a \\$B \\"q\\" \\\\"',
         'COPY ["context", "."]',
         'COPY ["context/a b", "/c/"]',
+        'WORKDIR "/a b"',
         'RUN ["/bin/sh", "-c", "echo \'\\u003c1>\' \\\\\\\\ # not a comment"]',
         "FROM sha256:2 AS s1",
         'COPY --from=s0 ["/", "/all/"]',
     ]
-    assert text.lines == (1, 0, 2, 3, 4, 5, 6, 7, 8)
+    assert text.lines == (1, 0, 2, 3, 4, 5, 6, 7, 8, 9)
 
 
 _WORDS = st.text(
@@ -289,6 +291,8 @@ _LINES = st.one_of(
     st.tuples(_NAMES, _NAMES).map(lambda pair: f"ENV {pair[0]}=${pair[1]}-${{PATH}}"),
     st.tuples(_NAMES, _WORDS).map(lambda pair: f"ARG {pair[0]}='{pair[1]}'"),
     _WORDS.map(lambda text: f"WORKDIR {text}"),
+    _WORDS.map(lambda text: f'WORKDIR "{text}"'),
+    st.tuples(_WORDS, _WORDS).map(lambda pair: f"COPY '{pair[0]}' \"{pair[1]}\""),
     st.tuples(_WORDS, _WORDS).map(lambda pair: f"COPY {pair[0]} {pair[1]}"),
     st.lists(_WORDS, min_size=2, max_size=3).map(lambda words: f"COPY {json.dumps(words)}"),
     _WORDS.map(lambda text: f"COPY --from=a {text} /x"),

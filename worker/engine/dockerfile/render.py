@@ -47,7 +47,7 @@ def _written(step: Step) -> str:
     if isinstance(step, Run):
         return f"RUN {_listed(step.command)}"
     if isinstance(step, Workdir):
-        return f"WORKDIR {_text(step.path)}"
+        return f"WORKDIR {_quoted(_text(step.path))}"
     if isinstance(step, Variables):
         pairs = " ".join(f"{name}={_quoted(_text(value))}" for name, value in step.values)
         return f"{'ENV' if step.kept else 'ARG'} {pairs}"
