@@ -119,8 +119,7 @@ class DockerfileBuilder:
             if build is None or build in self._running:
                 continue
             if worker == self._config.worker_id or worker not in live_workers:
-                await self._images.remove(image["Id"])
-                count += 1
+                count += await self._images.remove(image["Id"])
         return count + await asyncio.to_thread(self._caps.sweep, live_workers)
 
     def _allowed(self, settings: DockerfileConfig) -> Collection[str]:
@@ -160,7 +159,7 @@ class DockerfileBuilder:
                 for image in images:
                     await self._images.remove(image["Id"])
             except EngineUnavailable:
-                # The builder took hold of an image while it was being removed, or the engine is away.
+                # The engine stumbles over what goes meanwhile, or is away.
                 if loop.time() > deadline:
                     raise
                 last_seen = loop.time()
@@ -169,6 +168,8 @@ class DockerfileBuilder:
                     last_seen = loop.time()
                 elif loop.time() - last_seen >= quiet_s:
                     return
+                if loop.time() > deadline:
+                    raise EngineUnavailable("What a build made cannot be removed.")
             await asyncio.sleep(0.05)
 
     async def _made(self, label: str, value: str) -> list[dict[str, Any]]:
