@@ -12,6 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import Invalid
+from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
 
 Network = Literal["none", "egress"]
@@ -63,7 +64,6 @@ def project_settings(
     """
     merged: dict[str, object] = {
         "runtime": "python",
-        "handler": "main:handler",
         "timeout_s": settings.function_timeout_seconds,
         "memory_mb": settings.function_max_memory_mb,
         "cpus": settings.function_cpus,
@@ -84,6 +84,7 @@ def project_settings(
         if not isinstance(values, dict):
             raise Invalid("settings must be a JSON object.", code="invalid_settings", field="settings")
         merged.update(values)
+    merged.setdefault("handler", "" if merged["runtime"] == DOCKERFILE else "main:handler")
     try:
         result = FunctionSettings.model_validate(merged)
     except ValidationError as error:

@@ -45,6 +45,8 @@ def _default(value: Any) -> str:
 
 
 def _values(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "`true`, `false`"
     choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]
     if field.annotation is bool:
         choices = ["true", "false"]

@@ -6,6 +6,8 @@ from functools import cache
 from importlib import resources
 
 RECIPE = "runtime.toml"
+DOCKERFILE = "dockerfile"
+"""The runtime that an operator has to turn on: its functions bring their own image along."""
 
 
 @cache

@@ -7,6 +7,7 @@ descriptions here; a test compares the two.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -138,12 +139,31 @@ class Settings(BaseModel):
     build_max_concurrent: Positive = _setting(2, "Builds that one worker runs at a time.")
     build_timeout_seconds: PositiveSeconds = _setting(300, "Time a build may take.")
     build_memory_mb: Positive = _setting(1024, "Memory of the step that installs dependencies.")
-    build_max_unpacked_bytes: Positive = _setting(512 * MEGABYTE, "Size of installed dependencies.")
+    build_max_unpacked_bytes: Positive = _setting(
+        512 * MEGABYTE, "Size of installed dependencies, and of what a build of a Dockerfile writes."
+    )
     build_log_bytes: Positive = _setting(1 * MEGABYTE, "Build log kept for a version.")
     build_index_hosts: str = _setting(
         "",
         "Hosts that builds may reach, separated by commas; `none` forbids all; empty: the index "
         "that the base image's package manager names.",
+    )
+    dockerfile_runtime: bool = _setting(
+        False, "Whether functions may bring a Dockerfile, which is parsed and allow-listed before it is built."
+    )
+    dockerfile_base_images: tuple[str, ...] = _setting(
+        (), "What `FROM` of a Dockerfile may name, separated by commas; empty: the other runtimes' base images."
+    )
+    dockerfile_cgroup_parent: str = _setting(
+        "",
+        "Cgroup with a bound on processes in which Dockerfiles are built: an absolute path (`cgroupfs`) or a slice "
+        "(`systemd`); empty: the worker makes one, as root on the engine's machine with `cgroupfs`.",
+    )
+    dockerfile_max_processes: Positive = _setting(
+        256, "Processes of one build of a Dockerfile, where the worker makes its cgroup."
+    )
+    dockerfile_min_free_bytes: NotNegative = _setting(
+        2000 * MEGABYTE, "Free space of the engine's disk below which builds of Dockerfiles are ended."
     )
     worker_memory_mb: Positive = _setting(
         4096, "Memory of all sandboxes of one worker together, by their caps; idle ones make room for others."
@@ -204,7 +224,9 @@ class Settings(BaseModel):
         10, "Time a client may take to send a request's headers, and pause within its body."
     )
 
-    @field_validator("cors_origins", "function_egress_allow", "function_egress_deny", mode="before")
+    @field_validator(
+        "cors_origins", "function_egress_allow", "function_egress_deny", "dockerfile_base_images", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -225,6 +247,13 @@ class Settings(BaseModel):
         for part in filter(None, value.split(",")):
             if "=" not in part:
                 raise ValueError("write it as runtime=image, for instance python=python:3.11-slim")
+        return value
+
+    @field_validator("dockerfile_cgroup_parent")
+    @classmethod
+    def _is_a_cgroup(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(/[A-Za-z0-9_.-]*[A-Za-z0-9_-])+|[A-Za-z0-9_.-]+\.slice", value):
+            raise ValueError("write an absolute path, such as /builds, or the name of a slice, such as builds.slice")
         return value
 
     @field_validator("database_url")

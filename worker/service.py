@@ -29,7 +29,7 @@ from shared.settings import Settings
 from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
 from worker.engine import make_engine
-from worker.engine.config import EngineConfig
+from worker.engine.config import DockerfileConfig, EngineConfig
 from worker.engine.contract import Engine
 from worker.invoke import Invoker, Limits
 from worker.outage import Outage
@@ -275,6 +275,19 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         # Others that use an image say so with every sweep of theirs: one may be late, and one be missed.
         image_in_use_s=3 * settings.sweep_seconds,
         egress=egress_policy(settings),
+        dockerfile=dockerfile_config(settings),
+    )
+
+
+def dockerfile_config(settings: Settings) -> DockerfileConfig | None:
+    """What tenants' Dockerfiles may take; None while the operator has not turned them on."""
+    if not settings.dockerfile_runtime:
+        return None
+    return DockerfileConfig(
+        base_images=settings.dockerfile_base_images,
+        cgroup_parent=settings.dockerfile_cgroup_parent,
+        max_processes=settings.dockerfile_max_processes,
+        min_free_bytes=settings.dockerfile_min_free_bytes,
     )
 
 

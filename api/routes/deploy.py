@@ -20,7 +20,7 @@ from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
 from shared.functions import NAME_PATTERN, project_settings
 from shared.jobs import PLATFORM_REASONS, JobKind, JobStatus
 from shared.queue.message import JobMessage, now_ms
-from shared.runtimes import known_runtimes
+from shared.runtimes import DOCKERFILE, known_runtimes
 from shared.settings import Settings
 
 _CHUNK = 256 * 1024
@@ -66,7 +66,7 @@ async def deploy(request: web.Request) -> web.Response:
                 code="invalid_name",
                 field="name",
             )
-        await asyncio.to_thread(_known_runtime, function_settings.runtime)
+        await asyncio.to_thread(_usable_runtime, function_settings.runtime, settings)
         await app[STORE].put(artifact_key(canonical.sha256), canonical_file)
 
     accepted = await app[FUNCTIONS].deploy(
@@ -189,11 +189,17 @@ def _limits(settings: Settings) -> archive.ArchiveLimits:
     )
 
 
-def _known_runtime(name: str) -> None:
+def _usable_runtime(name: str, settings: Settings) -> None:
     known = known_runtimes()
     if name not in known:
         raise Invalid(
             f"There is no runtime {name}; there are: {', '.join(known)}.", code="unknown_runtime", field="runtime"
+        )
+    if name == DOCKERFILE and not settings.dockerfile_runtime:
+        raise Invalid(
+            "The runtime dockerfile is off here; an operator turns it on with DOCKERFILE_RUNTIME=true.",
+            code="runtime_off",
+            field="runtime",
         )
 
 

@@ -193,8 +193,11 @@ async def test_an_engine_that_wants_every_layer_gets_the_image_by_its_builder(
     labels = {"containerpub.installation": config.installation}
     layer = writer.finish()
     with layer.file:
-        made = await images._build(base, layer, "containerpub/function", uuid4().hex, labels)
+        made = await images._build(base, layer, "containerpub/function", uuid4().hex, {"Labels": labels})
     assert made.diff_ids[:-1] == base.diff_ids
+    configured = {"Labels": labels, "Cmd": ["python3", "<<main"]}
+    again = await images._build(made, None, "containerpub/function", uuid4().hex, configured)
+    assert (again.diff_ids, again.command) == (made.diff_ids, ("python3", "<<main"))
     assert await run(docker, made.id, "import main; print(main.handler({}, None))") == "1\n"
 
 

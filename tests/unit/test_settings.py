@@ -25,6 +25,8 @@ MISTAKES = {
     "REDIS_URL": "http://:pw-of-the-redis@cache",
     "BCRYPT_COST": "3",
     "DOCKER_BASE_IMAGE": "python",
+    "DOCKERFILE_RUNTIME": "perhaps",
+    "DOCKERFILE_CGROUP_PARENT": "builds/../..",
     "LOG_LEVEL": "loud",
 }
 

@@ -10,6 +10,22 @@ from worker.engine.outside import EgressPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DockerfileConfig:
+    """What tenants' own Dockerfiles may take.
+
+    :param base_images: what ``FROM`` may name; empty means the base images of the other runtimes.
+    :param cgroup_parent: a cgroup of the operator's that bounds processes; empty where the worker can make its own.
+    :param max_processes: of one build, in a cgroup that the worker makes.
+    :param min_free_bytes: of the engine's disk; a build is ended below it.
+    """
+
+    base_images: tuple[str, ...] = ()
+    cgroup_parent: str = ""
+    max_processes: int = 256
+    min_free_bytes: int = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Built once from the worker's settings.
 
@@ -26,6 +42,7 @@ class EngineConfig:
     :param registry: images of versions are pushed there when set.
     :param max_image_bytes: bound on one version's image.
     :param egress: where functions with a network may go.
+    :param dockerfile: ``None`` while tenants' Dockerfiles are not built.
     :param code_cache_bytes: bound on the code of versions that is kept on this machine for blanks.
     :param image_disk_bytes: what images (folders, with ``process``) of versions, dependencies and runtimes may take on
         this machine, unless they are in use; 0 for no bound.
@@ -47,5 +64,6 @@ class EngineConfig:
     image_disk_bytes: int = 20 * 1000**3
     image_in_use_s: float = 90.0
     egress: EgressPolicy = field(default_factory=EgressPolicy)
+    dockerfile: DockerfileConfig | None = None
     start_timeout_s: float = 30.0
     engine_call_timeout_s: float = 60.0

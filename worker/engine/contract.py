@@ -215,7 +215,8 @@ class Engine(Protocol):
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
         """Make ``plan`` startable. ``log`` takes output line by line. Raises :class:`BuildRejected` or
-        :class:`EngineUnavailable`. Building the same plan twice yields an equal result."""
+        :class:`EngineUnavailable`. Building the same plan twice yields an equal result; where a Dockerfile is built,
+        on one machine only."""
 
     async def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module

@@ -61,7 +61,8 @@ class Recipe:
     name: str
     contract: Contract
     base_image: str  # pulled unless the installation names another
-    command: tuple[str, ...]  # what a sandbox runs, inside the image
+    command: tuple[str, ...]  # what a sandbox runs, inside the image; empty if the image was built to say so
+    dockerfile: bool  # images are built by the Dockerfile of the project, and the rest of this is not used
     default_handler: str  # what a project that names no handler means
     files: tuple[RuntimeFile, ...]  # the in-sandbox side
     dependencies: str  # the folder at the image's root that installed packages are found in
@@ -106,7 +107,7 @@ def load_recipe(runtime: str) -> Recipe:
     folder = files("runtimes") / runtime
     table = tomllib.loads((folder / "runtime.toml").read_text("utf-8"))
     dependencies = table.get("dependencies", "dependencies")
-    places = [(name, f"{PLATFORM}/{_inside(name)}") for name in table["files"]]
+    places = [(name, f"{PLATFORM}/{_inside(name)}") for name in table.get("files", ())]
     if "packages" in table:
         places.append((table["packages"], dependencies))
     inside = tuple(
@@ -118,8 +119,9 @@ def load_recipe(runtime: str) -> Recipe:
     recipe = Recipe(
         name=table["name"],
         contract=Contract(table["contract"]),
-        base_image=table["base_image"],
-        command=tuple(table["command"]),
+        base_image=table.get("base_image", ""),
+        command=tuple(table.get("command", ())),
+        dockerfile=table.get("dockerfile", False),
         default_handler=table.get("default_handler", ""),
         files=inside,
         dependencies=dependencies,
@@ -135,6 +137,8 @@ def load_recipe(runtime: str) -> Recipe:
         blanks=table.get("blanks", False),
         fingerprint=_fingerprint(inside),
     )
+    if not recipe.dockerfile and not (recipe.base_image and recipe.command):
+        raise ValueError(f"runtimes/{runtime}/runtime.toml lacks base_image or command")
     if recipe.name != runtime:
         raise ValueError(f"runtimes/{runtime}/runtime.toml calls itself {recipe.name!r}")
     return recipe

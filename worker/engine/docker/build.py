@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aiodocker import Docker
 
@@ -14,6 +14,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
 from worker.engine.docker.check import Checker
 from worker.engine.docker.compile import Compiler
+from worker.engine.docker.dockerfile import DockerfileBuilder
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_VERSION
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
@@ -35,6 +36,7 @@ class ImageBuilder:
         self._installer = Installer(docker, config)
         self._checker = Checker(docker, config)
         self._compiler = Compiler(docker, config)
+        self._dockerfiles = DockerfileBuilder(docker, config, self._images)
         self._builds = Builds()
         self._use = ImageUse(config.data_dir)
 
@@ -46,19 +48,27 @@ class ImageBuilder:
         """What a version of the runtime stands on if it is built now."""
         return await self._runtime(recipe, await self._base(recipe))
 
+    async def find(self, image: str) -> Image | None:
+        """What a version's sandboxes are started from, if it is on this machine."""
+        return await self._images.find(image)
+
+    async def sweep(self, live_workers: frozenset[str]) -> int:
+        """Remove what builds of workers that are gone left half made; how many things that were."""
+        return await self._dockerfiles.sweep(live_workers)
+
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
         await self._builds.close()
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
-        analysis, wanted = await asyncio.gather(
-            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
-        )
-        base = await self._base(recipe)
-        await self._checker.check(plan, recipe, base)
         tag = str(plan.version_id)
-        image = await self._stacked(plan, recipe, base, wanted, tag, log)
+        labels = self._labels() | {LABEL_VERSION: tag}
+        if recipe.dockerfile:
+            built = await self._dockerfiles.build(plan, FUNCTION, labels, log)
+            image, analysis = await self._in_use(built.image), built.analysis
+        else:
+            image, analysis = await self._layers(plan, recipe, tag, labels, log)
         if image.size_bytes > self._config.max_image_bytes:
             await self._images.remove(f"{FUNCTION}:{tag}")
             raise BuildRejected(
@@ -69,8 +79,26 @@ class ImageBuilder:
             await self._images.push(image, f"{self._config.registry}/{FUNCTION}", tag)
         return BuiltImage(ref=image.id, size_bytes=image.size_bytes, analysis=analysis)
 
+    async def _layers(
+        self, plan: BuildPlan, recipe: Recipe, tag: str, labels: Mapping[str, str], log: BuildLog
+    ) -> tuple[Image, Mapping[str, object]]:
+        """The version's image as the recipe has it, and the analysis of its code."""
+        analysis, wanted = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
+        )
+        base = await self._base(recipe)
+        await self._checker.check(plan, recipe, base)
+        return await self._stacked(plan, recipe, base, wanted, tag, labels, log), analysis
+
     async def _stacked(
-        self, plan: BuildPlan, recipe: Recipe, base: Image, wanted: Wanted | None, tag: str, log: BuildLog
+        self,
+        plan: BuildPlan,
+        recipe: Recipe,
+        base: Image,
+        wanted: Wanted | None,
+        tag: str,
+        labels: Mapping[str, str],
+        log: BuildLog,
     ) -> Image:
         """All layers of a version. What a layer is to stand on may be removed behind our back, by an operator or by
         a worker that needs the disk: then it is made again."""
@@ -79,16 +107,17 @@ class ImageBuilder:
             try:
                 if wanted is not None and recipe.install is not None:
                     parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
-                return await self._assemble(plan, recipe, parent, tag, log)
+                return await self._assemble(plan, recipe, parent, tag, labels, log)
             except EngineUnavailable:
                 if not left or await self._images.find(parent.id) is not None:
                     raise
                 log.line("what the image stands on was removed: once more")
         raise AssertionError("the last try returns or raises")
 
-    async def _assemble(self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, log: BuildLog) -> Image:
+    async def _assemble(
+        self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, labels: Mapping[str, str], log: BuildLog
+    ) -> Image:
         """The version's image: its code, and what is compiled out of it if its runtime compiles."""
-        labels = self._labels() | {LABEL_VERSION: tag}
         code = await in_thread(artifact_layer, plan.artifact, "function")
         if recipe.compile is None:
             image = await self._images.stack(parent, code, FUNCTION, tag, labels)

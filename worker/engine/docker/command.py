@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from aiodocker import Docker
 from aiodocker.containers import DockerContainer
@@ -28,6 +29,7 @@ from worker.engine.docker.hardening import (
     container_config,
     seccomp_profile,
 )
+from worker.engine.docker.image import Image
 from worker.engine.recipe import Recipe
 from worker.engine.sandbox import ExitStatus
 
@@ -47,8 +49,15 @@ async def start_command(
     gates: Gates,
     recipe: Recipe,
     spec: SandboxSpec,
+    image: Image,
 ) -> CommandSandbox:
     """A sandbox whose container comes with its call. Raises :class:`EngineUnavailable`."""
+    command, working_dir = command_of(recipe, spec), "/function"
+    if recipe.dockerfile:
+        # Written by the build, not by the tenant: see worker.engine.docker.dockerfile. The function's own settings win.
+        command, working_dir = image.command, image.working_dir
+        inherited = (tuple(one.split("=", 1)) for one in image.environment if "=" in one)
+        spec = replace(spec, env=(*((name, value) for name, value in inherited), *spec.env))
     sandbox_id = secrets.token_hex(8)
     folder = folders.folder(sandbox_id)
     paths = container_paths()
@@ -65,8 +74,8 @@ async def start_command(
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
             image=spec.image,
-            command=command_of(recipe, spec),
-            working_dir="/function",
+            command=command,
+            working_dir=working_dir,
             env=env,
             labels=labels,
             # Writable is the result alone, which the file-size limit caps.

@@ -123,11 +123,13 @@ class DockerEngine:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
         if recipe.contract is Contract.COMMAND:
             # Its container comes with the call, and a missing image has to be noticed before.
-            if not await self.has_image(spec.image):
+            builder, _ = self._opened()
+            image = await builder.find(spec.image)
+            if image is None:
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
             gates = self._opened_gates()
             command = await start_command(
-                self._commands, self._client(), self._config, self._folders, gates, recipe, spec
+                self._commands, self._client(), self._config, self._folders, gates, recipe, spec, image
             )
             self._runs(command.id, spec.image)
             return command
@@ -197,6 +199,8 @@ class DockerEngine:
         count = await self._fleet.sweep()
         count += await sweep(self._client(), self._config, folders, live_workers, self._own_sandboxes())
         count += await self._opened_stock().sweep(live_workers)
+        builder, _ = self._opened()
+        count += await builder.sweep(live_workers)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def tidy(self, standing: Standing) -> int:

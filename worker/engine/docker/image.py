@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -36,6 +36,10 @@ class Image:
     id: str  # sha256:…
     diff_ids: tuple[str, ...]
     environment: tuple[str, ...]
+    command: tuple[str, ...]  # without the entry point
+    working_dir: str
+    volumes: tuple[str, ...]
+    on_build: tuple[str, ...]
     architecture: str
     os: str
     variant: str
@@ -69,10 +73,15 @@ class Images:
                 if error.status == 404:
                     return None
                 raise
+        config = found.get("Config") or {}
         return Image(
             id=found["Id"],
             diff_ids=tuple(found["RootFS"].get("Layers") or ()),
-            environment=tuple((found.get("Config") or {}).get("Env") or ()),
+            environment=tuple(config.get("Env") or ()),
+            command=tuple(config.get("Cmd") or ()),
+            working_dir=config.get("WorkingDir") or "",
+            volumes=tuple(config.get("Volumes") or ()),
+            on_build=tuple(config.get("OnBuild") or ()),
             architecture=found["Architecture"],
             os=found["Os"],
             variant=found.get("Variant") or "",
@@ -100,17 +109,42 @@ class Images:
 
     async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
         """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
+        config = {"Env": list(parent.environment), "Labels": dict(labels), "WorkingDir": "/function"}
         try:
-            async with engine_call("assembling an image", _TRANSFER_TIMEOUT_S):
-                made = None
-                if self._accepts_single_layers:
-                    made = await self._load(parent, layer, name, tag, labels)
-                if made is None:
-                    made = await self._build(parent, layer, name, tag, labels)
-                    # had the builder failed too, the way would not have been the reason
-                    self._accepts_single_layers = False
+            return await self._make(parent, layer, name, tag, config)
         finally:
             await asyncio.to_thread(layer.file.close)
+
+    async def configure(
+        self,
+        parent: Image,
+        name: str,
+        tag: str,
+        labels: Mapping[str, str],
+        command: Sequence[str],
+        environment: Sequence[str],
+        working_dir: str,
+    ) -> Image:
+        """The layers of ``parent``, tagged ``name:tag``, with a configuration of which nothing is ``parent``'s."""
+        config = {
+            "Env": list(environment),
+            "Labels": dict(labels),
+            "WorkingDir": working_dir,
+            "Cmd": list(command),
+        }
+        return await self._make(parent, None, name, tag, config)
+
+    async def _make(
+        self, parent: Image, layer: Layer | None, name: str, tag: str, config: Mapping[str, object]
+    ) -> Image:
+        async with engine_call("assembling an image", _TRANSFER_TIMEOUT_S):
+            made = None
+            if self._accepts_single_layers:
+                made = await self._load(parent, layer, name, tag, config)
+            if made is None:
+                made = await self._build(parent, layer, name, tag, config)
+                # had the builder failed too, the way would not have been the reason
+                self._accepts_single_layers = False
         return made
 
     async def push(self, image: Image, name: str, tag: str) -> None:
@@ -148,8 +182,11 @@ class Images:
             for entry in entries
         ]
 
-    async def _load(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image | None:
-        """Hand over configuration and the one new layer; ``None`` if the engine will not have it so."""
+    async def _load(
+        self, parent: Image, layer: Layer | None, name: str, tag: str, settings: Mapping[str, object]
+    ) -> Image | None:
+        """Hand over configuration and the new layer; ``None`` if the engine will not have it so."""
+        new = [] if layer is None else [layer.diff_id]
         config = json.dumps(
             {
                 "architecture": parent.architecture,
@@ -157,37 +194,49 @@ class Images:
                 **({"variant": parent.variant} if parent.variant else {}),
                 "created": _CREATED,
                 # nothing else is taken over: no volumes, no entry point, no labels that could pass for ours
-                "config": {"Env": list(parent.environment), "Labels": dict(labels), "WorkingDir": "/function"},
-                "rootfs": {"type": "layers", "diff_ids": [*parent.diff_ids, layer.diff_id]},
+                "config": settings,
+                "rootfs": {"type": "layers", "diff_ids": [*parent.diff_ids, *new]},
             },
             sort_keys=True,
         ).encode()
         digest = hashlib.sha256(config).hexdigest()
         below = [f"{number}/layer.tar" for number in range(len(parent.diff_ids))]
-        manifest = [{"Config": f"{digest}.json", "RepoTags": [f"{name}:{tag}"], "Layers": [*below, "new/layer.tar"]}]
+        manifest = [
+            {
+                "Config": f"{digest}.json",
+                "RepoTags": [f"{name}:{tag}"],
+                "Layers": [*below, *(["new/layer.tar"] if new else [])],
+            }
+        ]
         files = {f"{digest}.json": config, "manifest.json": json.dumps(manifest).encode()}
         try:
-            await self._docker.images.import_image(_archive(files, "new/layer.tar", layer))
+            await self._docker.images.import_image(archive(files, "new/layer.tar", layer))
         except DockerError as error:
             if error.status == 900:  # no connection, says aiodocker
                 raise
             return None
         return await self.find(f"sha256:{digest}")
 
-    async def _build(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
-        recipe = f"FROM {parent.id}\nADD layer.tar /\n".encode()
+    async def _build(
+        self, parent: Image, layer: Layer | None, name: str, tag: str, settings: Mapping[str, object]
+    ) -> Image:
+        recipe = [f"FROM {parent.id}"]
+        if layer is not None:
+            recipe.append("ADD layer.tar /")
+        if "Cmd" in settings:
+            recipe += ["ENTRYPOINT []", f"CMD {json.dumps(settings['Cmd'])}"]
         params = {
             "t": f"{name}:{tag}",
             "networkmode": "none",
             "forcerm": "1",
             "nocache": "1",
-            "labels": json.dumps(dict(labels)),
+            "labels": json.dumps(settings["Labels"]),
         }
         async with self._docker._query(
             "build",
             "POST",
             params=params,
-            data=_archive({"Dockerfile": recipe}, "layer.tar", layer),
+            data=archive({"Dockerfile": "\n".join(recipe).encode()}, "layer.tar", layer),
             headers={"Content-Type": "application/x-tar"},
             timeout=None,
         ) as response:
@@ -200,15 +249,18 @@ class Images:
         return made
 
 
-async def _archive(files: Mapping[str, bytes], layer_name: str, layer: Layer) -> AsyncIterator[bytes]:
-    """A tar of ``files`` and the layer, read off the event loop."""
+async def archive(files: Mapping[str, bytes], layer_name: str | None, layer: Layer | None) -> AsyncIterator[bytes]:
+    """A tar of ``files`` and the layer, as a file if it has a name and else by its entries, read off the event loop."""
     for name, content in files.items():
         yield _header(name, len(content)) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
-    yield _header(layer_name, layer.size_bytes)
-    await asyncio.to_thread(layer.file.seek, 0)
-    while chunk := await asyncio.to_thread(layer.file.read, _CHUNK):
-        yield chunk
-    yield bytes(-layer.size_bytes % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+    if layer is not None:
+        if layer_name is not None:
+            yield _header(layer_name, layer.size_bytes)
+        await asyncio.to_thread(layer.file.seek, 0)
+        while chunk := await asyncio.to_thread(layer.file.read, _CHUNK):
+            yield chunk
+        yield bytes(-layer.size_bytes % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def _header(name: str, size: int) -> bytes:

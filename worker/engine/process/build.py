@@ -71,6 +71,11 @@ class ProcessBuilder:
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
         recipe = load_recipe(plan.runtime)
+        if recipe.dockerfile:
+            raise BuildRejected(
+                "build_failed",
+                "The process engine has no images: Dockerfiles are built by the engine docker alone.",
+            )
         analysis, wanted = await asyncio.gather(
             analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
         )
