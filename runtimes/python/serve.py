@@ -465,6 +465,8 @@ def be_specialised(channel: Channel) -> dict[str, str]:
             continue
         environment: dict[str, str] = told["environment"]
         given = {n[len(_PREFIX) :]: environment.pop(n) for n in list(environment) if n.startswith(_PREFIX)}
+        if "HOSTNAME" in os.environ:
+            environment.setdefault("HOSTNAME", os.environ["HOSTNAME"])  # the engine's to set
         os.chdir(given.get("FOLDER", "/function"))
         if any(_shapes_the_start(name) and os.environ.get(name) != environment[name] for name in environment):
             # Only a program that starts reads them.
