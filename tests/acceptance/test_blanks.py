@@ -106,6 +106,21 @@ async def test_the_environment_is_that_of_a_plain_start(bench: Bench) -> None:
     assert found[0] == found[1]
 
 
+async def test_a_functions_own_module_goes_before_one_that_a_blank_has_imported(bench: Bench) -> None:
+    for sandbox in (
+        await bench.engine.start(bench.spec("uuid:handler")),
+        await bench.specialised(bench.spec("uuid:handler")),
+    ):
+        outcome = await sandbox.call(call())
+        assert outcome.result == b'["the function\'s own","/function/uuid.py"]', outcome
+
+
+async def test_garbage_is_collected_as_usual_or_as_the_function_says(bench: Bench) -> None:
+    for bench.blank in (False, True):
+        assert (await bench.run("collector:usual")).result == b"[700,10,10]"
+        assert (await bench.run("collector:own", env=(("THRESHOLD", "4000"),))).result == b"[4000,10,10]"
+
+
 async def test_a_cancelled_specialisation_leaves_nothing(bench: Bench) -> None:
     await bench.engine.prepare(bench.spec("echo"))
     for delay_s in (0.0, 0.005):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 
 from worker.engine.contract import BlankSpec, SandboxSpec
@@ -45,6 +46,9 @@ def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
     """
     return {
         **_DEFAULTS,
+        # Libraries that compute in threads start one for every core of the machine, which wait for each other by
+        # spinning: that uses up what CPU time the sandbox has, and on large machines more threads than it may have.
+        "OMP_NUM_THREADS": str(max(1, math.ceil(spec.cpus))),
         **dict(spec.env),
         "FUNCTION_TIMEOUT_MS": str(spec.timeout_ms),
         "FUNCTION_MAX_MEMORY_MB": str(spec.memory_mb),
