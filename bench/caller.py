@@ -73,6 +73,13 @@ class Caller:
         """Call a function and wait for how it ended, be it well or badly."""
         return await self.call("POST", f"/api/functions/{name}/invoke", 200, json={"body": body})
 
+    async def sandboxes(self, state: str) -> float:
+        """How many sandboxes of all workers are in ``state``, as ``/metrics`` says."""
+        async with self._http.get("/metrics") as response:
+            text = await response.text()
+        lines = [line for line in text.splitlines() if line.startswith("containerpub_sandboxes{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if f'state="{state}"' in line)
+
     def request(self, name: str, body: object, *, prefer: str = "") -> str:
         """The bytes of an invoke, as text."""
         content = json.dumps({"body": body})

@@ -30,13 +30,6 @@ _TRACEBACK_CHARS = 64 * 1024
 _KEPT_DESCRIPTORS = 32
 """More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
 that leaks is replaced at this point, far from where opening fails."""
-_MOST_WANTED = (
-    *("asyncio", "base64", "ctypes", "dataclasses", "datetime", "decimal", "hashlib", "http.client", "logging"),
-    *("importlib.metadata", "pickle", "platform", "queue", "random", "re", "secrets", "site", "tempfile"),
-    *("traceback", "typing", "urllib.request", "uuid"),
-)
-"""What a blank imports before it meets its function: what most functions and their packages import, or serving one
-needs."""
 _IMPORT_GC = (10_000, 10, 10)
 """Importing makes many objects and hardly any garbage: looking for some as often as usual takes a tenth of its time."""
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -47,6 +40,13 @@ from containerpub.marking import marked  # noqa: E402
 
 PLATFORM_FOLDERS = [_HERE + os.sep]
 """Whose frames no traceback shows; a runtime that builds on this one adds its own."""
+MOST_WANTED = [
+    *("asyncio", "base64", "ctypes", "dataclasses", "datetime", "decimal", "encodings.idna", "hashlib", "http.client"),
+    *("http.cookiejar", "importlib.metadata", "logging", "mimetypes", "pickle", "platform", "queue", "random", "re"),
+    *("secrets", "site", "tempfile", "traceback", "typing", "urllib.request", "uuid"),
+]
+"""What a blank imports before it meets its function: what most functions and their packages import, or serving one
+needs. A runtime that builds on this one adds its own."""
 
 
 class NoHandler(Exception):
@@ -485,7 +485,7 @@ def connect(address: str, role: str, token: str) -> socket.socket:
 def be_specialised(channel: Channel) -> dict[str, str]:
     """Wait as a blank; then the environment is the function's, and the names that are the platform's are returned."""
     before = set(sys.modules)
-    for name in _MOST_WANTED:
+    for name in MOST_WANTED:
         __import__(name)
     _preloaded.update(set(sys.modules) - before)
     while True:
