@@ -148,7 +148,7 @@ WITH_PACKAGES = (
         name="node-semver",
         what="node with semver",
         files={"main.mjs": _SEMVER + _NODE, "package.json": '{"dependencies": {"semver": "7.5.4"}}'},
-        by_hand=("sh", "-c", 'cd /function && exec node --input-type=module --eval "$0"', _BY_HAND_NODE),
+        by_hand=_NODE_RUN,
         settings={"runtime": "node"},
     ),
     Kind(
