@@ -263,7 +263,7 @@ _preloaded: set[str] = set()
 
 def _unload_shadowed(folder: str) -> None:
     """Forget the preloaded modules that the function has one of its own for, which goes first as in a plain start."""
-    names = {entry.partition(".")[0] for entry in os.listdir(folder)} & _preloaded
+    names = {entry.partition(".")[0] for entry in os.listdir(folder)} & _preloaded if _preloaded else None
     if not names:
         return
     from importlib.machinery import PathFinder
