@@ -123,7 +123,7 @@ PLAIN = (
         what="web (bare WSGI)",
         files={"app.py": _WSGI},
         by_hand=_WSGI_RUN,
-        settings={"runtime": "python-flask"},
+        settings={"runtime": "python-flask", "handler": "app:app"},
         ask=_get,
     ),
     Kind(
@@ -156,7 +156,7 @@ WITH_PACKAGES = (
         what="web with Flask",
         files={"app.py": _FLASK, "requirements.txt": "Flask==3.1.0\n"},
         by_hand=_WSGI_RUN,
-        settings={"runtime": "python-flask"},
+        settings={"runtime": "python-flask", "handler": "app:app"},
         ask=_get,
     ),
 )
