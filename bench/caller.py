@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from typing import Any, Self
 from uuid import uuid4
 
@@ -52,12 +53,14 @@ class Caller:
         async with self._http.request(method, path, headers=headers, **arguments) as response:
             return response.status, json.loads(await response.read())
 
-    async def deploy(self, name: str, code: str, **settings: object) -> Any:
-        """Deploy a ``main.py`` and wait until it is active."""
+    async def deploy(self, name: str, code: str | Mapping[str, str], **settings: object) -> Any:
+        """Deploy a ``main.py``, or files by their names, and wait until it is active."""
         form = aiohttp.FormData()
         form.add_field("name", name)
         form.add_field("settings", json.dumps(settings))
-        form.add_field("archive", _pack(code), filename="function.tar.gz")
+        form.add_field(
+            "archive", _pack({"main.py": code} if isinstance(code, str) else code), filename="function.tar.gz"
+        )
         return await self.call("POST", "/api/functions/deploy", 201, data=form, headers={"Prefer": "wait=100"})
 
     async def invoke(self, name: str, body: object, expect: object) -> None:
@@ -70,6 +73,13 @@ class Caller:
         """Call a function and wait for how it ended, be it well or badly."""
         return await self.call("POST", f"/api/functions/{name}/invoke", 200, json={"body": body})
 
+    async def sandboxes(self, state: str) -> float:
+        """How many sandboxes of all workers are in ``state``, as ``/metrics`` says."""
+        async with self._http.get("/metrics") as response:
+            text = await response.text()
+        lines = [line for line in text.splitlines() if line.startswith("containerpub_sandboxes{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if f'state="{state}"' in line)
+
     def request(self, name: str, body: object, *, prefer: str = "") -> str:
         """The bytes of an invoke, as text."""
         content = json.dumps({"body": body})
@@ -81,10 +91,12 @@ class Caller:
         )
 
 
-def _pack(code: str) -> bytes:
+def _pack(files: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        member = tarfile.TarInfo("main.py")
-        member.size = len(code.encode())
-        archive.addfile(member, io.BytesIO(code.encode()))
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content.encode())
+            member.mode = 0o755 if content.startswith("#!") else 0o644
+            archive.addfile(member, io.BytesIO(content.encode()))
     return buffer.getvalue()

@@ -15,7 +15,6 @@ TARGET_MS = 60.0
 _SHORT_S = 0.5
 _CALM_S = 3.0
 """Between two calls: what stood idle is gone or frozen by then, and the engine at rest. The records prove it."""
-_RECORDS_TIMEOUT_S = 30.0
 
 # The worker that operators run, but one that lets go of idle sandboxes sooner than anybody wants to wait here.
 _KINDS = (
@@ -48,7 +47,7 @@ async def measure(run: Run) -> list[Figure]:
         await _first_call(caller, "old", 0)
         began = time.time()
         took = [await _first_call(caller, f"new-{number}", number) for number in range(1, run.pick(5, 20) + 1)]
-        kinds = await _kinds(platform, began, len(took))
+        kinds = await recorded.start_kinds_of(platform, began, len(took))
         image = await platform.database.fetchval("SELECT image FROM versions LIMIT 1")
         baseline = await run.baselines.docker_run(image)
         figures = [
@@ -82,7 +81,7 @@ async def _after_calm(
     for _ in range(run.pick(5, 15)):
         took.append(await _call(caller, name))
         await asyncio.sleep(_CALM_S)
-    kinds = await _kinds(platform, began, len(took))
+    kinds = await recorded.start_kinds_of(platform, began, len(took))
     if kinds != {kind: len(took)}:
         raise WrongAnswer(f"{len(took)} {kind} starts were expected, these were recorded: {kinds}")
     return _figure(key, what, took, baseline, {"median_phases_ms": await recorded.phases_ms(platform, began)})
@@ -110,11 +109,3 @@ async def _call(caller: Caller, name: str) -> float:
     started = time.perf_counter()
     await caller.invoke(name, functions.HELLO_BODY, functions.HELLO_RESULT)
     return 1000 * (time.perf_counter() - started)
-
-
-async def _kinds(platform: Platform, since: float, count: int) -> dict[str, int]:
-    """How the ``count`` calls since then were started, once all their records are there."""
-    async with asyncio.timeout(_RECORDS_TIMEOUT_S):
-        while sum((kinds := await recorded.start_kinds(platform, since)).values()) < count:
-            await asyncio.sleep(0.05)
-    return kinds

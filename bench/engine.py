@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.figure import WrongAnswer
 
 BASE_IMAGE = "python:3.11-slim"
+NODE_IMAGE = "node:18-slim"
 _TIMEOUT_S = 120.0
 _RUN_ONCE = """
 import json, sys

@@ -21,6 +21,7 @@ class Verdict(StrEnum):
     YES = "yes"
     FLOOR = "floor"  # the least that this release promises, not the target
     NO = "no"
+    NONE = "-"  # there is no target: it stands beside its baseline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Figure:
     value: float
     unit: str
     better: Better
-    target: float
+    target: float | None
     floor: float | None = None
     baseline: Baseline | None = None
     details: dict[str, object] = field(default_factory=dict)
@@ -50,6 +51,8 @@ class Figure:
 
     @property
     def verdict(self) -> Verdict:
+        if self.target is None:
+            return Verdict.NONE
         if self._reaches(self.target):
             return Verdict.YES
         return Verdict.FLOOR if self.floor is not None and self._reaches(self.floor) else Verdict.NO

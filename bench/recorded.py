@@ -9,6 +9,7 @@ from bench.figure import WrongAnswer
 from bench.platform import Platform
 
 _POLL_S = 0.05
+_RECORDS_TIMEOUT_S = 30.0
 
 
 async def all_committed(platform: Platform, jobs: Sequence[str]) -> None:
@@ -49,6 +50,14 @@ async def start_kinds(platform: Platform, since: float) -> dict[str, int]:
         "SELECT start_kind, count(*) AS count FROM invocations WHERE accepted_at >= to_timestamp($1) GROUP BY 1", since
     )
     return {row["start_kind"]: row["count"] for row in rows}
+
+
+async def start_kinds_of(platform: Platform, since: float, count: int) -> dict[str, int]:
+    """The same, once all records of the ``count`` invocations are there."""
+    async with asyncio.timeout(_RECORDS_TIMEOUT_S):
+        while sum((kinds := await start_kinds(platform, since)).values()) < count:
+            await asyncio.sleep(_POLL_S)
+    return kinds
 
 
 async def phases_ms(platform: Platform, since: float, seconds: float = 86_400.0) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.figure import Baseline, Better, Figure, Verdict
 
-_STYLES = {Verdict.YES: "green", Verdict.FLOOR: "yellow", Verdict.NO: "red"}
+_STYLES = {Verdict.YES: "green", Verdict.FLOOR: "yellow", Verdict.NO: "red", Verdict.NONE: "dim"}
 
 
 def show(figures: Sequence[Figure], baselines: Sequence[Baseline], machine: Mapping[str, object]) -> None:
@@ -85,6 +85,8 @@ def _value(value: float, unit: str) -> str:
 
 
 def _target(figure: Figure) -> str:
+    if figure.target is None:
+        return ""
     sign = "≤" if figure.better is Better.LESS else "≥"
     target = f"{sign} {figure.target:,g} {figure.unit}".replace(" /s", "/s")
     return target if figure.floor is None else f"{target} (floor {figure.floor:,g})"

@@ -68,7 +68,7 @@ class Pool:
     limits: PoolLimits
     _idle: dict[SandboxSpec, deque[Lease]] = field(default_factory=dict)
     _blanks: dict[BlankSpec, deque[Blank]] = field(default_factory=dict)
-    _prepared: dict[str, bool] = field(default_factory=dict)  # by image: whether blanks can become it; absent: unknown
+    _prepared: dict[SandboxSpec, bool] = field(default_factory=dict)  # whether blanks can become it; absent: unknown
     _blank_wanted_at: dict[BlankSpec, float] = field(default_factory=dict)
     _kept: Mapping[SandboxSpec, int] = field(default_factory=dict)
     _starting: dict[SandboxSpec | BlankSpec, int] = field(default_factory=dict)
@@ -258,7 +258,7 @@ class Pool:
                 raise
         await self._room(spec.memory_mb)
         lease = await self._start(spec)
-        if spec.image not in self._prepared and not self._closed:
+        if spec not in self._prepared and not self._closed:
             self._background(self._prepare(spec))  # so that the next one can be made from a blank
         return lease
 
@@ -302,11 +302,11 @@ class Pool:
     async def _prepare(self, spec: SandboxSpec) -> None:
         if len(self._prepared) >= _PREPARED_REMEMBERED:
             self._prepared.clear()
-        self._prepared[spec.image] = False
+        self._prepared[spec] = False
         try:
-            self._prepared[spec.image] = await self.engine.prepare(spec)
+            self._prepared[spec] = await self.engine.prepare(spec)
         except BaseException:
-            self._prepared.pop(spec.image, None)  # the next cold start tries again
+            self._prepared.pop(spec, None)  # the next cold start tries again
             raise
         self._want_blanks(spec)
 
@@ -322,7 +322,7 @@ class Pool:
         return None
 
     def _want_blanks(self, spec: SandboxSpec) -> BlankSpec | None:
-        if not self.limits.blanks or not self._prepared.get(spec.image):
+        if not self.limits.blanks or not self._prepared.get(spec):
             return None
         wanted = blank_spec(spec)
         self._blank_wanted_at[wanted] = asyncio.get_running_loop().time()

@@ -1,6 +1,8 @@
 'use strict';
 // The node runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
 //
+// Started as a blank it connects, loads what most functions need, and waits to be told which function it is.
+//
 // Only what Node.js 18 brings. worker/engine/wire.py describes what is exchanged and worker/engine/attach.py how the
 // connections are made. Function code shares this process: nothing kept here is secret from it, and the worker trusts
 // nothing that comes from here.
@@ -19,6 +21,9 @@ const CAUSES = 8;
 // More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
 // leaks is replaced at this point, far from where opening fails.
 const KEPT_DESCRIPTORS = 32;
+// What a blank loads before it meets its function: what most functions import, or serving one needs. Each is Node.js's
+// own, under names that a function's modules cannot have.
+const MOST_WANTED = ['buffer', 'crypto', 'events', 'fs/promises', 'module', 'stream', 'timers/promises', 'util'];
 const EXTENSIONS = ['.mjs', '.js', '.cjs'];
 const DEFAULT_MODULES = ['main', 'index'];
 const SHAPED = Symbol.for('containerpub.response');
@@ -118,16 +123,20 @@ class Channel {
   #fd;
   #received = Buffer.alloc(0);
   #waiting = [];
+  #onFrame = null;
 
-  constructor(socket, onCall) {
+  constructor(socket) {
     this.#socket = socket;
     this.#fd = socket._handle.fd;
     // Whoever hangs up on us does not want anything any more.
     for (const event of ['end', 'close']) socket.on(event, () => process.reallyExit(0));
-    this.onCall = onCall;
   }
 
-  listen() {
+  /** From now on `onFrame` gets what arrives. The worker sends nothing before the last frame was answered. */
+  listen(onFrame) {
+    const first = this.#onFrame === null;
+    this.#onFrame = onFrame;
+    if (!first) return;
     this.#socket.on('data', (data) => {
       this.#waiting.push(data);
       let size = this.#received.length;
@@ -137,7 +146,7 @@ class Channel {
       const whole = this.#join();
       const end = 4 + whole.readUInt32BE(0);
       this.#received = whole.subarray(end);
-      this.onCall(JSON.parse(whole.toString('utf8', 4, end)));
+      this.#onFrame(JSON.parse(whole.toString('utf8', 4, end)));
     });
   }
 
@@ -361,21 +370,53 @@ async function answer(handler, call, context, folder) {
   return [meta, result];
 }
 
-async function main() {
+/** Take the names that are the platform's out of an environment. */
+function takeGiven(environment) {
   const given = {};
-  for (const name of Object.keys(process.env)) {
+  for (const name of Object.keys(environment)) {
     if (!name.startsWith(PREFIX)) continue;
-    given[name.slice(PREFIX.length)] = process.env[name];
-    delete process.env[name];
+    given[name.slice(PREFIX.length)] = environment[name];
+    delete environment[name];
   }
+  return given;
+}
+
+/** Wait as a blank; then the environment is the function's, and the names that are the platform's are returned. */
+async function beSpecialised(channel) {
+  for (const name of MOST_WANTED) require(`node:${name}`);
+  await import(pathToFileURL(path.join(__dirname, 'warm.mjs')));
+  const environment = await new Promise((resolve) => {
+    channel.listen((told) => {
+      if (told.kind === 'look') {
+        const seen = Object.fromEntries(told.paths.map((one) => [one, read(one).slice(0, 256)]));
+        channel.send({ nonce: READY_NONCE, kind: 'seen', seen });
+      } else {
+        resolve(told.environment);
+      }
+    });
+  });
+  const given = takeGiven(environment);
+  process.chdir(given.FOLDER ?? '/function');
+  // What the engine and the shell have set.
+  for (const [name, value] of [['HOSTNAME', process.env.HOSTNAME], ['PWD', process.cwd()]]) {
+    if (name in process.env) environment[name] ??= value;
+  }
+  for (const name of Object.keys(process.env)) if (!(name in environment)) delete process.env[name];
+  Object.assign(process.env, environment);
+  return given;
+}
+
+async function main() {
+  let given = takeGiven(process.env);
   const control = connect(given.ADDRESS, 'control', given.TOKEN);
   redirect(1, given.ADDRESS, 'stdout', given.TOKEN);
   redirect(2, given.ADDRESS, 'stderr', given.TOKEN);
   standardStream('stdout', 1);
   standardStream('stderr', 2);
 
+  const channel = new Channel(control);
+  if ('BLANK' in given) given = await beSpecialised(channel);
   const folder = given.FOLDER ?? '/function';
-  const channel = new Channel(control, serve);
   const log = new CallLog(channel);
   let handler;
   try {
@@ -387,7 +428,7 @@ async function main() {
     };
   }
   const residue = new Residue();
-  channel.listen();
+  channel.listen(serve);
   channel.send({ nonce: READY_NONCE, kind: 'ready' });
 
   async function serve(call) {

@@ -78,7 +78,8 @@ class Bench:
 
     async def specialised(self, spec: SandboxSpec) -> AttachedSandbox:
         assert await self.engine.prepare(spec)
-        return await (await self.prestart(memory_mb=spec.memory_mb, cpus=spec.cpus)).specialise(spec)
+        size = {"runtime": spec.runtime, "memory_mb": spec.memory_mb, "cpus": spec.cpus}
+        return await (await self.prestart(**size)).specialise(spec)
 
     async def run(self, handler: str, body: Any = None, **changes: Any) -> CallOutcome:
         """One call in a sandbox of its own."""

@@ -3,101 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import tarfile
 import time
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
 import pytest
-from engines import Bench, call, engine_config, short_dir, text
+from engines import call, engine_config, short_dir, text
+from nodes import MEBIBYTE, Builder, Node, builder, node, node_image, result
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, CallOutcome, LogEntry, LogStream
-from worker.engine.docker import DockerEngine
-from worker.engine.sandbox import AttachedSandbox
+from worker.engine.contract import BuildRejected, LogEntry, LogStream
 
-__all__ = ["engine_config", "short_dir"]
-
-FUNCTIONS = Path(__file__).with_name("node_functions")
-MEBIBYTE = 1024 * 1024
+__all__ = ["builder", "engine_config", "node", "node_image", "short_dir"]
 
 pytestmark = pytest.mark.docker
-
-
-def plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
-    return BuildPlan(
-        version_id=uuid.uuid4(),
-        function_id=uuid.uuid4(),
-        user_id=uuid.uuid4(),
-        runtime="node",
-        handler=handler,
-        artifact=artifact,
-        artifact_sha256="",
-        timeout_s=100,
-        memory_mb=512,
-        max_unpacked_bytes=100 * MEBIBYTE,
-        max_log_bytes=256 * 1024,
-    )
-
-
-def archive(folder: Path, files: dict[str, bytes]) -> Path:
-    path = folder / f"{uuid.uuid4().hex}.tar.gz"
-    with tarfile.open(path, "w:gz") as out:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
-            out.addfile(entry, io.BytesIO(content))
-    return path
-
-
-class Node(Bench):
-    """An engine with a version of the node runtime, at the platform's default size."""
-
-    async def run(self, handler: str, body: object = None, **changes: object) -> CallOutcome:
-        return await super().run(handler, body, **({"runtime": "node", "cpus": 0.5} | changes))
-
-    async def start(self, handler: str, **changes: object) -> AttachedSandbox:
-        return await super().start(handler, **({"runtime": "node", "cpus": 0.5} | changes))
-
-
-@pytest.fixture
-async def node(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Node]:
-    files = {str(path.relative_to(FUNCTIONS)): path.read_bytes() for path in FUNCTIONS.rglob("*") if path.is_file()}
-    engine = DockerEngine(engine_config)
-    await engine.open()
-    try:
-        built = await engine.build(plan_of(archive(tmp_path, files)), print)
-        bench = Node(engine=engine, config=engine_config, image=built.ref)
-        try:
-            yield bench
-        finally:
-            await asyncio.gather(*(sandbox.destroy() for sandbox in bench.started))
-            await engine.remove_image(built.ref)
-    finally:
-        await engine.close()
-
-
-class Builder:
-    """Builds versions, and remembers what is to be cleared away."""
-
-    def __init__(self, engine: DockerEngine, config: EngineConfig, folder: Path) -> None:
-        self.log: list[str] = []
-        self.images: list[str] = []
-        self.bench = Node(engine=engine, config=config, image="")
-        self._engine, self._folder = engine, folder
-
-    async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltImage:
-        built = await self._engine.build(plan_of(archive(self._folder, files), handler), self.log.append)
-        self.images.append(built.ref)
-        return built
-
-
-def result(outcome: CallOutcome) -> object:
-    assert outcome.result is not None, outcome
-    return orjson.loads(outcome.result)
 
 
 async def test_results_arrive_as_they_were_returned(node: Node) -> None:
@@ -450,20 +369,6 @@ export const echo = (event) => [semver.valid(event.body), createRequire(import.m
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture
-async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Builder]:
-    engine = DockerEngine(engine_config)
-    await engine.open()
-    builder = Builder(engine, engine_config, tmp_path)
-    try:
-        yield builder
-    finally:
-        await asyncio.gather(*(sandbox.destroy() for sandbox in builder.bench.started))
-        for image in builder.images:
-            await engine.remove_image(image)
-        await engine.close()
-
-
 async def test_packages_are_found_by_both_module_systems_and_installed_once(builder: Builder) -> None:
     # no other run has asked for exactly this
     unique = orjson.dumps(
@@ -471,10 +376,10 @@ async def test_packages_are_found_by_both_module_systems_and_installed_once(buil
     )
     first = await builder.build({"main.js": USES_PACKAGE, "package.json": unique})
     assert builder.log.count("installing dependencies") == 1
-    node = builder.bench
-    node.image = first.ref
-    outcome = await node.run("main:echo", "v1.2.3")
-    assert result(outcome) == ["1.2.3", 1, "function"]
+    builder.bench.image = first.ref
+    for builder.bench.blank in (False, True):
+        outcome = await builder.bench.run("main:echo", "v1.2.3")
+        assert result(outcome) == ["1.2.3", 1, "function"]
     builder.log.clear()
     await builder.build({"main.js": USES_PACKAGE + b"// changed\n", "package.json": unique})
     assert builder.log == ["dependencies are unchanged"]

@@ -192,7 +192,8 @@ class Blank(Protocol):
     async def specialise(self, spec: SandboxSpec) -> Sandbox:
         """Give it a version's code, read-only, and import its module: from now on it is that version's sandbox.
 
-        Needs a spec of the same runtime, size and network. Raises :class:`EngineUnavailable`, and is gone then.
+        Needs a spec of the same runtime, size and network that was prepared. Raises :class:`EngineUnavailable`, and is
+        gone then.
         """
 
     async def destroy(self) -> None:
@@ -226,8 +227,8 @@ class Engine(Protocol):
         """Start a blank; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""
 
     async def prepare(self, spec: SandboxSpec) -> bool:
-        """Bring a version's code to this machine so that a blank can be specialised to it at once; False if its
-        runtime has no blanks. Idempotent, and cheap when it is there. Raises :class:`EngineUnavailable`."""
+        """Bring a version's code to this machine so that a blank can be specialised to it at once; False if no blank
+        can become what ``spec`` says. Idempotent, and cheap when it is there. Raises :class:`EngineUnavailable`."""
 
     async def has_image(self, image: str) -> bool:
         """Whether ``image`` is on this machine."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from worker.engine.contract import SandboxSpec
+import math
+from fnmatch import fnmatchcase
+
+from worker.engine.contract import BlankSpec, SandboxSpec
+from worker.engine.recipe import Recipe
 
 _DEFAULTS = {
     "PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -16,9 +20,23 @@ _DEFAULTS = {
 }
 
 
-def blank_environment(**attachment: str) -> dict[str, str]:
-    """What a blank starts with."""
-    return {**_DEFAULTS, "CONTAINERPUB_ATTACH_BLANK": "1", **_named(attachment)}
+def blank_environment(spec: BlankSpec, **attachment: str) -> dict[str, str]:
+    """What a blank starts with: nothing that functions of its runtime and size do not have in common."""
+    return {
+        **_DEFAULTS,
+        "FUNCTION_MAX_MEMORY_MB": str(spec.memory_mb),
+        "CONTAINERPUB_ATTACH_BLANK": "1",
+        **_named(attachment),
+    }
+
+
+def blank_can_become(spec: SandboxSpec, recipe: Recipe) -> bool:
+    """Whether ``spec`` sets nothing that its runtime reads only when it starts."""
+    return not any(
+        fnmatchcase(name, pattern) and _DEFAULTS.get(name) != value
+        for name, value in spec.env
+        for pattern in recipe.start_variables
+    )
 
 
 def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
@@ -28,6 +46,9 @@ def environment(spec: SandboxSpec, **attachment: str) -> dict[str, str]:
     """
     return {
         **_DEFAULTS,
+        # Libraries that compute in threads start one for every core of the machine, which wait for each other by
+        # spinning: that uses up what CPU time the sandbox has, and on large machines more threads than it may have.
+        "OMP_NUM_THREADS": str(max(1, math.ceil(spec.cpus))),
         **dict(spec.env),
         "FUNCTION_TIMEOUT_MS": str(spec.timeout_ms),
         "FUNCTION_MAX_MEMORY_MB": str(spec.memory_mb),

@@ -76,7 +76,13 @@ class Recipe:
     data_extra_mb: int  # what of that is private and writable; a function that hoards memory meets this limit
     exhaustion: Exhaustion | None
     blanks: bool  # its in-sandbox side can be started before the function is known
+    start_variables: tuple[str, ...]  # patterns of variables that a blank cannot take over any more
     fingerprint: str  # changes whenever anything that shapes an image does
+
+    @property
+    def code_folders(self) -> tuple[str, ...]:
+        """The folders at the image's root that hold what is a version's own, in the order of their layers."""
+        return (self.dependencies, "function")
 
     @property
     def install_fingerprint(self) -> str:
@@ -135,6 +141,7 @@ def load_recipe(runtime: str) -> Recipe:
         data_extra_mb=process.get("data_extra_mb", 0),
         exhaustion=Exhaustion(**table["exhaustion"]) if "exhaustion" in table else None,
         blanks=table.get("blanks", False),
+        start_variables=tuple(table.get("start_variables", ())),
         fingerprint=_fingerprint(inside),
     )
     if not recipe.dockerfile and not (recipe.base_image and recipe.command):

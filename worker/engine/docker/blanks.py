@@ -13,9 +13,10 @@ from pathlib import Path
 from worker.engine.attach import SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable, SandboxSpec
-from worker.engine.docker.code import FOLDERS, VersionCode
+from worker.engine.docker.code import VersionCode
 from worker.engine.docker.image import Image
 from worker.engine.environment import environment
+from worker.engine.recipe import Recipe
 from worker.engine.sandbox import AttachedSandbox
 
 _LOOK_TIMEOUT_S = 10.0
@@ -47,19 +48,19 @@ class BlankFolders:
     def home(self, sandbox_id: str) -> Path:
         return self.folders.folder(sandbox_id)
 
-    def make(self, sandbox_id: str) -> dict[str, str]:
+    def make(self, recipe: Recipe, sandbox_id: str) -> dict[str, str]:
         """Make a blank's folders: where each appears in it, and where it is. Blocking."""
         made = {}
-        for name in FOLDERS:
+        for name in recipe.code_folders:
             folder = self.home(sandbox_id) / name
             folder.mkdir(parents=True)
             folder.chmod(0o755)
             made[f"/{name}"] = str(folder)
         return made
 
-    async def check(self, sandbox: AttachedSandbox) -> None:
+    async def check(self, recipe: Recipe, sandbox: AttachedSandbox) -> None:
         """Raise :class:`Unseen` unless the blank sees what is put into its folders from now on."""
-        marks = {f"/{name}/{secrets.token_hex(8)}": secrets.token_hex(16) for name in FOLDERS}
+        marks = {f"/{name}/{secrets.token_hex(8)}": secrets.token_hex(16) for name in recipe.code_folders}
         await asyncio.to_thread(self._mark, sandbox.id, marks)
         seen = await sandbox.look(list(marks), _LOOK_TIMEOUT_S)
         await asyncio.to_thread(self._unmark, sandbox.id, marks)
@@ -77,9 +78,11 @@ class BlankFolders:
         )
         return True
 
-    async def outfit(self, code: VersionCode, runtime: Image, sandbox_id: str, spec: SandboxSpec) -> Mapping[str, str]:
+    async def outfit(
+        self, code: VersionCode, recipe: Recipe, runtime: Image, sandbox_id: str, spec: SandboxSpec
+    ) -> Mapping[str, str]:
         """See :class:`worker.engine.blank.AttachedBlank`."""
-        await code.place(spec, runtime, self.home(sandbox_id))
+        await code.place(spec, recipe, runtime, self.home(sandbox_id))
         return environment(spec)
 
     def close(self) -> None:

@@ -20,9 +20,8 @@ from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
 from worker.engine.layer import MAX_ENTRIES, UnsafeEntry, unpack_archive
+from worker.engine.recipe import Recipe
 
-FOLDERS = ("dependencies", "function")
-"""The folders of a version, in the order of their layers."""
 _CHUNK = 1024 * 1024
 _log = logging.getLogger(__name__)
 _TRANSFER_TIMEOUT_S = 300.0
@@ -30,7 +29,7 @@ _TRANSFER_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One of a version's own layers: the cache's entry, and the folder that it fills."""
+    """One of a version's folders: what it is called, and the cache's entry of what it holds."""
 
     entry: str
     folder: str
@@ -48,25 +47,25 @@ class VersionCode:
         self._fetching: dict[tuple[str, UUID], asyncio.Task[None]] = {}
         self._sparing: dict[str, asyncio.Task[None]] = {}
 
-    async def prepare(self, spec: SandboxSpec, runtime: Image) -> bool:
+    async def prepare(self, spec: SandboxSpec, recipe: Recipe, runtime: Image) -> bool:
         """Have the version's code in the cache. False if it is not of the kind that a blank of ``runtime`` can take:
         it was built on another base image.
 
         Raises :class:`EngineUnavailable`. Cancelling it leaves the transfer, which others may be waiting for.
         """
-        parts = await self._parts_of(spec, runtime)
+        parts = await self._parts_of(spec, recipe, runtime)
         if parts and not await asyncio.to_thread(self._has, parts):
             await asyncio.shield(self._fetch(spec, parts))
         elif parts:
             self._spare(parts)
         return bool(parts)
 
-    async def place(self, spec: SandboxSpec, runtime: Image, home: Path) -> None:
+    async def place(self, spec: SandboxSpec, recipe: Recipe, runtime: Image, home: Path) -> None:
         """Link the version's code into its folders below ``home``.
 
         Raises :class:`EngineUnavailable` if it is not in the cache; then it will be soon.
         """
-        parts = await self._parts_of(spec, runtime)
+        parts = await self._parts_of(spec, recipe, runtime)
         if not parts:
             raise EngineUnavailable(f"The version {spec.version_id} was built on another base image than the blank.")
         try:
@@ -92,7 +91,7 @@ class VersionCode:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _parts_of(self, spec: SandboxSpec, runtime: Image) -> tuple[_Part, ...]:
+    async def _parts_of(self, spec: SandboxSpec, recipe: Recipe, runtime: Image) -> tuple[_Part, ...]:
         parts = self._parts.get((spec.image, spec.user_id))
         if parts is not None:
             return parts
@@ -102,14 +101,16 @@ class VersionCode:
         # The layer between, the runtime's own side, may be of another release of the platform than the blank's.
         base = len(runtime.diff_ids) - 1
         own = image.diff_ids[base + 1 :]
-        if image.diff_ids[:base] != runtime.diff_ids[:base] or not 1 <= len(own) <= len(FOLDERS):
+        dependencies, function = recipe.code_folders
+        if image.diff_ids[:base] != runtime.diff_ids[:base] or not 1 <= len(own) <= 2:
             parts = ()
         else:
-            names = FOLDERS[-len(own) :]
-            parts = tuple(
-                _Part(entry=entry_name(spec.user_id, layer), folder=name)
-                for layer, name in zip(own, names, strict=True)
-            )
+            parts = (_Part(entry=entry_name(spec.user_id, own[-1]), folder=function),)
+            # The runtime's own packages may lie in the same folder, and may be all that does.
+            shared = any(file.path.startswith(f"{dependencies}/") for file in recipe.files)
+            layers = image.diff_ids[base if shared else base + 1 : -1]
+            if layers:
+                parts = (_Part(entry=entry_name(spec.user_id, " ".join(layers)), folder=dependencies), *parts)
         self._parts[spec.image, spec.user_id] = parts
         return parts
 

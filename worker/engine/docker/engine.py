@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from aiodocker import Docker
@@ -39,7 +40,7 @@ from worker.engine.docker.image import Images
 from worker.engine.docker.libpod import LibpodContainers, speaks_libpod
 from worker.engine.docker.stock import Stock
 from worker.engine.docker.sweep import remove_own, sweep
-from worker.engine.environment import blank_environment, environment
+from worker.engine.environment import blank_can_become, blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.imageuse import ImageUse
 from worker.engine.recipe import Contract, Recipe, load_recipe
@@ -155,11 +156,11 @@ class DockerEngine:
                 sandbox_id,
                 recipe,
                 spec,
-                lambda attachment: blank_environment(**attachment),
-                self._blanks.check,
+                lambda attachment: blank_environment(spec, **attachment),
+                partial(self._blanks.check, recipe),
                 image=runtime.id,
                 labels={},
-                folders=await asyncio.to_thread(self._blanks.make, sandbox_id),
+                folders=await asyncio.to_thread(self._blanks.make, recipe, sandbox_id),
             )
         except EngineUnavailable as error:
             if self._blanks.refuse(error):
@@ -172,16 +173,16 @@ class DockerEngine:
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
             self._runs(sandbox_id, of.image)
-            return await self._blanks.outfit(code, runtime, sandbox_id, of)
+            return await self._blanks.outfit(code, recipe, runtime, sandbox_id, of)
 
         return AttachedBlank(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks or not self._blanks.possible:
+        if not recipe.blanks or not self._blanks.possible or not blank_can_become(spec, recipe):
             return False
         builder, code = self._opened()
-        return await code.prepare(spec, await builder.runtime_image(recipe))
+        return await code.prepare(spec, recipe, await builder.runtime_image(recipe))
 
     async def has_image(self, image: str) -> bool:
         found: list[object] = []

@@ -20,7 +20,7 @@ from worker.engine.blank import AttachedBlank
 from worker.engine.command import CommandSandbox, CommandSandboxes
 from worker.engine.config import EngineConfig
 from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec, Standing
-from worker.engine.environment import blank_environment, environment
+from worker.engine.environment import blank_can_become, blank_environment, environment
 from worker.engine.fleet import Fleet
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
@@ -114,13 +114,18 @@ class ProcessEngine:
             return {**self._environment(of), "HOME": str(temp), "TMPDIR": str(temp)}
 
         sandbox = await self._start(
-            sandbox_id, recipe, spec, self._folders.home, lambda attachment: blank_environment(**attachment), settle
+            sandbox_id,
+            recipe,
+            spec,
+            self._folders.home,
+            lambda attachment: blank_environment(spec, **attachment),
+            settle,
         )
         return AttachedBlank(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks:
+        if not recipe.blanks or not blank_can_become(spec, recipe):
             return False
         await self._use(spec.image)
         return True

@@ -1,0 +1,135 @@
+"""Engines with a version of the node runtime, whose code is ``tests/acceptance/node_functions``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import tarfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+
+import orjson
+import pytest
+from engines import Bench
+
+from worker.engine.config import EngineConfig
+from worker.engine.contract import BuildPlan, BuiltImage, CallOutcome, SandboxSpec
+from worker.engine.docker import DockerEngine
+
+FUNCTIONS = Path(__file__).with_name("node_functions")
+MEBIBYTE = 1024 * 1024
+
+
+class Node(Bench):
+    """An engine with a version of the node runtime, at the platform's default size."""
+
+    def spec(self, handler: str, **changes: object) -> SandboxSpec:
+        return super().spec(handler, **({"runtime": "node", "cpus": 0.5} | changes))
+
+
+class Builder:
+    """Builds versions, and remembers what is to be cleared away."""
+
+    def __init__(self, engine: DockerEngine, config: EngineConfig, folder: Path) -> None:
+        self.log: list[str] = []
+        self.images: list[str] = []
+        self.bench = Node(engine=engine, config=config, image="")
+        self._engine, self._folder = engine, folder
+
+    async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltImage:
+        built = await self._engine.build(_plan_of(_archive(self._folder, files), handler), self.log.append)
+        self.images.append(built.ref)
+        return built
+
+
+@pytest.fixture(scope="module")
+def node_image() -> Iterator[str]:
+    """A version that is built once, as every version is."""
+    folder = Path(mkdtemp(prefix="cp"))
+    config = EngineConfig(
+        installation=f"test-{uuid.uuid4()}",
+        worker_id=f"worker-{uuid.uuid4()}",
+        socket_dir=folder / "s",
+        data_dir=folder / "d",
+    )
+    files = {str(path.relative_to(FUNCTIONS)): path.read_bytes() for path in FUNCTIONS.rglob("*") if path.is_file()}
+
+    async def build() -> str:
+        engine = DockerEngine(config)
+        await engine.open()
+        try:
+            return (await engine.build(_plan_of(_archive(folder, files)), print)).ref
+        finally:
+            await engine.close()
+
+    async def remove(image: str) -> None:
+        engine = DockerEngine(config)
+        await engine.open()
+        try:
+            await engine.remove_image(image)
+        finally:
+            await engine.close()
+
+    image = asyncio.run(build())
+    yield image
+    asyncio.run(remove(image))
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["start", "blank"])
+async def node(request: pytest.FixtureRequest, engine_config: EngineConfig, node_image: str) -> AsyncIterator[Node]:
+    """Each sandbox started for its function, or made from a blank."""
+    engine = DockerEngine(engine_config)
+    await engine.open()
+    try:
+        yield Node(engine=engine, config=engine_config, image=node_image, blank=request.param == "blank")
+    finally:
+        await engine.close()
+
+
+@pytest.fixture
+async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Builder]:
+    engine = DockerEngine(engine_config)
+    await engine.open()
+    builder = Builder(engine, engine_config, tmp_path)
+    try:
+        yield builder
+    finally:
+        await asyncio.gather(*(sandbox.destroy() for sandbox in builder.bench.started))
+        for image in builder.images:
+            await engine.remove_image(image)
+        await engine.close()
+
+
+def result(outcome: CallOutcome) -> object:
+    assert outcome.result is not None, outcome
+    return orjson.loads(outcome.result)
+
+
+def _plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
+    return BuildPlan(
+        version_id=uuid.uuid4(),
+        function_id=uuid.uuid4(),
+        user_id=uuid.uuid4(),
+        runtime="node",
+        handler=handler,
+        artifact=artifact,
+        artifact_sha256="",
+        timeout_s=100,
+        memory_mb=512,
+        max_unpacked_bytes=100 * MEBIBYTE,
+        max_log_bytes=256 * 1024,
+    )
+
+
+def _archive(folder: Path, files: dict[str, bytes]) -> Path:
+    path = folder / f"{uuid.uuid4().hex}.tar.gz"
+    with tarfile.open(path, "w:gz") as out:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            out.addfile(entry, io.BytesIO(content))
+    return path
