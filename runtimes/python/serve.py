@@ -27,6 +27,7 @@ _READY_NONCE = "0" * 16
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
 _MESSAGE_CHARS = 16 * 1024
 _TRACEBACK_CHARS = 64 * 1024
+_BEGINNERS_S = 0.1
 _KEPT_DESCRIPTORS = 32
 """More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
 that leaks is replaced at this point, far from where opening fails."""
@@ -136,6 +137,7 @@ class Residue:
         """What is there now, after the import, may stay."""
         self._threads = frozenset(sys._current_frames())
         self._thread_count = _thread._count()
+        self._foreign = tasks() - self._thread_count
         self._children = children_of(os.getpid())
         self._orphans = children_of(os.getppid())
         self._descriptors = open_descriptors()
@@ -147,8 +149,7 @@ class Residue:
         # Most calls start nothing, which is cheaper to see than what there is.
         newest = newest_process()
         if not newest or newest != self._newest or _thread._count() != self._thread_count:
-            # A thread that was only just started shows itself once it gets its turn.
-            time.sleep(0.001)
+            self._await_beginners()
             if self._busy_threads():
                 return "threads"
             if (self._children or has_children()) and children_of(os.getpid()) - self._children:
@@ -161,6 +162,15 @@ class Residue:
         if streams() != self._streams:
             return "streams"  # closed or led elsewhere: the next call could not print
         return None
+
+    def _await_beginners(self) -> None:
+        """A thread that was only just started shows itself once it gets its turn; the kernel knows it before. What does
+        not show itself is a library's own, and may stay."""
+        deadline = time.monotonic() + _BEGINNERS_S
+        while tasks() - _thread._count() > self._foreign:
+            if time.monotonic() > deadline:
+                self._foreign = tasks() - _thread._count()
+            time.sleep(0.001)
 
     def _busy_threads(self) -> bool:
         """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
@@ -442,6 +452,14 @@ def newest_process() -> bytes:
     except (OSError, IndexError):
         return b""
     return newest.strip(b"0") and newest
+
+
+def tasks() -> int:
+    """The threads of this process as the kernel counts them, give or take a constant."""
+    try:
+        return os.stat("/proc/self/task").st_nlink
+    except OSError:
+        return 0
 
 
 def streams() -> list[tuple[int, int] | None]:
