@@ -609,8 +609,9 @@ async def test_what_a_killed_worker_left_half_made_is_swept(config: EngineConfig
 
 
 async def test_the_process_engine_kills_an_installation_over_its_time(config: EngineConfig, plan: Plans) -> None:
+    before = set(psutil.Process().children(recursive=True))
     with pytest.raises(BuildRejected, match="took longer"):
         await ProcessBuilder(config).build(
             plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.6\n"}, timeout_s=0.5), ignore
         )
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= before

@@ -299,14 +299,14 @@ async def test_engine_that_answers_is_found_by_itself() -> None:
     assert await choose_engine("docker", {"DOCKER_HOST": engine.docker_host}) == engine
 
 
-async def test_engine_that_never_answers_is_given_two_seconds(tmp_path: Path) -> None:
+async def test_engine_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute.sock"))
         mute.listen()  # takes connections, and that is all
         async with asyncio.timeout(ANSWER_TIMEOUT_S + 2):
             engine = await choose_engine("auto", {"DOCKER_HOST": f"unix://{tmp_path}/mute.sock"})
     assert engine.name == "process"
-    assert "did not answer within 2 s" in engine.notes[0]
+    assert f"did not answer within {ANSWER_TIMEOUT_S:g} s" in engine.notes[0]
 
 
 async def test_process_engine_lets_one_user_register(start: Start) -> None:

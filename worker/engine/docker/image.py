@@ -27,6 +27,7 @@ _TRANSFER_TIMEOUT_S = 300.0
 _CHUNK = 1024 * 1024
 _NO_NAME = "<none>:<none>"
 _CREATED = "1980-01-02T00:00:00Z"  # part of what an image id is made of
+_START_VARIABLES = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "NODE_OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,11 @@ class Images:
 
     async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
         """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
-        config = {"Env": list(parent.environment), "Labels": dict(labels), "WorkingDir": "/function"}
+        config = {
+            "Env": [one for one in parent.environment if _is_harmless(one)],
+            "Labels": dict(labels),
+            "WorkingDir": "/function",
+        }
         try:
             return await self._make(parent, layer, name, tag, config)
         finally:
@@ -261,6 +266,12 @@ async def archive(files: Mapping[str, bytes], layer_name: str | None, layer: Lay
             yield chunk
         yield bytes(-layer.size_bytes % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _is_harmless(variable: str) -> bool:
+    """Whether ``NAME=value`` of a base image leaves alone how programs start and where they connect."""
+    name = variable.partition("=")[0]
+    return not (name.startswith("LD_") or name.lower().endswith("_proxy") or name in _START_VARIABLES)
 
 
 def _header(name: str, size: int) -> bytes:
