@@ -50,7 +50,7 @@ def test_a_usual_file_is_understood() -> None:
     said = resolved(
         "# two stages\n"
         f"from {PYTHON} as Build\n"
-        "ARG WHERE=/work\n"
+        "ARG WHERE=/made\n"
         "ENV GREETING='Hello, $you' PATH=$WHERE/bin:${PATH}\n"
         "WORKDIR $WHERE\n"
         "COPY requirements.txt *.py ./\n"
@@ -59,22 +59,22 @@ def test_a_usual_file_is_understood() -> None:
         f"FROM {PYTHON}\r\n"
         "LABEL containerpub.version=mine\n"
         "EXPOSE 80\n"
-        'COPY --from=build --chown=nobody:nogroup ["/work", "/a b"]\n'
+        'COPY --from=build --chown=nobody:nogroup ["/made", "/a b"]\n'
         'RUN ["/bin/ls", "-l"]\n'
         'ENTRYPOINT ["python3"]\n'
         'CMD ["main.py", "a b"]\n'
     )
     build, final = said.stages
-    path = "/work/bin:/usr/bin:/bin"
+    path = "/made/bin:/usr/bin:/bin"
     assert build.steps == (
-        Variables(line=3, kept=False, values=(("WHERE", ("/work",)),)),
+        Variables(line=3, kept=False, values=(("WHERE", ("/made",)),)),
         Variables(line=4, kept=True, values=(("GREETING", ("Hello, $you",)), ("PATH", (path,)))),
-        Workdir(line=5, path=("/work",)),
+        Workdir(line=5, path=("/made",)),
         Copy(line=6, sources=(("requirements.txt",), ("*.py",)), target=("./",), stage=None, owner=None),
         Run(line=7, command=("/bin/sh", "-c", 'echo "$GREETING" &&     true')),
     )
     assert final.steps == (
-        Copy(line=13, sources=(("work",),), target=("/a b",), stage=0, owner="nobody:nogroup"),
+        Copy(line=13, sources=(("made",),), target=("/a b",), stage=0, owner="nobody:nogroup"),
         Run(line=14, command=("/bin/ls", "-l")),
     )
     assert [step.line for step in (*build.steps, *final.steps)] == [3, 4, 5, 6, 7, 13, 14]
