@@ -19,6 +19,7 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.postgres.queries import queries
+from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.drain import Drain
 from shared.queue.queue import Queue
@@ -71,9 +72,7 @@ async def serve(settings: Settings) -> None:
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
         stopping = asyncio.create_task(stop.wait(), name="stopping")
         done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for task in (*tasks, stopping):
-            task.cancel()
-        await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        await ended([*tasks, stopping])
         for task in done - {stopping}:
             log.error("a loop ended", extra={"loop": task.get_name()})
             task.result()

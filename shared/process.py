@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -14,6 +17,8 @@ from shared.logging import configure
 from shared.settings import Settings, load
 
 log = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S = 1.0
 
 
 def run(
@@ -39,3 +44,23 @@ def run(
         log.error("cannot go on", extra={"error": str(error)})
         return 1
     return 0
+
+
+async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel ``tasks`` and wait until none of them runs; what they raise stays theirs.
+
+    A cancellation can be lost, in a library that catches it or takes it for a time-out of its own. One that was
+    must not keep a process from stopping: it is cancelled again, and named.
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+        for task in running:
+            log.warning("does not end", extra={"task": repr(task)[:500]})
+
+
+def tell_if_stuck(within_s: float) -> None:
+    """From here on the process is stopping: if it has not after ``within_s``, say on stderr where its threads are."""
+    faulthandler.dump_traceback_later(within_s, exit=False)

@@ -60,6 +60,7 @@ class Platform:
             "LOG_LEVEL": "info",
             "LOG_FORMAT": "text",
             "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "1",
             **(env or {}),
         }
 
@@ -109,6 +110,18 @@ class Platform:
         process = self.processes.pop(name)
         process.kill()
         process.wait(10)
+
+    async def terminate(self, name: str, *, within_s: float = 30) -> None:
+        """SIGTERM, and wait for an orderly end."""
+        process = self.processes.pop(name)
+        process.terminate()
+        try:
+            status = await asyncio.to_thread(process.wait, within_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # its stacks go to its log
+            process.wait(10)
+            raise AssertionError(f"{name} did not end within {within_s:g} s\n{self.logs()}") from None
+        assert status == 0, f"{name} ended with {status}\n{self.logs()}"
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)

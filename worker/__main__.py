@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 
-from shared.process import run
+from shared.process import run, tell_if_stuck
 from shared.settings import Settings
 from worker.service import Service
+from worker.station import LAST_SETTLE_S
 
 log = logging.getLogger("worker")
 
@@ -25,6 +26,7 @@ async def serve(settings: Settings) -> None:
         log.info("draining", extra={"worker": service.id})
         service.drain()
         loop.call_later(settings.drain_seconds, hand_back)
+        tell_if_stuck(settings.drain_seconds + 2 * LAST_SETTLE_S)
 
     def hand_back() -> None:
         for station in worker.stations:

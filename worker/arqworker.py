@@ -17,6 +17,7 @@ from arq.typing import StartupShutdown
 from arq.worker import Function, func
 from arq.worker import Worker as ArqWorker
 
+from shared.process import ended
 from shared.queue.message import JobMessage
 from shared.queue.queue import Claim
 from shared.queue.records import Record
@@ -73,12 +74,32 @@ class Worker(ArqWorker):
 
     async def main(self) -> None:
         self.ctx["redis"] = self.pool
-        if self.on_startup is not None:
-            await self.on_startup(self.ctx)
+        stop = asyncio.create_task(self.stopping.wait(), name="stopping")
+        try:
+            if await self._started(stop):
+                await self._serve(stop)
+        finally:
+            stop.cancel()
+
+    async def _started(self, stop: asyncio.Task[Any]) -> bool:
+        """Run the start-up hook; False if the worker was told to stop before it was through."""
+        if self.on_startup is None:
+            return True
+        starting = asyncio.ensure_future(self.on_startup(self.ctx))
+        try:
+            await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not starting.done():
+                await ended([starting])
+        if starting.cancelled():
+            return False
+        starting.result()
+        return True
+
+    async def _serve(self, stop: asyncio.Task[Any]) -> None:
         stations = [asyncio.create_task(station.work(), name=f"station-{station.name}") for station in self.stations]
         loops = [asyncio.create_task(_forever(loop()), name=name) for name, loop in self.loops.items()]
         loops.append(asyncio.create_task(self._health(), name="health"))
-        stop = asyncio.create_task(self.stopping.wait(), name="stopping")
         try:
             done, _ = await asyncio.wait([*stations, *loops, stop], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
@@ -89,10 +110,7 @@ class Worker(ArqWorker):
                 station.drain()
             await asyncio.gather(*stations)
         finally:
-            stop.cancel()
-            for task in (*stations, *loops):
-                task.cancel()
-            await asyncio.gather(*stations, *loops, return_exceptions=True)
+            await ended([*stations, *loops])
 
     async def close(self) -> None:
         """Run the shutdown hook; the hook closes what the start-up opened."""

@@ -98,8 +98,8 @@ class Service:
         await queue.beat(self.id)
         self._open.push_async_callback(self._retire)
         self._engine = make_engine(settings.engine, engine_config(settings, self.id))
-        await self._engine.open()
         self._open.push_async_callback(self._engine.close)
+        await self._engine.open()
         pool = self._pool = Pool(
             engine=self._engine,
             limits=PoolLimits(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.artifacts.local import LocalStore
-from shared.artifacts.s3 import S3Store
 from shared.artifacts.store import ArtifactStore, artifact_key
 from shared.errors import ArtifactCorrupt, ArtifactMissing
 from shared.settings import Settings
@@ -16,7 +15,6 @@ __all__ = [
     "ArtifactMissing",
     "ArtifactStore",
     "LocalStore",
-    "S3Store",
     "StoreConfig",
     "artifact_key",
     "open_store",
@@ -28,7 +26,7 @@ __all__ = [
 class StoreConfig:
     """Which store, and how to reach it. S3 is used when ``s3_bucket_name`` is set, else ``functions_dir``.
 
-    The ``s3_*`` fields are those of :class:`S3Store`; ``timeout_s`` bounds every single call.
+    The ``s3_*`` fields are those of :class:`shared.artifacts.s3.S3Store`; ``timeout_s`` bounds every single call.
     """
 
     functions_dir: Path
@@ -51,6 +49,9 @@ async def open_store(config: StoreConfig) -> ArtifactStore:
         local = LocalStore(config.functions_dir, timeout_s=config.timeout_s)
         await local.open()
         return local
+    # Amazon's library takes a third of a second to load and some 20 MB: only those pay who use it.
+    from shared.artifacts.s3 import S3Store
+
     remote = S3Store(
         bucket=config.s3_bucket_name,
         endpoint=config.s3_endpoint,

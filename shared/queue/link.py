@@ -85,6 +85,8 @@ class Link:
             last case the command may have run.
         """
         wire = self._wire or await self._open()
+        if wire is not self._wire:  # lost already, before whoever waited for it had a turn
+            raise redis.exceptions.ConnectionError("the connection was lost")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((answer, loop.time()))

@@ -24,12 +24,11 @@ from shared.artifacts import (
     ArtifactMissing,
     ArtifactStore,
     LocalStore,
-    S3Store,
     StoreConfig,
     artifact_key,
     open_store,
 )
-from shared.artifacts.s3 import PART_BYTES
+from shared.artifacts.s3 import PART_BYTES, S3Store
 from shared.errors import Misconfigured, Unavailable
 
 TIMEOUT_S = 3.0

@@ -69,9 +69,7 @@ async def test_a_killed_worker_is_unhealthy_soon_and_a_new_one_healthy(platform:
 
 
 async def test_an_api_without_workers_is_not_ready(platform: Platform, redis_url: str) -> None:
-    worker = platform.processes["worker-1"]
-    worker.terminate()
-    await asyncio.to_thread(worker.wait, 30)
+    await platform.terminate("worker-1")
     status, complaint = await check("api", PORT=str(platform.port))
     assert status == 1
     assert "no worker yet" in complaint

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from shared.embedded.redis import EmbeddedRedis
 from shared.queue.connection import connect
-from shared.queue.link import Link
+from shared.queue.link import Link, Wire
 from shared.queue.push import Push
 
 
@@ -98,6 +98,22 @@ async def test_f12_silent_redis_fails_calls_in_time_and_its_late_answers_go_to_n
             psutil.Process(pid).send_signal(signal.SIGCONT)
         assert await link.call("ECHO", "fresh") == b"fresh"
         await link.close()
+
+
+async def test_a_connection_that_is_lost_before_its_first_call_has_a_turn_fails_the_call(link: Link) -> None:
+    calling = asyncio.create_task(link.call("PING"))
+    while link._opening is None:
+        await asyncio.sleep(0)
+
+    def lose(opened: asyncio.Task[Wire]) -> None:
+        opened.result().close()
+        link._lost(opened.result(), redis.exceptions.ConnectionError("lost"))
+
+    link._opening.add_done_callback(lose)
+    async with asyncio.timeout(5):
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await calling
+        assert await link.call("ECHO", "fine") == b"fine"
 
 
 async def test_a_closed_link_leaves_no_connection_behind(redis: Redis) -> None:

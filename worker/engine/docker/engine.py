@@ -87,25 +87,27 @@ class DockerEngine:
                 f"The data folder {self._config.data_dir} cannot be used: {error.strerror}."
             ) from error
         # Bounded call by call: a build may take minutes, a kill may not.
-        self._docker = Docker(url=url, timeout=ClientTimeout(total=None))
+        docker = Docker(url=url, timeout=ClientTimeout(total=None))
         try:
             async with engine_call(f"asking the engine at {url} for its version", self._config.engine_call_timeout_s):
-                await self._docker.version()
-                info = await self._docker.system.info()
-                libpod = await speaks_libpod(self._docker)
+                await docker.version()
+                info = await docker.system.info()
+                libpod = await speaks_libpod(docker)
             if (reason := uncapped(info)) is not None:
                 raise EngineUnavailable(f"The container engine at {url} would not cap functions: {reason}.")
-        except EngineUnavailable:
-            await self.close()
+            if libpod:
+                profile = self._folders.home / "seccomp.json"
+                await asyncio.to_thread(profile.write_text, self._seccomp, "utf-8")
+                docker.containers = LibpodContainers(docker, profile, rootless=is_rootless(info))
+        except BaseException:
+            # Nothing of ours is on this engine yet, and one that does not answer is not asked again at the end.
+            await docker.close()
             raise
-        if libpod:
-            profile = self._folders.home / "seccomp.json"
-            await asyncio.to_thread(profile.write_text, self._seccomp, "utf-8")
-            self._docker.containers = LibpodContainers(self._docker, profile, rootless=is_rootless(info))
-        self._builder = ImageBuilder(self._docker, self._config)
-        self._code = VersionCode(self._docker, self._config, self._cache)
-        self._stock = Stock(self._docker, self._config, self._use)
-        self._gates = Gates(self._docker, self._config, podman=libpod)
+        self._docker = docker
+        self._builder = ImageBuilder(docker, self._config)
+        self._code = VersionCode(docker, self._config, self._cache)
+        self._stock = Stock(docker, self._config, self._use)
+        self._gates = Gates(docker, self._config, podman=libpod)
 
     async def answers(self) -> bool:
         try:
@@ -211,6 +213,7 @@ class DockerEngine:
 
     async def close(self) -> None:
         if self._docker is None:
+            await asyncio.to_thread(self._close_folders)
             return
         try:
             if self._builder is not None:
@@ -222,12 +225,15 @@ class DockerEngine:
             await remove_own(self._docker, self._config)
             if self._gates is not None:
                 await self._gates.close()
-            await asyncio.to_thread(remove_folder, self._folders.home)
-            await asyncio.to_thread(self._blanks.close)
+            await asyncio.to_thread(self._close_folders)
         finally:
             docker, self._docker = self._docker, None
             self._builder = self._code = self._stock = self._gates = None
             await docker.close()
+
+    def _close_folders(self) -> None:
+        remove_folder(self._folders.home)
+        self._blanks.close()
 
     async def _start(
         self,
