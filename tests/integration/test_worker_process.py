@@ -1,0 +1,39 @@
+"""One worker process: how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+
+from tests.deployment import Platform
+
+
+async def test_a_worker_that_is_still_starting_stops_at_once(database: str, redis_url: str, tmp_path: Path) -> None:
+    """Its engine accepts and says nothing, for longer than anybody wants to wait for a stop."""
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    address = tmp_path / "engine.sock"
+    async with await asyncio.start_unix_server(say_nothing, address):
+        platform = Platform(
+            database_url=database,
+            redis_url=redis_url,
+            engine="docker",
+            env={"DOCKER_HOST": f"unix://{address}", "ENGINE_TIMEOUT_SECONDS": "120"},
+        )
+        try:
+            worker = platform.start("worker-1")
+            async with asyncio.timeout(30):
+                await asked.wait()
+            children = psutil.Process(worker.pid).children()
+            await platform.terminate("worker-1", within_s=10)
+        finally:
+            await platform.stop()
+    assert not any(child.is_running() for child in children)
+    assert "Traceback" not in platform.logs()
