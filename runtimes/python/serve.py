@@ -28,6 +28,7 @@ _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs 
 _MESSAGE_CHARS = 16 * 1024
 _TRACEBACK_CHARS = 64 * 1024
 _BEGINNERS_S = 0.1
+_ENDING_S = 0.05
 _KEPT_DESCRIPTORS = 32
 """More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
 that leaks is replaced at this point, far from where opening fails."""
@@ -150,7 +151,7 @@ class Residue:
         newest = newest_process()
         if not newest or newest != self._newest or _thread._count() != self._thread_count:
             self._await_beginners()
-            if self._busy_threads():
+            if not self._threads_rest():
                 return "threads"
             if (self._children or has_children()) and children_of(os.getpid()) - self._children:
                 return "processes"
@@ -171,6 +172,16 @@ class Residue:
             if time.monotonic() > deadline:
                 self._foreign = tasks() - _thread._count()
             time.sleep(0.001)
+
+    def _threads_rest(self) -> bool:
+        """Whether the call's threads have ended or gone idle: one that just gave its result away may still be on
+        its way there."""
+        deadline = time.monotonic() + _ENDING_S
+        while self._busy_threads():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
 
     def _busy_threads(self) -> bool:
         """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
