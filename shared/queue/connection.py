@@ -34,6 +34,9 @@ def redis_errors() -> Iterator[None]:
         yield
     except redis.exceptions.NoScriptError as error:
         raise QueueClosed("Redis was restarted or is new; the queue is being rebuilt") from error
+    except (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError) as error:
+        # redis-py makes these of an answer's first word, and takes it off the text.
+        raise Unavailable(f"Redis cannot take writes: {error}", retry_after_s=1) from error
     except redis.exceptions.ResponseError as error:
         text = str(error)
         if text.startswith("NOGENERATION") or "NOGENERATION" in text:

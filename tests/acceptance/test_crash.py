@@ -216,7 +216,10 @@ class Load:
         return answer
 
     async def _invoke(self) -> Answer:
-        answer = await self._scene.client.invoke("nap", self._seconds)
+        try:
+            answer = await self._scene.client.invoke("nap", self._seconds)
+        except TimeoutError:
+            raise AssertionError(f"a call was never answered\n{self._scene.platform.logs()}") from None
         self.invokes.append(answer)
         return answer
 
@@ -407,6 +410,7 @@ async def test_f10_redis_without_memory_delays_durable_jobs_and_loses_none(datab
             await on.accept_many(5, 0)
             refused = await on.client.invoke("nap", 0)
             assert (refused.status, refused.json["code"]) == (503, "dependency_down")
+            await asyncio.sleep(3 * float(ENV["HEARTBEAT_SECONDS"]))
         finally:
             await on.redis.config_set("maxmemory", 0)
         await on.all_ended(15)

@@ -599,6 +599,8 @@ async def test_f10_redis_without_memory_still_hears_heartbeats_and_settles(queue
     try:
         with pytest.raises(Unavailable):
             await queue.enqueue("invoke", [message()])
+        with pytest.raises(Unavailable):
+            await queue.report(W, {})  # by the other client, which words it in another way
         await queue.beat(W)
         assert await end(queue, settle(one)) == [True]
     finally:
