@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from worker.budget import Budget
 from worker.engine.contract import Blank, BlankSpec, Engine, EngineUnavailable, Sandbox, SandboxSpec, blank_spec
 
 log = logging.getLogger(__name__)
 
 _REAP_EVERY_S = 0.5
 _BLANKS_UNUSED_S = 600.0
+_BLANKS_SHARE = 0.25
+"""Of the memory; as far as this, idle sandboxes make room for blanks."""
 _PREPARED_REMEMBERED = 10_000
 _DESTROY_AGAIN_S = 2.0
 
@@ -72,12 +75,13 @@ class Pool:
     _blank_wanted_at: dict[BlankSpec, float] = field(default_factory=dict)
     _kept: Mapping[SandboxSpec, int] = field(default_factory=dict)
     _starting: dict[SandboxSpec | BlankSpec, int] = field(default_factory=dict)
-    _used_mb: int = 0
-    _leaving_mb: int = 0
-    _count: int = 0
-    _waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _closed: bool = False
+    _budget: Budget = field(init=False)
+    _blanks_short: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(limit_mb=self.limits.memory_mb)
 
     async def acquire(self, spec: SandboxSpec, *, fresh: bool = False) -> Lease:
         """An idle sandbox of ``spec``, else a new one, made from a blank where there is one.
@@ -136,18 +140,23 @@ class Pool:
         paused = sum(lease.paused for lease in idle)
         blanks = sum(len(blanks) for blanks in self._blanks.values())
         return {
-            "busy": self._count - len(idle) - blanks,
+            "busy": self._budget.count - len(idle) - blanks,
             "idle": len(idle) - paused,
             "paused": paused,
             "blank": blanks,
-            "memory_mb": self._used_mb,
+            "memory_mb": self._budget.used_mb,
             "memory_limit_mb": self.limits.memory_mb,
         }
 
     async def maintain(self) -> None:
         """Pause, reap and start ahead as time passes; runs until cancelled."""
         while True:
-            await asyncio.sleep(_REAP_EVERY_S)
+            try:
+                async with asyncio.timeout(_REAP_EVERY_S):
+                    await self._blanks_short.wait()
+            except TimeoutError:
+                pass
+            self._blanks_short.clear()
             now = asyncio.get_running_loop().time()
             self.reap_once(now)
             await self._pause_idle(now)
@@ -222,7 +231,7 @@ class Pool:
             return
         lease.idle_since = now
         self._idle.setdefault(lease.spec, deque()).append(lease)
-        self._let_in()
+        self._budget.let_in()
 
     async def _pause_idle(self, now: float) -> None:
         for leases in list(self._idle.values()):
@@ -241,7 +250,7 @@ class Pool:
                     self._destroy_later(lease)
                     continue
                 self._idle.setdefault(lease.spec, deque()).appendleft(lease)
-                self._let_in()
+                self._budget.let_in()
 
     # New ones
 
@@ -251,10 +260,10 @@ class Pool:
             try:
                 return self._born(spec, await blank.specialise(spec))
             except EngineUnavailable as error:
-                self._freed(spec.memory_mb)
+                self._budget.free(spec.memory_mb)
                 log.warning("a blank could not be used", extra={"error": str(error)})
             except BaseException:
-                self._freed(spec.memory_mb)
+                self._budget.free(spec.memory_mb)
                 raise
         await self._room(spec.memory_mb)
         lease = await self._start(spec)
@@ -267,7 +276,7 @@ class Pool:
         try:
             return self._born(spec, await self.engine.start(spec))
         except BaseException:
-            self._freed(spec.memory_mb)
+            self._budget.free(spec.memory_mb)
             raise
 
     def _born(self, spec: SandboxSpec, sandbox: Sandbox) -> Lease:
@@ -277,17 +286,17 @@ class Pool:
     async def _start_ahead(self, spec: SandboxSpec, count: int) -> None:
         """Start idle sandboxes until there are ``count``, as long as there is room to spare."""
         while not self._closed and len(self._idle.get(spec, ())) + self._starting.get(spec, 0) < count:
-            if not self._spare_room(spec.memory_mb):
+            if not self._budget.take_spare(spec.memory_mb):
                 return
             self._starting[spec] = self._starting.get(spec, 0) + 1
             try:
                 blank = self._take_blank(spec)
                 if blank is not None:
-                    self._freed(spec.memory_mb)  # counted twice: as a blank, and as the room just taken
+                    self._budget.free(spec.memory_mb)  # counted twice: as a blank, and as the room just taken
                     try:
                         lease = self._born(spec, await blank.specialise(spec))
                     except BaseException:
-                        self._freed(spec.memory_mb)
+                        self._budget.free(spec.memory_mb)
                         raise
                 else:
                     lease = await self._start(spec)
@@ -317,6 +326,7 @@ class Pool:
         while blanks:
             blank = blanks.popleft()
             if blank.usable:
+                self._blanks_short.set()
                 return blank
             self._destroy_blank_later(blank)
         return None
@@ -339,17 +349,29 @@ class Pool:
                 for blank in self._blanks.pop(spec):
                     self._destroy_blank_later(blank)
                 continue
-            if not self._closed and len(blanks) < self.limits.blanks and self._spare_room(spec.memory_mb):
-                try:
-                    made = await self.engine.prestart(spec)
-                except BaseException:
-                    self._freed(spec.memory_mb)
-                    raise
-                if made is None:
-                    self._freed(spec.memory_mb)
-                    del self._blank_wanted_at[spec]
-                    continue
-                self._put_blank(made)
+            if not self._closed and len(blanks) < self.limits.blanks:
+                await self._add_blank(spec)
+
+    async def _add_blank(self, spec: BlankSpec) -> None:
+        """Make a blank, if there is room. Else the idle sandbox that was used longest ago makes some: the next function
+        that is called is rather one of those that have none at all."""
+        if not self._budget.take_spare(spec.memory_mb):
+            blanks_mb = sum(len(blanks) * of.memory_mb for of, blanks in self._blanks.items())
+            if not self._budget.wanted and blanks_mb + spec.memory_mb <= _BLANKS_SHARE * self.limits.memory_mb:
+                self._evict_idle(spec.memory_mb, spared=self._kept)
+            return
+        try:
+            made = await self.engine.prestart(spec)
+        except BaseException:
+            self._budget.free(spec.memory_mb)
+            raise
+        if made is None:
+            self._budget.free(spec.memory_mb)
+            del self._blank_wanted_at[spec]
+        else:
+            self._put_blank(made)
+            if len(self._blanks.get(spec, ())) < self.limits.blanks:
+                self._blanks_short.set()
 
     def _put_blank(self, blank: Blank) -> None:
         if self._closed:
@@ -364,77 +386,36 @@ class Pool:
         if memory_mb > self.limits.memory_mb:
             most = self.limits.memory_mb
             raise EngineUnavailable(f"A sandbox of {memory_mb} MB never fits into this worker's {most} MB of memory.")
-        first = True
-        while self._used_mb + memory_mb > self.limits.memory_mb or (first and self._waiting):
-            self._evict(memory_mb)
-            let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if first:
-                self._waiting.append(let_in)
-            else:
-                self._waiting.appendleft(let_in)
-            first = False
-            try:
-                await let_in
-            except BaseException:
-                if let_in in self._waiting:
-                    self._waiting.remove(let_in)
-                else:
-                    self._let_in()
-                raise
-        self._take(memory_mb)
-        self._let_in()
-
-    def _spare_room(self, memory_mb: int) -> bool:
-        """Take ``memory_mb`` if it is free and nobody waits for it."""
-        if self._waiting or self._used_mb + memory_mb > self.limits.memory_mb:
-            return False
-        self._take(memory_mb)
-        return True
-
-    def _take(self, memory_mb: int) -> None:
-        self._used_mb += memory_mb
-        self._count += 1
-
-    def _freed(self, memory_mb: int) -> None:
-        self._used_mb -= memory_mb
-        self._count -= 1
-        self._let_in()
-
-    def _let_in(self) -> None:
-        """Something changed: let the first one that waits for room look again."""
-        while self._waiting:
-            first = self._waiting.popleft()
-            if not first.done():
-                first.set_result(None)
-                return
+        await self._budget.take(memory_mb, lambda: self._evict(memory_mb))
 
     def _evict(self, memory_mb: int) -> None:
         """Begin to destroy idle sandboxes, the least recently used first, then blanks, until enough will be free."""
+        self._evict_idle(memory_mb, spared={})
+        for blanks in self._blanks.values():
+            while blanks and not self._budget.fits(memory_mb):
+                self._destroy_blank_later(blanks.popleft())
 
-        def enough() -> bool:
-            return self._used_mb - self._leaving_mb + memory_mb <= self.limits.memory_mb
-
+    def _evict_idle(self, memory_mb: int, spared: Mapping[SandboxSpec, int]) -> None:
         idle = (lease for leases in self._idle.values() for lease in leases)
         for lease in sorted(idle, key=lambda lease: lease.idle_since):
-            if enough():
+            if self._budget.fits(memory_mb):
                 return
             leases = self._idle[lease.spec]
+            if len(leases) <= spared.get(lease.spec, 0):
+                continue
             leases.remove(lease)
             if not leases:
                 del self._idle[lease.spec]
             self._destroy_later(lease)
-        for blanks in self._blanks.values():
-            while blanks and not enough():
-                self._destroy_blank_later(blanks.popleft())
 
     # The end
 
     def _destroy_later(self, lease: Lease) -> asyncio.Task[None]:
-        self._leaving_mb += lease.spec.memory_mb
+        self._budget.leaves(lease.spec.memory_mb)
         return self._background(self._destroy(lease.sandbox, lease.spec.memory_mb))
 
     def _destroy_blank_later(self, blank: Blank) -> asyncio.Task[None]:
-        self._leaving_mb += blank.spec.memory_mb
+        self._budget.leaves(blank.spec.memory_mb)
         return self._background(self._destroy(blank, blank.spec.memory_mb))
 
     async def _destroy(self, sandbox: Sandbox | Blank, memory_mb: int) -> None:
@@ -445,7 +426,7 @@ class Pool:
             log.warning("a sandbox could not be destroyed", extra={"sandbox": sandbox.id, "error": str(error)})
             self._background(self._destroy_at_last(sandbox, memory_mb))
         else:
-            self._gone(memory_mb)
+            self._budget.left(memory_mb)
 
     async def _destroy_at_last(self, sandbox: Sandbox | Blank, memory_mb: int) -> None:
         while not self._closed:  # what is left then is the business of others' sweeps
@@ -456,11 +437,7 @@ class Pool:
                 log.warning("a sandbox could not be destroyed", extra={"sandbox": sandbox.id, "error": str(error)})
             else:
                 break
-        self._gone(memory_mb)
-
-    def _gone(self, memory_mb: int) -> None:
-        self._leaving_mb -= memory_mb
-        self._freed(memory_mb)
+        self._budget.left(memory_mb)
 
     def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(_quietly(work), name="pool")

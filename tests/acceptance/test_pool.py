@@ -216,9 +216,33 @@ async def test_a_cold_start_is_made_from_a_blank_once_the_code_is_here(process: 
     await until(lambda: pool.state()["blank"] == 1)
     second = await pool.acquire(spec)  # the first is busy
     assert second.start_kind is StartKind.COLD
+    await until(lambda: pool.state()["blank"] == 1)  # the next one
     assert pool.state()["busy"] == 2
     await use(pool, first)
     await use(pool, second)
+    maintaining.cancel()
+    await pool.close()
+    assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
+
+
+async def test_idle_sandboxes_make_room_for_a_blank_but_not_those_that_are_kept(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=512, blanks=2))
+    specs = [process.spec("echo") for _ in range(4)]
+    for spec in specs:
+        await use(pool, await pool.acquire(spec))
+    assert pool.state() == {**pool.state(), "idle": 4, "memory_mb": 512}
+    pool.keep({specs[0]: 1})
+    maintaining = asyncio.create_task(pool.maintain())
+    # A quarter of the memory, and the kept one is the oldest.
+    await until(lambda: pool.state()["blank"] == 1 and pool.state()["idle"] == 3)
+    await asyncio.sleep(1.2)
+    assert pool.state() == {**pool.state(), "blank": 1, "idle": 3, "memory_mb": 512}
+    assert {spec for spec in specs if spec not in pool._idle} == {specs[1]}
+    # The evicted one comes back through the blank, for which the next oldest then makes room.
+    await use(pool, await pool.acquire(specs[1]))
+    assert pool.state()["blank"] == 0
+    await until(lambda: pool.state()["blank"] == 1)
+    assert {spec for spec in specs if spec not in pool._idle} == {specs[2]}
     maintaining.cancel()
     await pool.close()
     assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
