@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from importlib.metadata import version as installed_version
 
@@ -17,6 +19,7 @@ from api.resolver import Resolver
 from api.routes import accounts, deploy, functions, invoke, jobs, operations, records
 from api.waiting import Waiting
 from shared.artifacts import open_store, store_config
+from shared.errors import Unavailable
 from shared.ids import new_id
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
@@ -24,11 +27,14 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import close_pool, open_pool, postgres_errors
 from shared.postgres.users import Users
+from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.push import Push
-from shared.queue.queue import CHANGED_CHANNEL, FINAL_CHANNEL, Queue
+from shared.queue.queue import CHANGED_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
 from shared.scratch import Scratch
 from shared.settings import Settings
+
+log = logging.getLogger(__name__)
 
 OPERATIONS: tuple[Operation, ...] = (
     *accounts.OPERATIONS,
@@ -101,12 +107,26 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         waiting.connection_back()
         resolver.forget_all()
 
+    rechecks: set[asyncio.Task[None]] = set()
+
+    async def recheck() -> None:
+        try:
+            await waiting.rebuilt(lambda jobs: queue.present("invoke", jobs))
+        except Unavailable as error:
+            log.warning("calls are not looked for", extra={"error": error.message})
+
+    def opened(_: bytes) -> None:
+        task = asyncio.create_task(recheck(), name="recheck")
+        rechecks.add(task)
+        task.add_done_callback(rechecks.discard)
+
     push = Push(
         redis.connection_pool,
         {
             f"cp:reply:{app[keys.API_ID]}": waiting.replied,
             FINAL_CHANNEL: waiting.ended,
             CHANGED_CHANNEL: resolver.changed,
+            OPENED_CHANNEL: opened,
         },
         on_standing=back,
         on_loss=waiting.connection_lost,
@@ -123,5 +143,6 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     await app[keys.ACCEPTOR].close()
     app[keys.ACCOUNTS].close()
     await push.stop()
+    await ended(list(rechecks))
     await queue.aclose()
     await redis.aclose()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 from shared.errors import Unavailable
 
 _ID_CHARS = 36
+_ON_ITS_WAY_S = 1.0
 
 
 class Waiting:
@@ -19,6 +21,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._replies: dict[str, asyncio.Future[bytes]] = {}
+        self._sent: set[UUID] = set()  # those of them that are on the queue
         self._ends: dict[str, set[asyncio.Event]] = {}
         self.listening = False
 
@@ -28,8 +31,13 @@ class Waiting:
         self._replies[str(job)] = future
         return future
 
+    def sent(self, job: UUID) -> None:
+        """``job`` is on the queue now."""
+        self._sent.add(job)
+
     def drop_reply(self, job: UUID) -> None:
         self._replies.pop(str(job), None)
+        self._sent.discard(job)
 
     def watch(self, job: UUID) -> asyncio.Event:
         """An event that is set each time ``job`` may have ended; :meth:`unwatch` it in any case."""
@@ -71,12 +79,25 @@ class Waiting:
         """Fail the synchronous calls: their replies may have passed unheard."""
         self.listening = False
         for future in self._replies.values():
-            if not future.done():
-                future.set_exception(
-                    Unavailable(
-                        "The queue's connection was lost while the function may have been running.",
-                        retry_after_s=1,
-                        extra={"may_have_run": True},
-                    )
-                )
-                future.exception()  # its waiter may be gone by now: then nobody has to hear of it
+            _lose(future, "The queue's connection was lost while the function may have been running.")
+
+    async def rebuilt(self, present: Callable[[Sequence[UUID]], Awaitable[Sequence[bool]]]) -> None:
+        """Fail the synchronous calls that a rebuilt queue does not hold: Postgres never knew them.
+
+        :param present: whether the queue holds each of these jobs.
+        """
+        sent = list(self._sent)
+        there = await present(sent)
+        gone = [job for job, held in zip(sent, there, strict=True) if not held]
+        if gone:
+            await asyncio.sleep(_ON_ITS_WAY_S)  # one that has just ended is not held either: its reply is on its way
+            for job in gone:
+                future = self._replies.get(str(job))
+                if future is not None:
+                    _lose(future, "The queue was lost while the function may have been running.")
+
+
+def _lose(future: asyncio.Future[bytes], sentence: str) -> None:
+    if not future.done():
+        future.set_exception(Unavailable(sentence, retry_after_s=1, extra={"may_have_run": True}))
+        future.exception()  # its waiter may be gone by now: then nobody has to hear of it

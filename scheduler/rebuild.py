@@ -28,7 +28,7 @@ from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.connection import redis_errors
 from shared.queue.drain import Drain
-from shared.queue.queue import GENERATION, QUEUES, REBUILT_CHANNEL, WORKERS, Queue
+from shared.queue.queue import GENERATION, OPENED_CHANNEL, QUEUES, REBUILT_CHANNEL, WORKERS, Queue
 from shared.queue.scripts import SCRIPTS
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Rebuild:
         count = await self._fill()
         with redis_errors():
             await self._guarded(_OPEN, generation)
+            await self._redis.publish(OPENED_CHANNEL, generation)
         await self._wake_all()
         log.info("the queue is open", extra={"generation": generation, "jobs": count})
         return count

@@ -79,6 +79,7 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
     try:
         async with asyncio.timeout(wait_s):
             await app[ACCEPTOR].send(message)
+            waiting.sent(message.id)
             return _reply_answer(await reply)
     except TimeoutError:
         return await (_make_durable(app, message) if durable else _give_up(app, message, reply))

@@ -25,6 +25,9 @@ WORKERS = "cp:workers"
 FINAL_CHANNEL = "cp:final"
 CHANGED_CHANNEL = "cp:changed"
 REBUILT_CHANNEL = "cp:rebuilt"
+"""A new generation begins: workers tell it what they run."""
+OPENED_CHANNEL = "cp:opened"
+"""It is complete: what it does not hold was lost."""
 
 _STEP_S = 5.0
 """Bound on a step, where the client names none."""

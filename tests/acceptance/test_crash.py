@@ -364,6 +364,29 @@ async def test_redis_that_lost_everything_loses_no_job(database: str, own_redis:
             assert [record["outcome"] for record in attempts[job]] == ["succeeded"], "a running attempt was lost"
 
 
+async def test_f9_a_waited_for_call_that_was_lost_with_redis_is_told_so_and_one_that_runs_is_not(
+    database: str, redis_url: str
+) -> None:
+    async with scene(database, redis_url, FUNCTION_MAX_CONCURRENT="1") as on:
+        runs = asyncio.create_task(on.client.invoke("nap", 4))
+
+        async def at(key: bytes) -> int:
+            return int(await on.redis.hlen(key))
+
+        async def both_are_there() -> bool:
+            return (await at(b"cp:invoke:running"), await at(b"cp:invoke:messages")) == (1, 2)
+
+        await asyncio.sleep(0.5)
+        waits = asyncio.create_task(on.client.invoke("nap", 0))
+        await until(both_are_there, 10, on.platform.logs)
+        await on.redis.flushall()
+        async with asyncio.timeout(15):  # the function's own time-out is 90 s
+            lost = await waits
+            assert (lost.status, lost.json["code"], lost.json["may_have_run"]) == (503, "dependency_down", True)
+            assert (await runs).status == 200
+        assert (await on.client.invoke("nap", 0)).status == 200
+
+
 async def test_f13_postgres_killed_hard_comes_back_and_nothing_acknowledged_is_lost(
     own_postgres: EmbeddedPostgres, redis_url: str
 ) -> None:
