@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from datetime import datetime
 from uuid import UUID
 
 from api.once import Once
@@ -30,10 +31,10 @@ class Acceptor:
     """Takes jobs in.
 
     :param patience_s: how long a synchronous call waits for a queue that is being rebuilt.
-    :param max_queued: jobs of one user that may wait.
+    :param max_queued: jobs of one user that may wait. :param keep_keys_s: how long an idempotency key is remembered.
     """
 
-    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float, max_queued: int) -> None:
+    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float, max_queued: int, keep_keys_s: float) -> None:
         self._jobs = jobs
         self._queue = queue
         self._patience_s = patience_s
@@ -41,12 +42,13 @@ class Acceptor:
         self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
         self._later: set[asyncio.Task[None]] = set()
         self._max_queued = max_queued
+        self._keep_keys_s = keep_keys_s
         self._depths: dict[tuple[UUID, UUID], tuple[float, int]] = {}
         self._asked: Once[int] = Once()
 
-    async def admit(self, user: UUID, function: UUID) -> None:
-        """Refuse a user whose queue is full. The depth is looked at a few times a second, so a burst may pass it a
-        little; with Redis away nobody is refused.
+    async def admit(self, user: UUID, function: UUID, count: int = 1) -> None:
+        """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second, so a
+        burst may pass it a little; with Redis away nobody is refused.
 
         :raises TooMany: saying when to try again.
         """
@@ -58,7 +60,7 @@ class Acceptor:
                 depth = await self._asked.ask((user, function), lambda: self._look(user, function))
             except Unavailable:
                 return
-        if depth >= self._max_queued:
+        if depth + count > self._max_queued:
             raise TooMany(
                 f"You have {depth} jobs waiting, and may have {self._max_queued}; let some end first.",
                 code="queue_full",
@@ -78,6 +80,35 @@ class Acceptor:
         :raises Unavailable: if Postgres cannot take it. Nothing was accepted then, or it is not known.
         """
         await self._commit.submit(message)
+
+    async def accept_many(self, messages: Sequence[JobMessage]) -> None:
+        """Commit durable jobs together: all of them are accepted when this returns, or none.
+
+        :raises Unavailable: as :meth:`accept`.
+        """
+        await self._jobs.accept(messages)
+        self.hand_over(messages)
+
+    async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
+        """Commit a durable job that is due at ``run_at``; the scheduler puts it on the queue then.
+
+        :raises Unavailable: as :meth:`accept`.
+        """
+        await self._jobs.accept_later(message, run_at)
+
+    async def accept_once(
+        self, message: JobMessage, *, key: str, fingerprint: bytes, run_at: datetime | None = None
+    ) -> UUID:
+        """Commit a durable job, or find the one that was accepted under ``key`` before; its id.
+
+        :raises Conflict: if the key stands for another call. :raises Unavailable: as :meth:`accept`.
+        """
+        job = await self._jobs.accept_once(
+            message, key=key, fingerprint=fingerprint, keep_s=self._keep_keys_s, run_at=run_at
+        )
+        if job == message.id and run_at is None:
+            self.hand_over([message])
+        return job
 
     async def send(self, message: JobMessage) -> None:
         """Put a synchronous job on the queue.

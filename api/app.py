@@ -16,7 +16,7 @@ from api.contract import Operation
 from api.middleware import around
 from api.openapi import document
 from api.resolver import Resolver
-from api.routes import accounts, deploy, functions, invoke, jobs, operations, records
+from api.routes import accounts, batch, deploy, functions, invoke, jobs, operations, records
 from api.waiting import Waiting
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
@@ -41,6 +41,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *deploy.OPERATIONS,
     *functions.OPERATIONS,
     *invoke.OPERATIONS,
+    *batch.OPERATIONS,
     *jobs.OPERATIONS,
     *records.OPERATIONS,
     *operations.OPERATIONS,
@@ -136,6 +137,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         queue,
         patience_s=settings.dependency_timeout_seconds,
         max_queued=settings.max_queued_per_user,
+        keep_keys_s=settings.idempotency_seconds,
     )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
     await push.start()

@@ -53,6 +53,22 @@ PREFER = Parameter(
     where="header",
     description="`respond-async`: answer 202 at once. `wait=N`: wait up to N seconds.",
 )
+IDEMPOTENCY_KEY = Parameter(
+    name="Idempotency-Key",
+    where="header",
+    description="1 to 255 printable ASCII characters. A call that repeats one with the same key gets the same job.",
+    schema={"type": "string", "minLength": 1, "maxLength": 255},
+)
+DELAY = Parameter(
+    name="delay",
+    description="Seconds from now until the job is due.",
+    schema={"type": "number", "minimum": 0},
+)
+RUN_AT = Parameter(
+    name="run_at",
+    description="When the job is due (RFC 3339, with an offset).",
+    schema={"type": "string", "format": "date-time"},
+)
 WAIT = Parameter(
     name="wait",
     description="Seconds to wait for the job's end.",

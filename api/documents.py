@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import BadRequest, Invalid
 
 Model = TypeVar("Model", bound=BaseModel)
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\";,]*)\"?)?\s*(?:[;,]|$)")
 
 
@@ -111,6 +113,47 @@ def preferences(request: web.Request, *, max_wait: float) -> tuple[bool, float |
             elif name.lower() == "wait" and wait is None:
                 wait = _seconds(value, "Prefer: wait", max_wait)
     return respond_async, wait
+
+
+def idempotency_key(request: web.Request) -> str | None:
+    """:raises BadRequest: for one that is empty, too long, or has other characters than printable ASCII."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadRequest(
+            "Idempotency-Key must have 1 to 255 printable ASCII characters.",
+            code="invalid_parameter",
+            field="Idempotency-Key",
+        )
+    return key
+
+
+def due_time(request: web.Request, *, max_delay: float) -> datetime | None:
+    """When an invoke is due by its parameters ``delay`` (seconds) or ``run_at`` (RFC 3339); None for now, also for a
+    time that has passed. Raises :class:`BadRequest`."""
+    delay, run_at = request.query.get("delay"), request.query.get("run_at")
+    due: datetime | None
+    if delay is not None and run_at is not None:
+        raise BadRequest("delay and run_at exclude each other.", code="invalid_parameter", field="run_at")
+    now = datetime.now(UTC)
+    if delay is not None:
+        due, field = now + timedelta(seconds=_seconds(delay, "delay", 2 * max_delay)), "delay"
+    elif run_at is not None:
+        # In a query a plus sign that is not escaped arrives as a space.
+        try:
+            due, field = datetime.fromisoformat(run_at.replace(" ", "+")), "run_at"
+        except ValueError:
+            due = None
+        if due is None or due.tzinfo is None:
+            raise BadRequest(
+                "run_at must be a time like 2030-01-31T09:00:00Z, with its offset from UTC.",
+                code="invalid_parameter",
+                field="run_at",
+            )
+    else:
+        return None
+    if due - now > timedelta(seconds=max_delay):
+        raise BadRequest(f"{field} is more than {max_delay:g} s ahead.", code="invalid_parameter", field=field)
+    return due if due > now else None
 
 
 def uuid_in_path(request: web.Request, name: str) -> UUID | None:

@@ -40,6 +40,12 @@ class InvokeBody(Body):
     path: str | None = None
 
 
+class InvokeBatchBody(Body):
+    """Each item is an event as :class:`InvokeBody` describes it; one that is not is refused alone."""
+
+    items: list[Any]
+
+
 class Problem(BaseModel):
     """``application/problem+json`` (RFC 9457)."""
 
@@ -116,6 +122,17 @@ class Accepted(BaseModel):
     job_id: UUID
 
 
+class BatchItem(BaseModel):
+    """The id of the job, or what is wrong with the item."""
+
+    job_id: UUID | None = None
+    error: dict[str, Any] | None = None
+
+
+class BatchAccepted(BaseModel):
+    items: list[BatchItem]
+
+
 class InvokeResult(BaseModel):
     success: bool
     result: Any = None
@@ -135,6 +152,7 @@ class JobView(BaseModel):
     result: Any
     error: dict[str, Any] | None
     created_at: datetime
+    run_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     timings: dict[str, float | None]

@@ -77,9 +77,14 @@ async def _invoke(caller: Caller, name: str) -> None:
 
 
 async def _get(caller: Caller, name: str) -> None:
-    answer = await caller.call("GET", f"/function/{name}/?name=Ada", 200)
-    if answer != HELLO_RESULT:
+    event = {"method": "GET", "path": "/", "query": {"name": "Ada"}}
+    answer = await caller.call("POST", f"/api/functions/{name}/invoke", 200, json=event)
+    if not answer["success"] or answer["result"]["status"] != 200 or _said(answer["result"]["body"]) != HELLO_RESULT:
         raise WrongAnswer(f"{name} answered {answer!r}")
+
+
+def _said(body: object) -> object:
+    return json.loads(body) if isinstance(body, str) else body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

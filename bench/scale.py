@@ -18,7 +18,8 @@ async def measure(run: Run) -> list[Figure]:
     starts: dict[str, object] = {}
     env = {"FUNCTION_MAX_CONCURRENT": str(SLOTS)}
     async with run.platform(env=env) as platform, platform.caller() as caller:
-        await caller.deploy("sleeper", functions.SLEEP)
+        # Eighty sandboxes take their time: nobody may be turned away while they start.
+        await caller.deploy("sleeper", functions.SLEEP, timeout_s=60)
         running = 1
         for workers in counts:
             for number in range(running + 1, workers + 1):

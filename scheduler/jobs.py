@@ -17,7 +17,7 @@ def message_of(job: Job) -> JobMessage:
         concurrency=job.concurrency,
         attempt=job.attempt + 1,
         lost=job.lost,
-        enqueued_ms=round(job.created_at.timestamp() * 1000),
+        enqueued_ms=round((job.run_at or job.created_at).timestamp() * 1000),
         payload=job.payload or b"",
         request=describe_payload(job.payload),
     )

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 
+from scheduler.due import Due
 from scheduler.leader import Leader
 from scheduler.observer import Observer
 from scheduler.rebuild import Rebuild
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _PARTITIONS_S = 3600.0
+_EXPIRE_S = 60.0
+_DUE_S = 0.25
 
 
 async def serve(settings: Settings) -> None:
@@ -57,6 +60,7 @@ async def serve(settings: Settings) -> None:
         rebuild = Rebuild(redis, queue, jobs, pool)
         observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
         reconciler = Reconciler(queue, jobs, drain)
+        due = Due(queue, jobs)
 
         async def keep_open() -> None:
             if await rebuild.needed():
@@ -67,6 +71,8 @@ async def serve(settings: Settings) -> None:
             "rebuild": _while_leading(leader, keep_open, every_s=_LOOK_S),
             "observer": _while_leading(leader, observer.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
             "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
+            "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
+            "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]

@@ -20,6 +20,9 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
 PROJECT_FILES = ("containerpub.toml", "function.json")
 
 
+RetryReason = Literal["handler_error", "timeout", "out_of_memory", "crashed", "invalid_result", "result_too_large"]
+
+
 class FunctionSettings(BaseModel):
     """What a version was deployed with; flat keys of ``containerpub.toml``. Frozen with the version."""
 
@@ -48,6 +51,21 @@ class FunctionSettings(BaseModel):
     network: Annotated[
         Network, Field(description="`egress`: public addresses can be reached, none of the platform's own.")
     ] = "none"
+
+    max_attempts: Annotated[
+        int, Field(ge=1, le=20, description="Attempts of an accepted job, the first included; lost ones do not count.")
+    ] = 1
+    retry_on: Annotated[
+        tuple[RetryReason, ...], Field(max_length=8, description="Reasons of a failure after which it is tried again.")
+    ] = ("handler_error", "timeout", "out_of_memory", "crashed")
+    retry_backoff: Annotated[
+        Literal["exponential", "fixed"], Field(description="Whether each wait is twice as long as the one before.")
+    ] = "exponential"
+    retry_delay_s: Annotated[float, Field(ge=0, le=86_400, description="Seconds before the second attempt.")] = 1
+    retry_max_delay_s: Annotated[float, Field(ge=0, le=86_400, description="Longest wait between two attempts.")] = 300
+    retry_within_s: Annotated[
+        float, Field(gt=0, le=30 * 86_400, description="Age of a job after which no further attempt begins.")
+    ] = 86_400
 
     @property
     def timeout_ms(self) -> int:

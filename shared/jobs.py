@@ -34,10 +34,13 @@ FINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 class JobEvent(StrEnum):
     ACCEPT = "accept"
+    POSTPONE = "postpone"
+    FALL_DUE = "fall_due"
     CLAIM = "claim"
     SUCCEED = "succeed"
     FAIL = "fail"
     LOSE = "lose"
+    RETRY = "retry"
     GIVE_UP = "give_up"
     HAND_BACK = "hand_back"
     CANCEL = "cancel"
@@ -56,12 +59,16 @@ class Transition:
 
 TRANSITIONS = (
     Transition(source=None, event=JobEvent.ACCEPT, target=JobStatus.QUEUED, who="api"),
+    Transition(source=None, event=JobEvent.POSTPONE, target=JobStatus.SCHEDULED, who="api"),
+    Transition(source=JobStatus.SCHEDULED, event=JobEvent.FALL_DUE, target=JobStatus.QUEUED, who="scheduler"),
+    Transition(source=JobStatus.SCHEDULED, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.CLAIM, target=JobStatus.RUNNING, who="worker"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.TIME_OUT, target=JobStatus.FAILED, who="api, worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.SUCCEED, target=JobStatus.SUCCEEDED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.FAIL, target=JobStatus.FAILED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.LOSE, target=JobStatus.QUEUED, who="scheduler, worker"),
+    Transition(source=JobStatus.RUNNING, event=JobEvent.RETRY, target=JobStatus.SCHEDULED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.GIVE_UP, target=JobStatus.FAILED, who="scheduler"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.HAND_BACK, target=JobStatus.QUEUED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),
@@ -141,6 +148,7 @@ class Job:
     run_ms: float | None
     total_ms: float | None
     created_at: datetime
+    run_at: datetime | None  # when it is due, if it was accepted for later
     started_at: datetime | None
     finished_at: datetime | None
 

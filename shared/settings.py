@@ -190,6 +190,9 @@ class Settings(BaseModel):
     queue_timeout_seconds: PositiveSeconds = _setting(
         10, "Longest wait for a slot of a synchronous call without `Prefer: wait`."
     )
+    idempotency_seconds: PositiveSeconds = _setting(
+        86_400, "Time after which an `Idempotency-Key` is free for another call."
+    )
     lease_seconds: PositiveSeconds = _setting(30, "Time without a heartbeat after which a worker is lost.")
     heartbeat_seconds: PositiveSeconds = _setting(10, "Time between a worker's heartbeats.")
     max_lost_deliveries: Positive = _setting(
@@ -217,6 +220,8 @@ class Settings(BaseModel):
     max_result_bytes: Positive = _setting(6 * MEGABYTE, "Size of a function's result.")
     max_log_bytes: Positive = _setting(256 * KILOBYTE, "Log kept of one invocation.")
     max_json_depth: Positive = _setting(64, "Nesting of a JSON document.")
+    max_delay_seconds: Positive = _setting(30 * 86_400, "Furthest time ahead for `delay` and `run_at`.")
+    max_batch: Positive = _setting(1000, "Jobs of one `invoke-batch`.")
     max_wait_seconds: Positive = _setting(300, "Longest `wait`.")
     default_page: Positive = _setting(100, "Items of a list, unless `limit` says otherwise.")
     max_page: Positive = _setting(1000, "Largest `limit` of a list.")

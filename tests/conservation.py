@@ -15,7 +15,7 @@ from shared.queue.queue import QUEUES
 async def complaints(redis: Redis, connection: asyncpg.Connection) -> list[str]:
     """What is wrong at this moment; meaningful while nothing moves."""
     found: list[str] = []
-    rows = await connection.fetch("SELECT id, kind FROM jobs WHERE status IN ('scheduled', 'queued', 'running')")
+    rows = await connection.fetch("SELECT id, kind FROM jobs WHERE status IN ('queued', 'running')")
     for queue in QUEUES:
         durable = {str(row["id"]) for row in rows if (row["kind"] == "invoke") == (queue == "invoke")}
         messages = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, replace
 
 import orjson
 
 from shared.errors import ContainerPubError, Unavailable
-from shared.functions import RunnableVersion
+from shared.functions import FunctionSettings, RunnableVersion
 from shared.jobs import JobStatus, Reason
 from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Claim
@@ -17,6 +18,7 @@ from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
 from worker.outage import Outage
 from worker.pool import Lease, Pool
+from worker.retry import next_try_ms
 from worker.station import Cleanup
 from worker.versions import Specs, Versions
 
@@ -83,14 +85,20 @@ class Invoker:
                 exit_code=None,
             )
             record = self._record(message, claim, claimed_ms, started, started, outcome, None, None)
-            return await self._judged(message, record), None
+            return await self._judged(message, record, outcome, None), None
         record = self._record(message, claim, claimed_ms, started, ready, outcome, lease, version)
-        return await self._judged(message, record), cleanup
+        return await self._judged(message, record, outcome, version.settings), cleanup
 
-    async def _judged(self, message: JobMessage, record: Record) -> Record:
-        """The record as it is, unless the attempt is one that the engine failed and that is made again."""
-        if record.reason != Reason.SANDBOX_START_FAILED or not await self._outage.again(message):
+    async def _judged(
+        self, message: JobMessage, record: Record, outcome: CallOutcome, settings: FunctionSettings | None
+    ) -> Record:
+        """The record as it is, unless another attempt follows: at once where the engine failed this one, or after a
+        while by the function's settings."""
+        if record.reason is None:
             return record
+        if record.reason != Reason.SANDBOX_START_FAILED or not await self._outage.again(message):
+            due_ms = next_try_ms(message, outcome, settings, now_ms=now_ms(), draw=random.random())  # noqa: S311
+            return record if due_ms is None else replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
 
     def _call_of(self, message: JobMessage, version: RunnableVersion) -> Call:

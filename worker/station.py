@@ -34,7 +34,8 @@ Cleanup = Awaitable[None] | None
 Run = Callable[[JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
 """Runs one attempt; returns its record, and what must end before the slot is free. Cancelled when the job is.
 
-A record whose status is not final says that the attempt was lost: the job is delivered again."""
+A record whose status is not final says that the job goes on: at once (``queued``: the attempt was lost), or when it is
+due (``scheduled``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,7 @@ class Station:
                 self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
             else:
                 record, cleanup = await self._run(message, claim)
-                self._end(claim, Verb.FINAL if record.status in FINAL else Verb.LOSE, record)
+                self._end(claim, _verb(record), record)
         except asyncio.CancelledError:
             if claim.epoch not in self._ends:
                 raise
@@ -260,6 +261,12 @@ class Station:
             log.info("killing an attempt that is not ours any more", extra={"epoch": epoch})
             self._kill(epoch, None, "cancelled")
         self._compare_at = asyncio.get_running_loop().time() + POLL_S
+
+
+def _verb(record: Record) -> Verb:
+    if record.status in FINAL:
+        return Verb.FINAL
+    return Verb.RETRY if record.status == JobStatus.SCHEDULED else Verb.LOSE
 
 
 def _handed_back(claim: Claim, queue: str, worker: str) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from api import documents, models
-from api.contract import PREFER, Operation
+from api.contract import DELAY, IDEMPOTENCY_KEY, PREFER, RUN_AT, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
@@ -30,7 +31,9 @@ async def invoke(request: web.Request) -> web.Response:
     """Run a function.
 
     Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one; the job meets
-    Postgres with the record of its end. With ``respond-async`` it is committed first and answered with its id.
+    Postgres with the record of its end. With ``respond-async`` it is committed first and answered with its id. With an
+    ``Idempotency-Key`` it is committed first too, and a call that repeats it waits for the same job. With ``delay`` or
+    ``run_at`` it waits in Postgres until it is due.
     """
     app = request.app
     caller = await authenticated(request)
@@ -38,15 +41,19 @@ async def invoke(request: web.Request) -> web.Response:
     data = await read_body(request)
     event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
     documents.validate(models.InvokeBody, event)
-    if request.query or "Idempotency-Key" in request.headers:
-        name = next(iter(request.query), "Idempotency-Key")
-        raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
+    for name in request.query:
+        if name not in ("delay", "run_at"):
+            raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
+    key = documents.idempotency_key(request)
     respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
+    run_at = documents.due_time(request, max_delay=settings.max_delay_seconds) if request.query else None
     if wait_s == 0:
         respond_async, wait_s = True, None
+    respond_async = respond_async or bool(request.query)
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await app[ACCEPTOR].admit(caller.user.id, target.function_id)
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
+    durable = respond_async or key is not None
     accepted_ms = now_ms()
     message = JobMessage(
         id=new_id(),
@@ -56,19 +63,29 @@ async def invoke(request: web.Request) -> web.Response:
         version_id=version_id,
         concurrency=function_settings.concurrency,
         # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
-        deadline_ms=0 if respond_async or wait_s is not None else accepted_ms + round(patience_s * 1000),
-        reply=NO_REPLY if respond_async else app[API_ID],
+        deadline_ms=0 if durable or wait_s is not None else accepted_ms + round(patience_s * 1000),
+        reply=NO_REPLY if durable else app[API_ID],
         enqueued_ms=accepted_ms,
         payload=complete(data, event),
         request=describe(event),
     )
+    if key is not None:
+        asked = sha256(target.function_id.bytes + request.query_string.encode() + b"\n" + data).digest()
+        job_id = await app[ACCEPTOR].accept_once(message, key=key, fingerprint=asked, run_at=run_at)
+        response = await _follow(app, caller.user.id, job_id, wait_s if respond_async or wait_s else patience_s)
+        if job_id != message.id:
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
     if respond_async:
-        await app[ACCEPTOR].accept(message)
-        if wait_s is None:
-            return _accepted(message.id)
-        job = await await_end(app, caller.user.id, message.id, wait_s)
-        return _accepted(message.id) if job is None or not job.final else _job_answer(job)
+        await (app[ACCEPTOR].accept(message) if run_at is None else app[ACCEPTOR].accept_later(message, run_at))
+        return await _follow(app, caller.user.id, message.id, wait_s)
     return await _wait(app, message, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
+
+
+async def _follow(app: web.Application, user: UUID, job_id: UUID, wait_s: float | None) -> web.Response:
+    """The end of a durable job if it comes within ``wait_s``, else its id."""
+    job = None if wait_s is None else await await_end(app, user, job_id, wait_s)
+    return _accepted(job_id) if job is None or not job.final else _job_answer(job)
 
 
 async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, durable: bool) -> web.Response:
@@ -175,7 +192,7 @@ OPERATIONS = (
         handler=invoke,
         summary="Run a function and wait for its result, or accept it as a job",
         body=models.InvokeBody,
-        parameters=(PREFER,),
+        parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT),
         responses={200: models.InvokeResult, 202: models.Accepted},
     ),
 )

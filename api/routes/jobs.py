@@ -43,6 +43,7 @@ def job_view(job: Job, *, running: bool = False) -> dict[str, Any]:
         "result": orjson.Fragment(job.result) if job.result is not None else None,
         "error": orjson.Fragment(job.error) if job.error is not None else None,
         "created_at": job.created_at,
+        "run_at": job.run_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "timings": {

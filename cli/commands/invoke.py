@@ -40,6 +40,10 @@ def invoke(
         int | None,
         typer.Option("--wait", metavar="SECONDS", help="Wait this long; the job goes on when it takes longer."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="A call that is repeated with the same key runs once."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Run a function and print its result."""
@@ -63,6 +67,8 @@ def invoke(
         headers["Prefer"] = "respond-async"
     elif wait is not None:
         headers["Prefer"] = f"wait={wait}"
+    if key is not None:
+        headers["Idempotency-Key"] = key
 
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request

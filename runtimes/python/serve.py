@@ -412,6 +412,10 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
         meta.update(reason="out_of_memory", error={"type": "MemoryError", "message": "it ran out of memory"})
     except BaseException as error:  # noqa: BLE001 (whatever the function raises is its result)
         meta.update(reason="handler_error", error=function.describe(error))
+        if isinstance(error, FunctionError):
+            wish = error.retry_after_s if error.retry else False
+            if wish is False or (isinstance(wish, (int, float)) and 0 <= wish < 1e9):
+                meta["retry"] = wish
     after_ms, peak = usage()
     meta["cpu_ms"], meta["peak_memory_bytes"] = round(after_ms - before_ms, 3), peak
     return meta, result

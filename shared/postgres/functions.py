@@ -77,6 +77,7 @@ class Functions:
             async with self._pool.acquire() as connection, connection.transaction():
                 if await connection.execute(_SQL["delete_function"], function) == "UPDATE 0":
                     return None
+                await connection.execute(_JOBS["cancel_scheduled"], function)
                 await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
         return job
 

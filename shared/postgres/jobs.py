@@ -9,6 +9,7 @@ from uuid import UUID
 
 import orjson
 
+from shared.errors import Conflict
 from shared.ids import time_of
 from shared.jobs import Job, JobKind, JobStatus
 from shared.postgres.pool import Connection, Pool, postgres_errors
@@ -38,6 +39,51 @@ class Jobs:
                 [message.payload for message in messages],
                 [time_of(message.id) for message in messages],
             )
+
+    async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
+        """Commit an invoke job that is due at ``run_at``."""
+        with postgres_errors():
+            await self._pool.execute(_SQL["insert_job_later"], *_columns(message), run_at)
+
+    async def fall_due(self, *, limit: int) -> Sequence[Job]:
+        """Move jobs whose time has come on to ``queued``: these, which must be put on the queue now."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["fall_due"], limit)
+        return [_job(row) for row in rows]
+
+    async def accept_once(
+        self, message: JobMessage, *, key: str, fingerprint: bytes, keep_s: float, run_at: datetime | None = None
+    ) -> UUID:
+        """Commit an invoke job unless its user has used ``key`` before; the job that has the key then.
+
+        :param fingerprint: of what is asked for. :param keep_s: time after which the key is free again.
+        :param run_at: when the job is due; None for now.
+        :raises Conflict: if the key stands for something else.
+        """
+        row = None
+        with postgres_errors():
+            while row is None:  # the key was taken after this statement began to look
+                row = await self._pool.fetchrow(
+                    _SQL["insert_job_once"],
+                    *_columns(message),
+                    key,
+                    fingerprint,
+                    keep_s,
+                    run_at,
+                )
+        if row["fingerprint"] != fingerprint:
+            raise Conflict(
+                "This Idempotency-Key was used for another call; take a new one for each call.",
+                code="idempotency_key_reused",
+                field="Idempotency-Key",
+            )
+        job: UUID = row["job_id"]
+        return job
+
+    async def expire_keys(self) -> None:
+        """Forget idempotency keys whose time is over."""
+        with postgres_errors():
+            await self._pool.execute(_SQL["expire_idempotency_keys"])
 
     async def get(self, user: UUID, job: UUID) -> Job | None:
         with postgres_errors():
@@ -93,6 +139,18 @@ class Jobs:
                     await _insert_logs(connection, attempts)
 
 
+def _columns(message: JobMessage) -> tuple[object, ...]:
+    return (
+        message.id,
+        message.user_id,
+        message.function_id,
+        message.version_id,
+        message.concurrency,
+        message.payload,
+        time_of(message.id),
+    )
+
+
 def _supersedes(record: Record, before: Record) -> bool:
     if before.status in ("succeeded", "failed", "cancelled"):
         return False
@@ -128,6 +186,7 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> Non
         [time_of(r.id) for r in records],
         [from_unix_ms(r.started_ms) for r in records],
         [from_unix_ms(r.at_ms) if r.status in final else None for r in records],
+        [from_unix_ms(r.run_at_ms) for r in records],
     )
 
 
@@ -214,6 +273,7 @@ def _job(row: Any) -> Job:
         run_ms=row["run_ms"],
         total_ms=row["total_ms"],
         created_at=row["created_at"],
+        run_at=row["run_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
     )

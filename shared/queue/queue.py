@@ -49,6 +49,7 @@ _ENQUEUED = {1: Enqueued.QUEUED, 0: Enqueued.THERE, -1: Enqueued.BACKLOG}
 class Verb(StrEnum):
     FINAL = "final"
     HAND_BACK = "hand_back"  # back to the queue, unspent
+    RETRY = "retry"  # off the queue until it is due again, which is Postgres's to know
     LOSE = "lose"  # back to the queue: the attempt died with what ran it
 
 

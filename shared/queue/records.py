@@ -44,6 +44,7 @@ class Record:
     epoch: str | None = None
     worker: str = ""
     started_ms: float | None = None
+    run_at_ms: float | None = None
     start_kind: str | None = None
     exit_code: int | None = None
     queue_ms: float | None = None
@@ -120,6 +121,7 @@ _OPTIONAL = (
     "epoch",
     "worker",
     "started_ms",
+    "run_at_ms",
     "start_kind",
     "exit_code",
     "queue_ms",

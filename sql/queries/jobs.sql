@@ -8,6 +8,46 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea
      AS new (id, user_id, function_id, version_id, concurrency, payload, created_at)
 ON CONFLICT (id) DO NOTHING
 
+-- name: insert_job_later
+-- Accept a job that is due at a time.
+INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, run_at)
+VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8)
+
+-- name: fall_due
+-- Let jobs whose time has come wait for a slot.
+WITH due AS (
+    SELECT id FROM jobs WHERE status = 'scheduled' AND run_at <= now() ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE jobs SET status = 'queued' FROM due WHERE jobs.id = due.id RETURNING jobs.*
+)
+SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = moved.version_id ORDER BY moved.run_at
+
+-- name: insert_job_once
+-- Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
+-- another call took the key in this moment.
+WITH claimed AS (
+    INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
+    VALUES ($2::uuid, $8::text, $9::bytea, $1::uuid, now() + make_interval(secs => $10))
+    ON CONFLICT (user_id, key) DO UPDATE
+    SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, expires_at = excluded.expires_at
+    WHERE known.expires_at <= now()
+    RETURNING job_id, fingerprint
+), accepted AS (
+    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, run_at)
+    SELECT $1::uuid, 'invoke', $2::uuid, $3::uuid, $4::uuid,
+           CASE WHEN $11::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
+           $11::timestamptz
+    FROM claimed
+)
+SELECT job_id, fingerprint FROM claimed
+UNION ALL
+SELECT job_id, fingerprint FROM idempotency_keys
+WHERE user_id = $2::uuid AND key = $8::text AND NOT EXISTS (SELECT FROM claimed)
+
+-- name: expire_idempotency_keys
+-- Make keys free again whose time is over.
+DELETE FROM idempotency_keys WHERE expires_at <= now()
+
 -- name: insert_job
 -- Accept one deploy or delete job, within its caller's transaction.
 INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, created_at)
@@ -30,19 +70,21 @@ ORDER BY j.id DESC LIMIT $7
 -- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are.
 -- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
-                       error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at)
+                       error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
                      $9::int[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::real[], $15::real[],
-                     $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[])
+                     $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[],
+                     $21::timestamptz[])
      AS new (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result, error,
-             queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at)
+             queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
 WHERE new.finished_at IS NOT NULL OR EXISTS (SELECT FROM jobs WHERE jobs.id = new.id)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, attempt = excluded.attempt, lost = excluded.lost,
     epoch = coalesce(excluded.epoch, j.epoch), result = excluded.result, error = excluded.error,
     payload = CASE WHEN excluded.status = 'succeeded' THEN NULL ELSE j.payload END,
     queue_ms = excluded.queue_ms, sandbox_ms = excluded.sandbox_ms, run_ms = excluded.run_ms,
-    total_ms = excluded.total_ms, started_at = excluded.started_at, finished_at = excluded.finished_at
+    total_ms = excluded.total_ms, started_at = excluded.started_at, finished_at = excluded.finished_at,
+    run_at = coalesce(excluded.run_at, j.run_at)
 WHERE j.status IN ('scheduled', 'queued', 'running')
   AND (j.epoch IS NULL OR excluded.epoch IS NULL OR j.epoch <= excluded.epoch)
 
@@ -67,6 +109,10 @@ ON CONFLICT (accepted_at, job_id, epoch, seq) DO NOTHING
 -- name: cancel_job
 -- End a job that is in no queue: the reconciler had not put it there yet.
 UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = $1 AND status IN ('scheduled', 'queued')
+
+-- name: cancel_scheduled
+-- End the jobs of a function that are not due yet.
+UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE function_id = $1 AND status = 'scheduled'
 
 -- name: open_jobs
 -- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler.

@@ -607,3 +607,22 @@ async def test_f10_redis_without_memory_still_hears_heartbeats_and_settles(queue
         await redis.config_set("maxmemory", 0)
     assert await queue.beats() == {W: 1}
     assert [left.status for left in await records(redis)] == ["succeeded"]
+
+
+async def test_retry_takes_the_job_off_the_queue_and_lets_it_come_back(queue: Queue, redis: Redis, pool: Pool) -> None:
+    user, function = uuid4(), uuid4()
+    first, second = (message(user, function=function, concurrency=1) for _ in range(2))
+    await queue.enqueue("invoke", [first, second])
+    (running,) = await claim(queue, 2)
+    assert running.id == str(first.id)
+    assert await end(queue, settle(running, verb=Verb.RETRY, status="scheduled")) == [True]
+    assert await queue.present("invoke", [first.id, second.id]) == [False, True]
+    assert [(left.id, left.status) for left in await records(redis)] == [(first.id, "scheduled")]
+    await conserved(redis, pool)
+    # Its place among its function's attempts is free, the same settle is stale, and it is no job that has ended.
+    (parked,) = await claim(queue, 2)
+    assert parked.id == str(second.id)
+    assert await end(queue, settle(running, verb=Verb.RETRY, status="scheduled"), settle(parked)) == [False, True]
+    assert await queue.enqueue("invoke", [first]) == [Enqueued.QUEUED]
+    assert [again.id for again in await claim(queue, 2)] == [str(first.id)]
+    await conserved(redis, pool)

@@ -134,6 +134,8 @@ class CallOutcome:
     peak_memory_bytes: int | None = None
     ran: bool = True
     """False only if surely no code of the function ran: the call may be made again in another sandbox."""
+    retry: float | bool | None = None
+    """What the function says of another attempt: False for none, seconds until one, None for what its settings say."""
     is_response: bool = False
     """The result is a shaped HTTP answer: ``status``, ``headers`` (an object, or pairs where names are repeated), and
     ``body`` (text or any JSON) or ``body_base64``."""

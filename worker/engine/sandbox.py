@@ -191,6 +191,7 @@ class AttachedSandbox:
             cpu_ms=outcome.cpu_ms,
             peak_memory_bytes=outcome.peak_memory_bytes,
             is_response=outcome.is_response,
+            retry=outcome.retry,
         )
 
     async def pause(self) -> None:
@@ -256,7 +257,10 @@ class AttachedSandbox:
             return None
         said = {name: error[name][:limit] for name, limit in _FIELD_LIMITS if isinstance(error.get(name), str)}
         said["message"] = failure(said.get("message", "unknown error"))
-        return CallOutcome(reason=reason, error=said, exit_code=1, cpu_ms=cpu_ms, peak_memory_bytes=peak)
+        retry = meta.get("retry")
+        if retry is not False and (isinstance(retry, bool) or not isinstance(retry, int | float) or not retry >= 0):
+            retry = None
+        return CallOutcome(reason=reason, error=said, exit_code=1, cpu_ms=cpu_ms, peak_memory_bytes=peak, retry=retry)
 
     async def _unreported(self, ending: _Ending, call: Call, logs: Sequence[LogEntry]) -> CallOutcome:
         """The outcome of a call that the sandbox gave no answer to."""

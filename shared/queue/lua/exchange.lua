@@ -1,7 +1,7 @@
 -- Settles attempts and claims new ones, in one step.
 -- ARGV: queue, worker, generation that the worker knows, free slots, how many of these are kept for newcomers (users
 -- with nothing running), most running of one user, number of settles, then a settle as
---   (id, epoch, verb, record): verb "final" ends the job, "hand_back" returns the attempt unspent, "lose" counts it as
+--   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off until it is due again, "hand_back" returns the attempt unspent, "lose" counts it as
 --   lost and has the job delivered again.
 -- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
 local worker, want, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -24,6 +24,9 @@ for s = 0, settles - 1 do
         if verb == 'final' then
             forget(id, m)
             publish_end(id, m, record)
+        elseif verb == 'retry' then
+            forget(id, m)
+            redis.call('XADD', RECORDS, '*', 'r', record)
         else
             if verb == 'lose' then
                 redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, m.lost + 1))

@@ -1,0 +1,93 @@
+"""Invoke many times at once: one request, one commit, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from api import documents, models
+from api.contract import Operation
+from api.keys import ACCEPTOR, RESOLVER, SETTINGS
+from api.session import authenticated, read_body
+from shared.errors import BadRequest, Invalid
+from shared.event import complete, describe
+from shared.ids import new_id
+from shared.jobs import JobKind
+from shared.jsontext import elements, member
+from shared.queue.message import NO_REPLY, JobMessage, now_ms
+
+_LEVELS = 2  # around an event: the list and the object that it is in
+
+
+async def invoke_batch(request: web.Request) -> web.Response:
+    """Accept a job for each item, all in one commit.
+
+    The answer has an entry an item, in their order: the job's id, or what is wrong with that item while the others are
+    accepted.
+    """
+    app = request.app
+    caller = await authenticated(request)
+    settings = app[SETTINGS]
+    data = await read_body(request)
+    document = documents.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
+    items = documents.validate(models.InvokeBatchBody, document).items
+    if not 1 <= len(items) <= settings.max_batch:
+        raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
+    for name in (*request.query, *({"Idempotency-Key"} & set(request.headers))):
+        raise BadRequest(f"{name} is not a parameter of a batch.", code="unknown_parameter", field=name)
+    texts = await asyncio.to_thread(_texts, data)
+    if len(texts) != len(items):
+        raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
+    target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
+    accepted_ms = now_ms()
+    # Jobs of a user wait in the order of their ids, and those of one millisecond come as they fall.
+    ids = sorted(new_id() for _ in items)
+    messages: list[JobMessage] = []
+    entries: list[dict[str, Any]] = []
+    for item, text, job_id in zip(items, texts, ids, strict=True):
+        try:
+            documents.validate(models.InvokeBody, item)
+        except Invalid as error:
+            entries.append({"error": {"code": error.code, "detail": error.message, "field": error.field}})
+            continue
+        message = JobMessage(
+            id=job_id,
+            kind=JobKind.INVOKE,
+            user_id=caller.user.id,
+            function_id=target.function_id,
+            version_id=version_id,
+            concurrency=function_settings.concurrency,
+            deadline_ms=0,
+            reply=NO_REPLY,
+            enqueued_ms=accepted_ms,
+            payload=complete(text, item),
+            request=describe(item),
+        )
+        messages.append(message)
+        entries.append({"job_id": job_id})
+    if not messages:
+        raise Invalid("No item could be accepted: see items.", code="no_item_accepted", extra={"items": entries})
+    await app[ACCEPTOR].admit(caller.user.id, target.function_id, len(messages))
+    await app[ACCEPTOR].accept_many(messages)
+    return documents.answer({"items": entries}, status=202)
+
+
+def _texts(data: bytes) -> Sequence[bytes]:
+    """The items as they were sent."""
+    items = member(data, b"items")
+    return [] if items is None else elements(items)
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/functions/{function}/invoke-batch",
+        handler=invoke_batch,
+        summary="Accept many jobs of a function at once",
+        body=models.InvokeBatchBody,
+        responses={202: models.BatchAccepted},
+    ),
+)

@@ -1,0 +1,139 @@
+"""delay and run_at: jobs that wait for their time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from scheduler.due import Due
+from shared.jobs import JobStatus
+from shared.postgres.jobs import Jobs
+from shared.postgres.pool import Pool
+from shared.queue.queue import Queue
+from tests.client import Answer, Client
+from tests.deployment import Platform
+from tests.seeds import message, new_user
+
+ECHO = "def handler(event, context):\n    return event['body']\n"
+
+
+@pytest.fixture
+async def client(shared_platform: Platform) -> AsyncIterator[Client]:
+    async with shared_platform.client() as client:
+        await client.register()
+        assert (await client.deploy("echo", {"main.py": ECHO})).status == 201
+        yield client
+
+
+async def later(client: Client, query: str, **headers: str) -> Answer:
+    return await client.call("POST", f"/api/functions/echo/invoke?{query}", json={"body": 7}, headers=headers)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+async def test_a_delayed_job_runs_when_it_is_due_and_not_before(client: Client) -> None:
+    before = datetime.now(UTC)
+    answer = await later(client, "delay=1.2")
+    assert answer.status == 202
+    job = await client.job(answer.json["job_id"])
+    assert job["status"] == "scheduled"
+    assert timedelta(seconds=1.1) < at(job["run_at"]) - before < timedelta(seconds=2)
+    assert [found["id"] for found in (await client.call("GET", "/api/jobs?status=scheduled")).json["items"]] == [
+        job["id"]
+    ]
+    ended = await client.job(job["id"], wait=10)
+    assert (ended["status"], ended["result"], ended["attempt"]) == ("succeeded", 7, 1)
+    assert timedelta(0) <= at(ended["started_at"]) - at(job["run_at"]) < timedelta(seconds=1)
+    # How long it waited for a slot counts from its time, not from its acceptance.
+    assert 0 <= ended["timings"]["queue_ms"] < 1000
+
+
+async def test_run_at_is_taken_in_any_zone(client: Client) -> None:
+    for utc in (False, True):
+        due = datetime.now(timezone(timedelta(hours=5, minutes=30))) + timedelta(seconds=1)
+        text = due.astimezone(UTC).isoformat().replace("+00:00", "Z") if utc else due.isoformat()
+        job = await client.job((await later(client, f"run_at={text}")).json["job_id"])
+        assert (job["status"], at(job["run_at"])) == ("scheduled", due)
+        assert (await client.job(job["id"], wait=10))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("query", ["delay=0", "run_at=2001-01-01T00:00:00Z"])
+async def test_a_time_that_has_passed_is_now(client: Client, query: str) -> None:
+    answer = await later(client, query)
+    assert answer.status == 202
+    job = await client.job(answer.json["job_id"], wait=10)
+    assert (job["status"], job["run_at"]) == ("succeeded", None)
+
+
+async def test_a_caller_may_wait_for_it(client: Client) -> None:
+    answer = await later(client, "delay=0.3", Prefer="wait=10")
+    assert (answer.status, answer.json["result"]) == (200, 7)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("delay=-1", "delay"),
+        ("delay=soon", "delay"),
+        ("delay=nan", "delay"),
+        ("delay=1e9", "delay"),
+        ("run_at=tomorrow", "run_at"),
+        ("run_at=2999-01-01T00:00:00", "run_at"),
+        ("run_at=2999-01-01T00:00:00Z", "run_at"),
+        ("run_at=0001-01-01", "run_at"),
+        ("run_at=%00", "run_at"),
+        ("delay=1&run_at=2999-01-01T00:00:00Z", "run_at"),
+    ],
+)
+async def test_other_times_are_refused(client: Client, query: str, field: str) -> None:
+    answer = await later(client, query)
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, "invalid_parameter", field)
+
+
+async def test_a_scheduled_job_is_cancelled_and_never_runs(client: Client) -> None:
+    job = (await later(client, "delay=1")).json["job_id"]
+    answer = await client.call("POST", f"/api/jobs/{job}/cancel")
+    assert (answer.status, answer.json["status"]) == (200, "cancelled")
+    await asyncio.sleep(1.6)
+    assert (await client.job(job))["status"] == "cancelled"
+    assert (await client.call("GET", "/api/functions/echo/invocations")).json["items"] == []
+
+
+async def test_the_jobs_of_a_deleted_function_are_cancelled(client: Client) -> None:
+    job = (await later(client, "delay=60")).json["job_id"]
+    assert (await client.call("DELETE", "/api/functions/echo")).status < 300
+    assert (await client.job(job, wait=10))["status"] == "cancelled"
+
+
+async def test_a_key_stands_for_one_later_job(client: Client) -> None:
+    first, again = [await later(client, "delay=0.5", **{"Idempotency-Key": "k"}) for _ in range(2)]
+    assert (first.status, again.status) == (202, 202)
+    assert first.json == again.json
+    other = await later(client, "delay=0.6", **{"Idempotency-Key": "k"})
+    assert (other.status, other.json["code"]) == (409, "idempotency_key_reused")
+    assert (await client.job(first.json["job_id"], wait=10))["status"] == "succeeded"
+
+
+async def test_f9_what_is_due_later_does_not_depend_on_redis(queue: Queue, pool: Pool) -> None:
+    jobs, user = Jobs(pool), await new_user(pool)
+    soon, late = message(user), message(user)
+    now = datetime.now(UTC)
+    await jobs.accept_later(late, now + timedelta(seconds=60))
+    await jobs.accept_later(soon, now + timedelta(seconds=0.2))
+    due = Due(queue, jobs)
+    assert await due.run_once() == 0
+    assert await queue.present("invoke", [soon.id, late.id]) == [False, False]
+    await asyncio.sleep(0.3)
+    assert await due.run_once() == 1
+    assert await queue.present("invoke", [soon.id, late.id]) == [True, False]
+    # Redis may lose it now: it is an open job like any other.
+    assert [job.id for job in await jobs.still_open([soon.id, late.id])] == [soon.id]
+    stored = await jobs.get(user, late.id)
+    assert stored is not None
+    assert stored.status is JobStatus.SCHEDULED
+    assert await due.run_once() == 0
