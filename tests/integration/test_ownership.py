@@ -28,9 +28,12 @@ FILLED = {
     "list_versions": ("function",),
     "read_version": ("function", "number"),
     "invoke": ("function",),
+    "invoke_batch": ("function",),
     "list_logs": ("function",),
     "list_invocations": ("function",),
 }
+BODIES: dict[str, dict[str, Any]] = {"invoke_batch": {"items": [{}]}}
+"""Of those that look at their body first."""
 LISTS = {"list_functions", "list_jobs"}
 NOBODYS = {"register", "login", "refresh", "logout", "me", "deploy", "health", "ready", "openapi", "metrics"}
 """Operations that name nothing of anybody's. A deploy's name is the caller's own: see the test of it."""
@@ -96,7 +99,7 @@ async def test_a12_stranger_gets_the_same_404_as_for_what_does_not_exist(
         for value in foreign[first]:
             filled = {first: value, **{name: foreign[name][0] for name in others}}
             path = operation.path.format(**filled)
-            body: dict[str, Any] | None = {} if operation.method == "POST" else None
+            body: dict[str, Any] | None = BODIES.get(name_of(operation), {}) if operation.method == "POST" else None
             answer = await stranger.call(operation.method, path, json=body)
             absent = {first: str(new_id()) if _is_uuid(value) else "absent", **dict.fromkeys(others, "1")}
             nothing = await stranger.call(operation.method, operation.path.format(**absent), json=body)
