@@ -373,10 +373,13 @@ async def test_f9_a_waited_for_call_that_was_lost_with_redis_is_told_so_and_one_
         async def at(key: bytes) -> int:
             return int(await on.redis.hlen(key))
 
+        async def one_runs() -> bool:
+            return await at(b"cp:invoke:running") == 1
+
         async def both_are_there() -> bool:
             return (await at(b"cp:invoke:running"), await at(b"cp:invoke:messages")) == (1, 2)
 
-        await asyncio.sleep(0.5)
+        await until(one_runs, 10, on.platform.logs)
         waits = asyncio.create_task(on.client.invoke("nap", 0))
         await until(both_are_there, 10, on.platform.logs)
         await on.redis.flushall()

@@ -13,6 +13,10 @@ from tests.deployment import Platform
 FLAKY = """
 from containerpub import FunctionError
 
+class Own(FunctionError):
+    def __init__(self, text):
+        self.text = text
+
 def handler(event, context):
     print("attempt", context.attempt)
     good_from, wish = event["body"]
@@ -20,6 +24,8 @@ def handler(event, context):
         return context.attempt
     if wish == "plain":
         raise ValueError("not yet")
+    if wish == "own":
+        raise Own("not yet")
     raise FunctionError("not yet", **wish)
 """
 POLICY = {"max_attempts": 3, "retry_delay_s": 0.2}
@@ -77,6 +83,13 @@ async def test_a_function_asks_for_its_next_attempt_or_for_none(client: Client) 
         job, records = await ended(client, "flaky", [2, wish])
         assert (job["status"], job["error"]["message"]) == ("failed", "Function execution failed: not yet")
         assert len(records) == 1
+
+
+async def test_an_error_class_of_the_functions_own_is_a_failure_like_any_other(client: Client) -> None:
+    assert (await client.deploy("flaky", {"main.py": FLAKY}, settings=POLICY)).status == 201
+    job, records = await ended(client, "flaky", [2, "own"])
+    assert (job["status"], job["result"]) == ("succeeded", 2)
+    assert [record["reason"] for record in records] == ["handler_error", None]
 
 
 async def test_a_job_that_waits_for_its_next_attempt_says_so_and_can_be_cancelled(client: Client) -> None:

@@ -1,8 +1,8 @@
 -- Settles attempts and claims new ones, in one step.
 -- ARGV: queue, worker, generation that the worker knows, free slots, how many of these are kept for newcomers (users
 -- with nothing running), most running of one user, number of settles, then a settle as
---   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off until it is due again, "hand_back" returns the attempt unspent, "lose" counts it as
---   lost and has the job delivered again.
+--   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off until it is due again, "hand_back" returns
+--   the attempt unspent, "lose" counts it as lost and has the job delivered again.
 -- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
 local worker, want, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
 local user_max, settles = tonumber(ARGV[6]), tonumber(ARGV[7])

@@ -11,6 +11,10 @@ class FunctionError(Exception):
     :param retry_after_s: seconds until the next attempt.
     """
 
+    # For subclasses whose own __init__ does not call this one's.
+    retry = True
+    retry_after_s: "float | None" = None
+
     def __init__(self, *args: object, retry: bool = True, retry_after_s: "float | None" = None) -> None:
         super().__init__(*args)
         self.retry = retry
