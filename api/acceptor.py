@@ -67,6 +67,18 @@ class Acceptor:
                 retry_after_s=1,
             )
 
+    async def admit_later(self, user: UUID) -> None:
+        """Refuse a user who has as many jobs due later as may wait.
+
+        :raises TooMany: saying so. :raises Unavailable: if Postgres cannot tell.
+        """
+        if await self._jobs.count_scheduled(user, most=self._max_queued) >= self._max_queued:
+            raise TooMany(
+                f"You have {self._max_queued} jobs that are due later and may not have more; cancel some first.",
+                code="queue_full",
+                retry_after_s=60,
+            )
+
     async def _look(self, user: UUID, function: UUID) -> int:
         depth = await self._queue.depth("invoke", user, function)
         if len(self._depths) >= DEPTHS_REMEMBERED:

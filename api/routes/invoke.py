@@ -52,6 +52,8 @@ async def invoke(request: web.Request) -> web.Response:
     respond_async = respond_async or bool(request.query)
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await app[ACCEPTOR].admit(caller.user.id, target.function_id)
+    if run_at is not None:
+        await app[ACCEPTOR].admit_later(caller.user.id)
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
     durable = respond_async or key is not None
     accepted_ms = now_ms()

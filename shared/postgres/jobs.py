@@ -45,6 +45,11 @@ class Jobs:
         with postgres_errors():
             await self._pool.execute(_SQL["insert_job_later"], *_columns(message), run_at)
 
+    async def count_scheduled(self, user: UUID, *, most: int) -> int:
+        """How many jobs of ``user`` are due later; looks no further than ``most``."""
+        with postgres_errors():
+            return int(await self._pool.fetchval(_SQL["count_scheduled"], user, most))
+
     async def fall_due(self, *, limit: int) -> Sequence[Job]:
         """Move jobs whose time has come on to ``queued``: these, which must be put on the queue now."""
         with postgres_errors():

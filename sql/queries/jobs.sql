@@ -13,6 +13,10 @@ ON CONFLICT (id) DO NOTHING
 INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, run_at)
 VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8)
 
+-- name: count_scheduled
+-- Jobs of a user that are due later, counted up to $2.
+SELECT count(*) FROM (SELECT FROM jobs WHERE user_id = $1 AND status = 'scheduled' LIMIT $2) AS found
+
 -- name: fall_due
 -- Let jobs whose time has come wait for a slot.
 WITH due AS (

@@ -119,6 +119,26 @@ async def test_a_key_stands_for_one_later_job(client: Client) -> None:
     assert (await client.job(first.json["job_id"], wait=10))["status"] == "succeeded"
 
 
+async def test_q2_no_more_jobs_are_due_later_than_may_wait(database: str, redis_url: str) -> None:
+    env = {"MAX_QUEUED_PER_USER": "3"}
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="process", env=env) as platform,
+        platform.client() as flooding,
+        platform.client() as other,
+    ):
+        for client in (flooding, other):
+            await client.register()
+            assert (await client.deploy("echo", {"main.py": ECHO})).status == 201
+        jobs = [(await later(flooding, "delay=600")).json["job_id"] for _ in range(3)]
+        for headers in ({}, {"Idempotency-Key": "k"}):
+            refused = await later(flooding, "delay=600", **headers)
+            assert (refused.status, refused.json["code"]) == (429, "queue_full")
+        assert (await later(other, "delay=600")).status == 202
+        assert (await flooding.invoke("echo", 1)).status == 200
+        assert (await flooding.call("POST", f"/api/jobs/{jobs[0]}/cancel")).status == 200
+        assert (await later(flooding, "delay=600")).status == 202
+
+
 async def test_f9_what_is_due_later_does_not_depend_on_redis(queue: Queue, pool: Pool) -> None:
     jobs, user = Jobs(pool), await new_user(pool)
     soon, late = message(user), message(user)
