@@ -329,3 +329,16 @@ async def test_a_stopped_or_paused_container_of_a_dead_worker_is_swept(docker_be
     assert await docker_bench.engine.sweep(frozenset((docker_bench.config.worker_id,))) == 3
     names = {container.id for container in await docker.containers.list(all=1)}
     assert not names & {created.id, exited.id, paused.id}
+
+
+async def test_a_container_that_somebody_runs_of_a_function_s_image_is_left_alone(docker_bench: Bench) -> None:
+    # It inherits the labels of the image, and no worker made it.
+    docker = docker_bench.engine._client()
+    inherited = {"containerpub.installation": docker_bench.config.installation}
+    shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": inherited, "NetworkDisabled": True}
+    by_hand = await docker.containers.create(shape)
+    try:
+        assert await docker_bench.engine.sweep(frozenset()) == 0
+        assert by_hand.id in {container.id for container in await docker.containers.list(all=1)}
+    finally:
+        await by_hand.delete(force=True)

@@ -37,7 +37,8 @@ async def sweep(
         if worker == config.worker_id:
             stale = sandbox is not None and sandbox not in own_sandboxes
         else:
-            stale = worker not in live_workers
+            # Images carry the label of their installation: what somebody runs of one by hand names no worker.
+            stale = worker is not None and worker not in live_workers
         if stale:
             await remove_container(docker, container.id, config.engine_call_timeout_s)
             count += 1
