@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing
@@ -38,6 +39,13 @@ def engine_answers() -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--podman", action="store_true", help="run every test of engines on Podman too, not a choice only")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means the same to what tests start when the run itself was started to ignore it, in a shell's
+    background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -36,6 +36,7 @@ _CONSTRAINTS: dict[str, tuple[type[Conflict] | type[Invalid], str, str, str]] = 
 _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection broke within an operation; the pool drops it when it comes back
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,  # a deadlock, say: the same again may succeed

@@ -155,7 +155,8 @@ class Scene:
 
     def nothing_exited(self) -> None:
         ends = {name: process.poll() for name, process in self.platform.processes.items()}
-        assert set(ends.values()) == {None}, (ends, self.platform.logs())
+        if set(ends.values()) != {None}:
+            pytest.fail(f"{ends}\n{self.platform.logs()}")  # whole: an assertion's message would be cut
 
 
 @asynccontextmanager

@@ -58,6 +58,7 @@ async def test_many_functions_share_little_memory_without_an_error_and_leave_not
     assert outcome.most == size.sandboxes, "the budget was not reached, so that it was not passed says nothing"
 
 
+@pytest.mark.alone
 async def test_r1_r22_whoever_misbehaves_is_told_the_true_reason_and_leaves_nothing(machine: Docker) -> None:
     size = misbehaviour.SHORT
     async with (

@@ -286,6 +286,7 @@ async def test_a7_password_with_nul_is_refused(client: Client) -> None:
     assert (await log_in(client, client.email, f"{PASSWORD}\u0000")).status == 401
 
 
+@pytest.mark.alone
 async def test_a8_unknown_account_and_wrong_password_look_and_take_the_same(start_api: StartApi) -> None:
     alone = await start_api({"BCRYPT_COST": "9", **NO_LIMIT})
     async with alone.client() as client:
@@ -327,6 +328,7 @@ async def test_a9_guessing_is_bounded_and_locks_nobody_out(start_api: StartApi) 
         assert (await me(client, client.token or "")).status == 200, "a session that stands"
 
 
+@pytest.mark.alone
 async def test_a10_password_hashing_does_not_hold_up_others(start_api: StartApi) -> None:
     alone = await start_api({"BCRYPT_COST": "12", **NO_LIMIT})
     async with alone.client() as client, alone.client() as watcher:

@@ -15,6 +15,8 @@ import pytest
 from tests.unit import archives
 from tests.unit.archives import ZipEntry, tar_header, zip_archive
 
+pytestmark = pytest.mark.alone
+
 MB = 1024 * 1024
 
 CHILD = """

@@ -55,10 +55,10 @@ def accept(canary: Path) -> Callable[..., CanonicalArchive]:
 def refuse(accept: Callable[..., CanonicalArchive], canary: Path) -> Callable[..., ContainerPubError]:
     def refuse(data: bytes, code: str, limits: ArchiveLimits = LIMITS) -> ContainerPubError:
         (canary / "target").unlink(missing_ok=True)
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(TooLarge if code in ("archive_too_large", "upload_too_large") else ArchiveRejected) as info:
             accept(data, limits)
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
         assert info.value.code == code
         assert not (canary / "target").exists()
         assert info.value.message.isprintable()

@@ -243,10 +243,10 @@ def test_what_is_no_dockerfile_is_refused(raw: bytes, why: str) -> None:
 
 def test_values_that_double_with_every_line_are_refused_before_they_fill_a_memory() -> None:
     lines = [f"ENV V0={'x' * 100}", *(f"ENV V{n + 1}={f'$V{n}' * 10}" for n in range(12))]
-    started = time.monotonic()
+    started = time.process_time()
     message = refused(HEAD + "\n".join(lines) + "\nCMD x\n")
     assert f"more than {MAX_VALUES_CHARS} characters" in message
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_the_builder_gets_ids_numbers_and_plain_words_and_none_of_the_tenants_metadata() -> None:

@@ -192,10 +192,10 @@ def test_a_lock_of_another_format_is_refused(members: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("part", ["1   ", "=1 ", ">=v1 - ", "~> 1 || ", "-", "1.x-a-", "a" * 8])
 def test_a_long_refusal_is_prompt(part: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BuildRejected):
         parse_packages(manifest(dependencies={"a": (part * 256)[:255] + "!"}))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_what_was_accepted_is_accepted_again_unchanged() -> None:
