@@ -26,6 +26,8 @@ _BLANKS_SHARE = 0.25
 """Of the memory; as far as this, idle sandboxes make room for blanks."""
 _PREPARED_REMEMBERED = 10_000
 _DESTROY_AGAIN_S = 2.0
+_REPLACE_AFTER_S = 0.02
+"""To start a container takes a core for a while: what was taken is replaced when the call that took it is under way."""
 
 
 class StartKind(StrEnum):
@@ -90,15 +92,12 @@ class Pool:
 
         :raises EngineUnavailable: if none can be started, or it could never fit into the budget.
         """
+        if fresh:
+            self._background(self._replace(spec))
         while (idle := self._take_idle(spec)) is not None:
             if await self._awake(idle):
-                if fresh:
-                    self._background(self._start_ahead(spec, self.limits.ahead))
                 return idle
-        lease = await self._make(spec)
-        if fresh:
-            self._background(self._start_ahead(spec, self.limits.ahead))
-        return lease
+        return await self._make(spec)
 
     def release(self, lease: Lease, *, fresh: bool = False) -> Awaitable[None] | None:
         """Take a sandbox back. Returns what must end before it is gone, if it is not used again."""
@@ -154,6 +153,7 @@ class Pool:
             try:
                 async with asyncio.timeout(_REAP_EVERY_S):
                     await self._blanks_short.wait()
+                await asyncio.sleep(_REPLACE_AFTER_S)
             except TimeoutError:
                 pass
             self._blanks_short.clear()
@@ -282,6 +282,10 @@ class Pool:
     def _born(self, spec: SandboxSpec, sandbox: Sandbox) -> Lease:
         now = asyncio.get_running_loop().time()
         return Lease(sandbox=sandbox, spec=spec, born=now, idle_since=now)
+
+    async def _replace(self, spec: SandboxSpec) -> None:
+        await asyncio.sleep(_REPLACE_AFTER_S)
+        await self._start_ahead(spec, self.limits.ahead)
 
     async def _start_ahead(self, spec: SandboxSpec, count: int) -> None:
         """Start idle sandboxes until there are ``count``, as long as there is room to spare."""

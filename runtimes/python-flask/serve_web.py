@@ -26,7 +26,7 @@ import serve  # noqa: E402 (which puts the SDK where it is now)
 # Under this name a module of the function's own would not be found any more.
 sys.modules["containerpub_serve"] = sys.modules.pop("serve")
 serve.PLATFORM_FOLDERS.append(_HERE + os.sep)
-serve.MOST_WANTED += ["difflib", "html", "http.server", "pkgutil"]
+serve.MOST_WANTED += ["difflib", "gettext", "html", "http.server", "pkgutil", "pprint"]
 
 
 class WebApp(serve.Function):

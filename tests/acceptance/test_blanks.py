@@ -193,6 +193,27 @@ async def test_dependencies_are_there_shared_by_one_user_and_by_nobody_else(dock
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("folder", ["function", "dependencies"])
+async def test_f15_code_that_came_in_part_is_not_kept(docker_bench: Bench, folder: str) -> None:
+    # An engine that is shutting down leaves out what it cannot read any more, and does not say so.
+    whole = await _with_dependency(docker_bench, 8)
+    builder, _ = cast(DockerEngine, docker_bench.engine)._opened()
+    found = await builder._images.find(whole)
+    assert found is not None
+    content = found.content_of(folder)
+    assert content is not None
+    labels = found.labels | {f"containerpub.content.{folder}": f"{content.files + 1} {content.bytes + 10}"}
+    partial = await builder._images.configure(
+        found, "containerpub-test/partial", folder, labels, found.command, found.environment, "/function"
+    )
+    with pytest.raises(EngineUnavailable, match="cannot be kept"):
+        await docker_bench.engine.prepare(docker_bench.spec("main:use", image=partial.id))
+    inside = "main.py" if folder == "function" else "package"
+    assert list((docker_bench.config.data_dir / "code").glob(f"*/*/tree/{inside}")) == []
+    assert await docker_bench.engine.prepare(docker_bench.spec("main:use", image=whole))
+
+
+@pytest.mark.docker
 async def test_code_goes_with_its_image(docker_bench: Bench) -> None:
     image = await _with_dependency(docker_bench, 7)
     spec = docker_bench.spec("main:use", image=image)
@@ -278,7 +299,9 @@ async def _with_dependency(bench: Bench, number: int) -> str:
     source = b"said = 'from a package'\n"
     layer.add("dependencies/package/__init__.py", io.BytesIO(source), len(source))
     layer.add("dependencies/" + "/".join(["a" * 90] * 4) + "/long.txt", io.BytesIO(b"x"), 1)
-    parent = await builder._images.stack(runtime, layer.finish(), "containerpub-test/package", "latest", {})
+    parent = await builder._images.stack(
+        runtime, layer.finish(), "containerpub-test/package", "latest", {}, folder="dependencies"
+    )
     artifact = bench.config.data_dir / "with-dependency.tar.gz"
     code = f"import package\ndef use(event, context):\n    return [package.said, {number}]\n".encode()
     with tarfile.open(artifact, "w:gz") as archive:
@@ -287,7 +310,7 @@ async def _with_dependency(bench: Bench, number: int) -> str:
         archive.addfile(entry, io.BytesIO(code))
     made = await in_thread(artifact_layer, artifact, "function")
     tag = f"with-{number}"
-    return (await builder._images.stack(parent, made, "containerpub-test/dependent", tag, {})).id
+    return (await builder._images.stack(parent, made, "containerpub-test/dependent", tag, {}, folder="function")).id
 
 
 def _folders(bench: Bench) -> list[Path]:

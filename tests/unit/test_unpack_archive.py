@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.layer import UnsafeEntry, unpack_archive
+from worker.engine.layer import Content, UnsafeEntry, unpack_archive
 
 LONG = "/".join(["f" * 200, "g" * 200, "ü.py"])
 
@@ -33,7 +33,7 @@ def test_files_and_folders_are_written_plainly(tmp_path: Path) -> None:
         ("function/pkg", None, {"mode": 0o700}),
         ("function/pkg/data", b"x" * 3000, {"mode": 0o600}),
     )
-    assert unpack_archive(stream, "function", tmp_path, 10_000) == 3004
+    assert unpack_archive(stream, "function", tmp_path, 10_000) == Content(files=2, bytes=3004)
     assert (tmp_path / "main.py").read_bytes() == b"code"
     modes = [(tmp_path / path).stat().st_mode & 0o7777 for path in ("main.py", "pkg", "pkg/data")]
     assert modes == [0o755, 0o755, 0o644]

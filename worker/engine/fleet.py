@@ -111,20 +111,24 @@ class Fleet:
 
     async def _meet(self, rendezvous: Rendezvous, vessel: Startable) -> Connections:
         meeting = asyncio.ensure_future(rendezvous.meet())
+        connections: Connections | None = None
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 while True:
                     done, _ = await asyncio.wait((meeting,), timeout=_LOOK_EVERY_S)
                     if done:
-                        return meeting.result()
+                        connections = meeting.result()
+                        return connections
                     code = await vessel.ended()
                     if code is not None:
                         raise EngineUnavailable(f"A sandbox ended with exit code {code} before it connected.")
         except TimeoutError as error:
             raise EngineUnavailable(f"A sandbox did not connect within {self._start_timeout_s:g} s.") from error
         finally:
-            # A cancelled meeting closes what it has accepted.
-            meeting.cancel()
+            # A cancelled meeting closes what it has accepted; one that was over in the same moment has given it away.
+            over = not meeting.cancel()
+            if over and connections is None and not meeting.cancelled() and meeting.exception() is None:
+                meeting.result().close()
 
     async def _discard(self, sandbox_id: str, vessel: Startable) -> None:
         await vessel.remove()

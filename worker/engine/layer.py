@@ -33,12 +33,29 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """How much a folder holds: an engine may leave files out of what it sends, and not say so."""
+
+    files: int
+    bytes: int  # of them together
+
+    def __str__(self) -> str:
+        return f"{self.files} {self.bytes}"
+
+    @classmethod
+    def parse(cls, text: str) -> Content:
+        files, size = text.split(" ")
+        return cls(files=int(files), bytes=int(size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A finished layer. ``file`` is open, rewound, unnamed, and whoever holds the layer closes it."""
 
     file: IO[bytes]
     diff_id: str  # sha256:… of the tar
     size_bytes: int  # of the tar
+    content: Content
 
 
 class LayerWriter:
@@ -49,6 +66,7 @@ class LayerWriter:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._size = 0
+        self._content_bytes = 0
         self._folders: set[str] = set()
         self._files: set[str] = set()
         self._tar = tarfile.open(  # noqa: SIM115
@@ -84,12 +102,18 @@ class LayerWriter:
         self._files.add(path)
         info = _entry(path, tarfile.REGTYPE, 0o755 if executable else 0o644)
         info.size = size
+        self._content_bytes += size
         self._tar.addfile(info, cast(IO[bytes], source))
 
     def finish(self) -> Layer:
         self._tar.close()
         self._file.seek(0)
-        return Layer(file=self._file, diff_id=f"sha256:{self._digest.hexdigest()}", size_bytes=self._size)
+        return Layer(
+            file=self._file,
+            diff_id=f"sha256:{self._digest.hexdigest()}",
+            size_bytes=self._size,
+            content=Content(files=len(self._files), bytes=self._content_bytes),
+        )
 
     def abandon(self) -> None:
         self._file.close()
@@ -181,19 +205,19 @@ def installed_layer(stream: Readable, prefix: str, max_bytes: int, note: Callabl
         raise
 
 
-def unpack_archive(stream: Readable, folder: str, target: Path, max_bytes: int) -> int:
-    """Write out what an engine's archive has below ``folder``, its first entry, as files of ours; their bytes.
+def unpack_archive(stream: Readable, folder: str, target: Path, max_bytes: int) -> Content:
+    """Write out what an engine's archive has below ``folder``, its first entry, as files of ours; how much that was.
 
     The files are written as the layers were: 0644 or 0755, and with nothing but their content.
 
     :raises UnsafeEntry: the stream breaks a rule.
     """
-    total = 0
+    files = total = 0
     long_name: str | None = None
     for _ in range(2 * MAX_ENTRIES):
         header = _exactly(stream, _BLOCK)
         if not header.strip(b"\0"):
-            return total
+            return Content(files=files, bytes=total)
         kind, name, size, executable = _parse(header)
         if kind == b"x":
             long_name = _long_name(stream, size)
@@ -210,6 +234,7 @@ def unpack_archive(stream: Readable, folder: str, target: Path, max_bytes: int) 
             total += size
             if total > max_bytes:
                 raise UnsafeEntry(f"the files take more than {max_bytes} bytes")
+            files += 1
             with inside.open("xb") as file:
                 content = _Section(stream, size)
                 while chunk := content.read(_CHUNK):

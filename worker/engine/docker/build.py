@@ -15,7 +15,7 @@ from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineU
 from worker.engine.docker.check import Checker
 from worker.engine.docker.compile import Compiler
 from worker.engine.docker.dockerfile import DockerfileBuilder
-from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_VERSION
+from worker.engine.docker.hardening import LABEL_CONTENT, LABEL_INSTALLATION, LABEL_VERSION
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.install import Installer
 from worker.engine.docker.stock import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
@@ -118,9 +118,10 @@ class ImageBuilder:
         self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, labels: Mapping[str, str], log: BuildLog
     ) -> Image:
         """The version's image: its code, and what is compiled out of it if its runtime compiles."""
-        code = await in_thread(artifact_layer, plan.artifact, "function")
+        _, folder = recipe.code_folders
+        code = await in_thread(artifact_layer, plan.artifact, folder)
         if recipe.compile is None:
-            image = await self._images.stack(parent, code, FUNCTION, tag, labels)
+            image = await self._images.stack(parent, code, FUNCTION, tag, labels, folder=folder)
         else:
             source = half_made_tag(plan.version_id, self._config.worker_id)
             image = await self._images.stack(parent, code, FUNCTION, source, labels)
@@ -147,7 +148,7 @@ class ImageBuilder:
     async def _dependencies(
         self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog
     ) -> Image:
-        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted))
+        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted), LABEL_CONTENT)
         async with self._builds.once(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
@@ -156,7 +157,10 @@ class ImageBuilder:
             layer = await self._installer.install(plan, recipe, base, wanted, log)
             # Installing may take longer than an image that nobody touches counts as used.
             parent = await self._runtime(recipe, base)
-            return await self._in_use(await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels()))
+            image = await self._images.stack(
+                parent, layer, DEPENDENCIES, key, self._labels(), folder=recipe.dependencies
+            )
+            return await self._in_use(image)
 
     async def _in_use(self, image: Image) -> Image:
         await asyncio.to_thread(self._use.mark, image.id)

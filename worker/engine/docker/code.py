@@ -19,7 +19,7 @@ from worker.engine.contract import EngineUnavailable, SandboxSpec
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
-from worker.engine.layer import MAX_ENTRIES, UnsafeEntry, unpack_archive
+from worker.engine.layer import MAX_ENTRIES, Content, UnsafeEntry, unpack_archive
 from worker.engine.recipe import Recipe
 
 _CHUNK = 1024 * 1024
@@ -33,6 +33,8 @@ class _Part:
 
     entry: str
     folder: str
+    content: Content  # at least
+    exactly: bool  # no other layer has files there
 
 
 class VersionCode:
@@ -105,12 +107,17 @@ class VersionCode:
         if image.diff_ids[:base] != runtime.diff_ids[:base] or not 1 <= len(own) <= 2:
             parts = ()
         else:
-            parts = (_Part(entry=entry_name(spec.user_id, own[-1]), folder=function),)
+            code, packages = image.content_of(function), image.content_of(dependencies)
+            if code is None or (packages is None and len(own) == 2):
+                raise EngineUnavailable(f"The image {spec.image} does not say how much code it holds.")
+            parts = (_Part(entry=entry_name(spec.user_id, own[-1]), folder=function, content=code, exactly=True),)
             # The runtime's own packages may lie in the same folder, and may be all that does.
             shared = any(file.path.startswith(f"{dependencies}/") for file in recipe.files)
             layers = image.diff_ids[base if shared else base + 1 : -1]
             if layers:
-                parts = (_Part(entry=entry_name(spec.user_id, " ".join(layers)), folder=dependencies), *parts)
+                entry = entry_name(spec.user_id, " ".join(layers))
+                least = packages or Content(files=1, bytes=1)
+                parts = (_Part(entry=entry, folder=dependencies, content=least, exactly=not shared), *parts)
         self._parts[spec.image, spec.user_id] = parts
         return parts
 
@@ -196,7 +203,12 @@ class VersionCode:
 
             def fill(tree: Path) -> int:
                 spool.seek(0)
-                return unpack_archive(spool, part.folder, tree, most)
+                content = unpack_archive(spool, part.folder, tree, most)
+                # An engine that is shutting down sends what it can still read, and ends as if that were all.
+                fewer = content.files < part.content.files or content.bytes < part.content.bytes
+                if fewer or (part.exactly and content != part.content):
+                    raise UnsafeEntry(f"{content} files and bytes came of {part.content}")
+                return content.bytes
 
             try:
                 await asyncio.to_thread(self._cache.add, part.entry, fill)

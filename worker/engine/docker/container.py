@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiodocker import Docker, DockerError
@@ -110,8 +110,18 @@ class Container:
                 async with asyncio.timeout(_END_WAIT_S):
                     await self._container.wait()
             except TimeoutError:
-                return ExitStatus(code=None, out_of_memory=False)
+                return await self._made_to_end()
         return await exit_status(self._docker, self.name, self._timeout_s)
+
+    async def _made_to_end(self) -> ExitStatus:
+        """How a container ended that does not seem to end: either it goes on without its connection, or the engine is
+        slow to notice. Memory that ran out is told apart by the engine's flag."""
+        await self._kill()
+        async with engine_call("waiting for a container", self._timeout_s):
+            await self._container.wait()
+        state = await _state(self._docker, self.name, self._timeout_s)
+        out_of_memory = bool(state.get("OOMKilled")) and int(state["ExitCode"]) == _KILLED
+        return ExitStatus(code=_KILLED if out_of_memory else None, out_of_memory=out_of_memory)
 
     async def remove(self) -> None:
         for task in (self._creating, self._killing):
@@ -134,14 +144,21 @@ class Container:
 
 async def exit_status(docker: Docker, name: str, timeout_s: float) -> ExitStatus:
     """How an ended container ended. Raises :class:`EngineUnavailable`, also if somebody else had it killed."""
-    async with engine_call("looking at a container", timeout_s):
-        state = (await docker.containers.container(name).show())["State"]
+    state = await _state(docker, name, timeout_s)
     code = int(state["ExitCode"])
-    if code == _KILLED and not state.get("OOMKilled") and await _was_killed(docker, name, timeout_s):
-        raise EngineUnavailable("somebody had the container engine kill the container")
+    if code == _KILLED and not state.get("OOMKilled"):
+        if await _was_killed(docker, name, timeout_s):
+            raise EngineUnavailable("somebody had the container engine kill the container")
+        await _state(docker, name, timeout_s)  # Podman does not tell that it kills what it removes: is it still there?
     # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
     # went on: only together with the main process's own SIGKILL does it explain the end.
     return ExitStatus(code=code, out_of_memory=bool(state.get("OOMKilled")) and code == _KILLED)
+
+
+async def _state(docker: Docker, name: str, timeout_s: float) -> dict[str, Any]:
+    async with engine_call("looking at a container", timeout_s):
+        state: dict[str, Any] = (await docker.containers.container(name).show())["State"]
+    return state
 
 
 async def _was_killed(docker: Docker, name: str, timeout_s: float) -> bool:

@@ -27,6 +27,7 @@ LABEL_WORKER = "containerpub.worker"
 LABEL_SANDBOX = "containerpub.sandbox"
 LABEL_VERSION = "containerpub.version"
 LABEL_FUNCTION = "containerpub.function"
+LABEL_CONTENT = "containerpub.content"
 
 _SECCOMP = Path(__file__).with_name("seccomp.json")
 

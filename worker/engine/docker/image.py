@@ -21,7 +21,8 @@ from aiodocker.exceptions import DockerError
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable
 from worker.engine.docker.container import engine_call
-from worker.engine.layer import Layer
+from worker.engine.docker.hardening import LABEL_CONTENT
+from worker.engine.layer import Content, Layer
 
 _TRANSFER_TIMEOUT_S = 300.0
 _CHUNK = 1024 * 1024
@@ -45,6 +46,12 @@ class Image:
     os: str
     variant: str
     size_bytes: int
+    labels: Mapping[str, str]
+
+    def content_of(self, folder: str) -> Content | None:
+        """What the layer brought that was made for ``folder``; ``None`` if there is none."""
+        noted = self.labels.get(f"{LABEL_CONTENT}.{folder}")
+        return None if noted is None else Content.parse(noted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,7 @@ class Images:
             os=found["Os"],
             variant=found.get("Variant") or "",
             size_bytes=int(found["Size"]),
+            labels=config.get("Labels") or {},
         )
 
     async def base(self, reference: str) -> Image:
@@ -108,11 +116,19 @@ class Images:
             raise EngineUnavailable(f"The base image {reference} was pulled and is not there.")
         return found
 
-    async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
-        """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
+    async def stack(
+        self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str], *, folder: str | None = None
+    ) -> Image:
+        """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer.
+
+        :param folder: the one that the layer is for: how much it holds is noted for whoever copies it.
+        """
+        noted = {key: text for key, text in parent.labels.items() if key.startswith(f"{LABEL_CONTENT}.")}
+        if folder is not None:
+            noted[f"{LABEL_CONTENT}.{folder}"] = str(layer.content)
         config = {
             "Env": [one for one in parent.environment if _is_harmless(one)],
-            "Labels": dict(labels),
+            "Labels": noted | dict(labels),
             "WorkingDir": "/function",
         }
         try:
