@@ -13,9 +13,10 @@ from uuid import UUID
 
 from api.once import Once
 from shared.errors import TooMany, Unavailable
-from shared.postgres.jobs import Jobs
+from shared.jobs import Job
+from shared.postgres.jobs import Jobs, Repetition
 from shared.queue.coalesce import Coalescer
-from shared.queue.message import JobMessage
+from shared.queue.message import JobMessage, message_of
 from shared.queue.queue import Enqueued, Queue
 from shared.queue.scripts import QueueClosed
 
@@ -100,6 +101,16 @@ class Acceptor:
         """
         await self._jobs.accept(messages)
         self.hand_over(messages)
+
+    async def redrive(self, user: UUID, repetitions: Sequence[Repetition]) -> Sequence[Job]:
+        """Commit jobs that repeat failed ones, together; these. One that is repeated already is left out.
+
+        :raises Unavailable: as :meth:`accept`.
+        """
+        accepted = await self._jobs.redrive(user, repetitions)
+        if accepted:
+            self.hand_over([message_of(job) for job in accepted])
+        return accepted
 
     async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
         """Commit a durable job that is due at ``run_at``; the scheduler puts it on the queue then.

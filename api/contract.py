@@ -69,6 +69,16 @@ RUN_AT = Parameter(
     description="When the job is due (RFC 3339, with an offset).",
     schema={"type": "string", "format": "date-time"},
 )
+EXPIRES_AT = Parameter(
+    name="expires_at",
+    description="By when the job must have started (RFC 3339, with an offset).",
+    schema={"type": "string", "format": "date-time"},
+)
+PRIORITY = Parameter(
+    name="priority",
+    description="Before or after others of yours.",
+    schema={"type": "string", "enum": ["low", "normal", "high"]},
+)
 WAIT = Parameter(
     name="wait",
     description="Seconds to wait for the job's end.",

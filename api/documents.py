@@ -131,29 +131,61 @@ def due_time(request: web.Request, *, max_delay: float) -> datetime | None:
     """When an invoke is due by its parameters ``delay`` (seconds) or ``run_at`` (RFC 3339); None for now, also for a
     time that has passed. Raises :class:`BadRequest`."""
     delay, run_at = request.query.get("delay"), request.query.get("run_at")
-    due: datetime | None
     if delay is not None and run_at is not None:
         raise BadRequest("delay and run_at exclude each other.", code="invalid_parameter", field="run_at")
     now = datetime.now(UTC)
     if delay is not None:
         due, field = now + timedelta(seconds=_seconds(delay, "delay", 2 * max_delay)), "delay"
     elif run_at is not None:
-        # In a query a plus sign that is not escaped arrives as a space.
-        try:
-            due, field = datetime.fromisoformat(run_at.replace(" ", "+")), "run_at"
-        except ValueError:
-            due = None
-        if due is None or due.tzinfo is None:
-            raise BadRequest(
-                "run_at must be a time like 2030-01-31T09:00:00Z, with its offset from UTC.",
-                code="invalid_parameter",
-                field="run_at",
-            )
+        due, field = _time(run_at, "run_at"), "run_at"
     else:
         return None
     if due - now > timedelta(seconds=max_delay):
         raise BadRequest(f"{field} is more than {max_delay:g} s ahead.", code="invalid_parameter", field=field)
     return due if due > now else None
+
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+
+
+def priority(request: web.Request) -> int:
+    """Of an invoke among its caller's; 0 unless the query says otherwise. Raises :class:`BadRequest`."""
+    text = request.query.get("priority", "normal")
+    if text not in PRIORITIES:
+        raise BadRequest("priority must be low, normal or high.", code="invalid_parameter", field="priority")
+    return PRIORITIES[text]
+
+
+def expiry(request: web.Request, *, due: datetime | None, max_delay: float) -> datetime | None:
+    """By when an invoke that is ``due`` then, or now, must have started; None for ever. Raises :class:`BadRequest`."""
+    text = request.query.get("expires_at")
+    if text is None:
+        return None
+    now = datetime.now(UTC)
+    expires = _time(text, "expires_at")
+    if expires <= (due or now):
+        when = "is due" if due is not None else "is accepted"
+        raise BadRequest(f"expires_at is before the job {when}.", code="invalid_parameter", field="expires_at")
+    if expires - now > timedelta(seconds=2 * max_delay):
+        raise BadRequest(
+            f"expires_at is more than {2 * max_delay:g} s ahead.", code="invalid_parameter", field="expires_at"
+        )
+    return expires
+
+
+def _time(text: str, field: str) -> datetime:
+    # In a query a plus sign that is not escaped arrives as a space.
+    try:
+        time = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise BadRequest(
+            f"{field} must be a time like 2030-01-31T09:00:00Z, with its offset from UTC.",
+            code="invalid_parameter",
+            field=field,
+        )
+    return time
 
 
 def uuid_in_path(request: web.Request, name: str) -> UUID | None:

@@ -152,10 +152,28 @@ class JobView(BaseModel):
     result: Any
     error: dict[str, Any] | None
     created_at: datetime
+    priority: str
     run_at: datetime | None
+    expires_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    redrive_of: UUID | None
     timings: dict[str, float | None]
+
+
+class Redriven(BaseModel):
+    job_id: UUID
+    redrive_of: UUID
+
+
+class RedrivenPage(BaseModel):
+    items: list[Redriven]
+    more: bool
+
+
+class CancelledPage(BaseModel):
+    cancelled: int
+    more: bool
 
 
 class JobPage(BaseModel):

@@ -21,7 +21,7 @@ from cli.commands.deploy import deploy
 from cli.commands.functions import delete, list_functions
 from cli.commands.init import init
 from cli.commands.invoke import invoke
-from cli.commands.jobs import cancel, job, jobs
+from cli.commands.jobs import cancel, job, jobs, redrive
 from cli.commands.logs import logs
 from cli.environment import Environment
 from cli.errors import CliError, ExitStatus
@@ -48,6 +48,7 @@ app.command()(invoke)
 app.command()(job)
 app.command()(jobs)
 app.command()(cancel)
+app.command()(redrive)
 app.command()(logs)
 app.command()(delete)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from scheduler.jobs import message_of
 from shared.errors import Unavailable
 from shared.postgres.jobs import Jobs
+from shared.queue.message import message_of
 from shared.queue.queue import Queue
 from shared.queue.scripts import QueueClosed
 

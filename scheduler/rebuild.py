@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 import redis.exceptions
 from redis.asyncio import Redis
 
-from scheduler.jobs import message_of
 from shared.errors import Unavailable
 from shared.ids import new_id
 from shared.postgres.jobs import LOWEST_ID, Jobs
@@ -28,6 +27,7 @@ from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.connection import redis_errors
 from shared.queue.drain import Drain
+from shared.queue.message import message_of
 from shared.queue.queue import GENERATION, OPENED_CHANNEL, QUEUES, REBUILT_CHANNEL, WORKERS, Queue
 from shared.queue.scripts import SCRIPTS
 

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from scheduler.jobs import message_of
 from shared.jobs import Job
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.queue.drain import Drain
-from shared.queue.message import queue_of
+from shared.queue.message import message_of, queue_of
 from shared.queue.queue import QUEUES, Queue
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from scheduler.due import Due
+from scheduler.expire import Expiry
 from scheduler.leader import Leader
 from scheduler.observer import Observer
 from scheduler.rebuild import Rebuild
@@ -33,6 +34,7 @@ _LOOK_S = 0.5
 _PARTITIONS_S = 3600.0
 _EXPIRE_S = 60.0
 _DUE_S = 0.25
+_EXPIRY_S = 1.0
 
 
 async def serve(settings: Settings) -> None:
@@ -61,6 +63,7 @@ async def serve(settings: Settings) -> None:
         observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
         reconciler = Reconciler(queue, jobs, drain)
         due = Due(queue, jobs)
+        expiry = Expiry(queue, jobs)
 
         async def keep_open() -> None:
             if await rebuild.needed():
@@ -72,6 +75,7 @@ async def serve(settings: Settings) -> None:
             "observer": _while_leading(leader, observer.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
             "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
             "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
+            "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }

@@ -45,6 +45,7 @@ class JobEvent(StrEnum):
     HAND_BACK = "hand_back"
     CANCEL = "cancel"
     TIME_OUT = "time_out"
+    EXPIRE = "expire"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,9 @@ TRANSITIONS = (
     Transition(source=JobStatus.SCHEDULED, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.CLAIM, target=JobStatus.RUNNING, who="worker"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.CANCEL, target=JobStatus.CANCELLED, who="api"),
+    Transition(source=JobStatus.SCHEDULED, event=JobEvent.EXPIRE, target=JobStatus.FAILED, who="scheduler"),
     Transition(source=JobStatus.QUEUED, event=JobEvent.TIME_OUT, target=JobStatus.FAILED, who="api, worker"),
+    Transition(source=JobStatus.QUEUED, event=JobEvent.EXPIRE, target=JobStatus.FAILED, who="scheduler, worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.SUCCEED, target=JobStatus.SUCCEEDED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.FAIL, target=JobStatus.FAILED, who="worker"),
     Transition(source=JobStatus.RUNNING, event=JobEvent.LOSE, target=JobStatus.QUEUED, who="scheduler, worker"),
@@ -151,6 +154,9 @@ class Job:
     run_at: datetime | None  # when it is due, if it was accepted for later
     started_at: datetime | None
     finished_at: datetime | None
+    priority: int = 0
+    expires_at: datetime | None = None  # by when it must have started
+    redrive_of: UUID | None = None  # the failed job that this one repeats
 
     @property
     def final(self) -> bool:

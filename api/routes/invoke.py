@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from api import documents, models
-from api.contract import DELAY, IDEMPOTENCY_KEY, PREFER, RUN_AT, Operation
+from api.contract import DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
@@ -42,14 +42,18 @@ async def invoke(request: web.Request) -> web.Response:
     event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
     documents.validate(models.InvokeBody, event)
     for name in request.query:
-        if name not in ("delay", "run_at"):
+        if name not in ("delay", "run_at", "expires_at", "priority"):
             raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
     key = documents.idempotency_key(request)
     respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
-    run_at = documents.due_time(request, max_delay=settings.max_delay_seconds) if request.query else None
+    run_at, expires_at, priority = None, None, 0
+    if request.query:
+        run_at = documents.due_time(request, max_delay=settings.max_delay_seconds)
+        expires_at = documents.expiry(request, due=run_at, max_delay=settings.max_delay_seconds)
+        priority = documents.priority(request)
     if wait_s == 0:
         respond_async, wait_s = True, None
-    respond_async = respond_async or bool(request.query)
+    respond_async = respond_async or bool({"delay", "run_at", "expires_at"} & set(request.query))
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await app[ACCEPTOR].admit(caller.user.id, target.function_id)
     if run_at is not None:
@@ -57,6 +61,11 @@ async def invoke(request: web.Request) -> web.Response:
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
     durable = respond_async or key is not None
     accepted_ms = now_ms()
+    deadline_ms = 0
+    if expires_at is not None:
+        deadline_ms = round(expires_at.timestamp() * 1000)
+    elif not durable and wait_s is None:
+        deadline_ms = accepted_ms + round(patience_s * 1000)
     message = JobMessage(
         id=new_id(),
         kind=JobKind.INVOKE,
@@ -65,7 +74,8 @@ async def invoke(request: web.Request) -> web.Response:
         version_id=version_id,
         concurrency=function_settings.concurrency,
         # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
-        deadline_ms=0 if durable or wait_s is not None else accepted_ms + round(patience_s * 1000),
+        deadline_ms=deadline_ms,
+        priority=priority,
         reply=NO_REPLY if durable else app[API_ID],
         enqueued_ms=accepted_ms,
         payload=complete(data, event),
@@ -194,7 +204,7 @@ OPERATIONS = (
         handler=invoke,
         summary="Run a function and wait for its result, or accept it as a job",
         body=models.InvokeBody,
-        parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT),
+        parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT, EXPIRES_AT, PRIORITY),
         responses={200: models.InvokeResult, 202: models.Accepted},
     ),
 )

@@ -1,10 +1,13 @@
-"""Jobs: read and wait, list, cancel."""
+"""Jobs: read and wait, list, cancel, redrive."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -13,19 +16,21 @@ from aiohttp import web
 
 from api import documents, models
 from api.contract import CURSOR, LIMIT, WAIT, Operation, Parameter
-from api.keys import FUNCTIONS, JOBS, QUEUE, SETTINGS, WAITING
+from api.keys import ACCEPTOR, FUNCTIONS, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
-from shared.ids import time_of
-from shared.jobs import Job, JobKind, JobStatus
-from shared.postgres.jobs import HIGHEST_ID
+from shared.ids import new_id, time_of
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason
+from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
 from shared.queue.message import queue_of
-from shared.queue.queue import CancelledWhere, Queue
+from shared.queue.queue import QUEUES, CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
 
 _RECORD_S = 1.0
 _FRESH_S = 60.0
+_AT_ONCE = 100
+_PRIORITY_NAMES = {value: name for name, value in documents.PRIORITIES.items()}
 _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
 
 
@@ -43,9 +48,12 @@ def job_view(job: Job, *, running: bool = False) -> dict[str, Any]:
         "result": orjson.Fragment(job.result) if job.result is not None else None,
         "error": orjson.Fragment(job.error) if job.error is not None else None,
         "created_at": job.created_at,
+        "priority": _PRIORITY_NAMES[job.priority],
         "run_at": job.run_at,
+        "expires_at": job.expires_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
+        "redrive_of": job.redrive_of,
         "timings": {
             "queue_ms": job.queue_ms,
             "sandbox_ms": job.sandbox_ms,
@@ -133,28 +141,37 @@ async def list_jobs(request: web.Request) -> web.Response:
         before = HIGHEST_ID if cursor is None else UUID(cursor)
     except (ValueError, AttributeError, TypeError):
         raise documents.bad_cursor() from None
-    function = None
-    reference = request.query.get("function")
-    if reference is not None:
-        found = await request.app[FUNCTIONS].get(user, reference)
-        if found is None:
-            raise no_such_function(reference)
-        function = found.id
-    status = request.query.get("status")
-    if status is not None and status not in set(JobStatus):
-        raise BadRequest(f"status must be one of {', '.join(JobStatus)}.", code="invalid_parameter", field="status")
-    among = except_for = None
-    statuses = None if status is None else [status]
-    if status in (JobStatus.RUNNING, JobStatus.QUEUED):
-        # Postgres has both as queued; which of them run is known to Redis.
-        running = [job for name in ("invoke", "build") for job in await queue.running_of_user(name, user)]
-        statuses = [JobStatus.QUEUED, JobStatus.RUNNING]
-        among, except_for = (running, None) if status == JobStatus.RUNNING else (None, running)
-    jobs = await request.app[JOBS].list(
-        user, before=before, function=function, statuses=statuses, among=among, except_for=except_for, limit=limit + 1
-    )
+    jobs = await request.app[JOBS].list(user, await _asked_for(request, user), before=before, limit=limit + 1)
     following = documents.encode_cursor(str(jobs[limit - 1].id)) if len(jobs) > limit else None
     return documents.answer({"items": await job_views(queue, jobs[:limit]), "next": following})
+
+
+async def _asked_for(request: web.Request, user: UUID) -> JobFilter:
+    """The jobs that the query names, by function, status and reason. Raises :class:`NotFound`, :class:`BadRequest`."""
+    reference = request.query.get("function")
+    function = None if reference is None else await request.app[FUNCTIONS].get(user, reference)
+    if reference is not None and function is None:
+        raise no_such_function(reference)
+    status = _one_of(request, "status", JobStatus)
+    where = JobFilter(
+        function=None if function is None else function.id,
+        statuses=None if status is None else [status],
+        reason=_one_of(request, "reason", Reason),
+    )
+    if status not in (JobStatus.RUNNING, JobStatus.QUEUED):
+        return where
+    # Postgres has both as queued; which of them run is known to Redis.
+    queue = request.app[QUEUE]
+    running = [job for name in QUEUES for job in await queue.running_of_user(name, user)]
+    where = replace(where, statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
+    return replace(where, among=running) if status == JobStatus.RUNNING else replace(where, except_for=running)
+
+
+def _one_of(request: web.Request, name: str, known: type[StrEnum]) -> str | None:
+    value = request.query.get(name)
+    if value is not None and value not in set(known):
+        raise BadRequest(f"{name} must be one of {', '.join(known)}.", code="invalid_parameter", field=name)
+    return value
 
 
 async def cancel_job(request: web.Request) -> web.Response:
@@ -166,22 +183,110 @@ async def cancel_job(request: web.Request) -> web.Response:
         raise Conflict(f"The job has ended already: {job.status}.", code="job_final")
     if job.kind is JobKind.DELETE:
         raise Conflict("A delete cannot be cancelled.", code="not_cancellable")
-    try:
-        where = await request.app[QUEUE].cancel(queue_of(job.kind), job.id)
-    except QueueClosed as error:
-        raise Unavailable("The queue is being rebuilt; try again.", retry_after_s=1) from error
-    if where is CancelledWhere.ABSENT:
-        await request.app[JOBS].cancel(job.id)
-        # It may have been on its way to the queue: there it would still run, though no longer count.
-        await request.app[QUEUE].cancel(queue_of(job.kind), job.id)
-    if job.kind is JobKind.DEPLOY and job.version_id is not None:
-        await request.app[FUNCTIONS].fail(job.version_id, reason="cancelled", error="The deploy was cancelled.")
+    await _cancel(request.app, job)
     wait_s = request.app[SETTINGS].dependency_timeout_seconds
     job = await await_end(request.app, caller.user.id, job.id, wait_s) or job
     if job.final and job.status is not JobStatus.CANCELLED:
         raise Conflict(f"The job has ended already: {job.status}.", code="job_final")
     return documents.answer(job_view(job))
 
+
+async def _cancel(app: web.Application, job: Job) -> bool:
+    """End a job wherever it is; False if it ended before. Its record may still be on its way to Postgres."""
+    try:
+        where = await app[QUEUE].cancel(queue_of(job.kind), job.id)
+    except QueueClosed as error:
+        raise Unavailable("The queue is being rebuilt; try again.", retry_after_s=1) from error
+    ended = where in (CancelledWhere.QUEUED, CancelledWhere.RUNNING)
+    if where is CancelledWhere.ABSENT:
+        ended = await app[JOBS].cancel(job.id)
+    if job.kind is JobKind.DEPLOY and job.version_id is not None:
+        await app[FUNCTIONS].fail(job.version_id, reason="cancelled", error="The deploy was cancelled.")
+    return ended
+
+
+async def cancel_jobs(request: web.Request) -> web.Response:
+    """End many jobs, the newest first, as far as a batch is long; the caller asks again while there are more."""
+    caller = await authenticated(request)
+    app, user = request.app, caller.user.id
+    _only(request, "function", "status")
+    if request.query.get("status") in FINAL:
+        raise BadRequest("Jobs that have ended cannot be cancelled.", code="invalid_parameter", field="status")
+    where = await _asked_for(request, user)
+    if where.function is None and where.statuses is None:
+        raise BadRequest("Say which: by function, status or both.", code="invalid_parameter", field="function")
+    if where.statuses is None:
+        where = replace(where, statuses=[status for status in JobStatus if status not in FINAL])
+    most = app[SETTINGS].max_batch
+    jobs = await app[JOBS].list(user, where, limit=most + 1)
+    cancelled = 0
+    chosen = [job for job in jobs[:most] if job.kind is not JobKind.DELETE]
+    for start in range(0, len(chosen), _AT_ONCE):
+        ends = await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
+        cancelled += sum(ends)
+    return documents.answer({"cancelled": cancelled, "more": len(jobs) > most})
+
+
+async def redrive_job(request: web.Request) -> web.Response:
+    """Repeat a failed invoke as a new job. Asked again, it is the same new job."""
+    caller = await authenticated(request)
+    app, user = request.app, caller.user.id
+    job = await job_of(request, user)
+    if job.kind is not JobKind.INVOKE or job.status is not JobStatus.FAILED:
+        raise Conflict("Only an invoke that failed can be repeated.", code="not_redrivable")
+    if job.payload is None:
+        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
+    replayed = await app[JOBS].repetition_of(job.id)
+    if replayed is None:
+        repetitions = await _repetitions(app, user, [(job.id, job.function_id)])
+        accepted = await app[ACCEPTOR].redrive(user, repetitions)
+        replayed = None if accepted else await app[JOBS].repetition_of(job.id)
+    new = accepted[0].id if replayed is None else replayed
+    headers = {"Location": f"/api/jobs/{new}"} | ({} if replayed is None else {"Idempotent-Replayed": "true"})
+    return documents.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
+
+
+async def redrive_jobs(request: web.Request) -> web.Response:
+    """Repeat failed invokes that were not repeated yet, the oldest first, as far as a batch is long."""
+    caller = await authenticated(request)
+    app, user = request.app, caller.user.id
+    _only(request, "function", "reason")
+    where = await _asked_for(request, user)
+    most = app[SETTINGS].max_batch
+    found = await app[JOBS].redrivable(user, function=where.function, reason=where.reason, limit=most + 1)
+    accepted: Sequence[Job] = ()
+    if found:
+        accepted = await app[ACCEPTOR].redrive(user, await _repetitions(app, user, found[:most]))
+    items = [{"job_id": job.id, "redrive_of": job.redrive_of} for job in accepted]
+    return documents.answer({"items": items, "more": len(found) > most}, status=202)
+
+
+async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Repetition]:
+    """What repeats failed jobs, given with their functions, on the versions that are live now.
+
+    :raises NotFound: :raises Conflict: if a function is gone or cannot be called. :raises TooMany: beyond the quota.
+    """
+    ids = sorted(new_id() for _ in failed)  # jobs of a user wait in the order of their ids
+    versions: dict[UUID, tuple[UUID, int]] = {}
+    for function, count in Counter(function for _, function in failed).items():
+        _, version_id, settings = await app[RESOLVER].resolve(user, str(function))
+        await app[ACCEPTOR].admit(user, function, count)
+        versions[function] = (version_id, settings.concurrency)
+    return [
+        Repetition(id=new, of=old, version_id=versions[function][0], concurrency=versions[function][1])
+        for new, (old, function) in zip(ids, failed, strict=True)
+    ]
+
+
+def _only(request: web.Request, *names: str) -> None:
+    for name in request.query:
+        if name not in names:
+            raise BadRequest(f"{name} is not a parameter of this call.", code="unknown_parameter", field=name)
+
+
+_STATUS = Parameter(name="status", description="Only jobs in this state.")
+_FUNCTION = Parameter(name="function", description="Only jobs of this function, by id or name.")
+_REASON = Parameter(name="reason", description="Only jobs that failed for this reason.")
 
 OPERATIONS = (
     Operation(
@@ -198,8 +303,9 @@ OPERATIONS = (
         handler=list_jobs,
         summary="List your jobs, newest first",
         parameters=(
-            Parameter(name="status", description="Only jobs in this state."),
-            Parameter(name="function", description="Only jobs of this function, by id or name."),
+            _STATUS,
+            _FUNCTION,
+            _REASON,
             LIMIT,
             CURSOR,
         ),
@@ -211,5 +317,28 @@ OPERATIONS = (
         handler=cancel_job,
         summary="Cancel a job; one that runs is killed",
         responses={200: models.JobView},
+    ),
+    Operation(
+        method="POST",
+        path="/api/jobs/cancel",
+        handler=cancel_jobs,
+        summary="Cancel jobs by filter, up to a batch at a time",
+        parameters=(_STATUS, _FUNCTION),
+        responses={200: models.CancelledPage},
+    ),
+    Operation(
+        method="POST",
+        path="/api/jobs/{job}/redrive",
+        handler=redrive_job,
+        summary="Repeat a failed job as a new one",
+        responses={202: models.Redriven},
+    ),
+    Operation(
+        method="POST",
+        path="/api/jobs/redrive",
+        handler=redrive_jobs,
+        summary="Repeat failed jobs by filter, up to a batch at a time",
+        parameters=(_FUNCTION, _REASON),
+        responses={202: models.RedrivenPage},
     ),
 )

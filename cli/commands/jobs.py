@@ -1,4 +1,4 @@
-"""``job``, ``jobs``, ``cancel``."""
+"""``job``, ``jobs``, ``cancel``, ``redrive``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cli.session import Session
 
 Limit = Annotated[int, typer.Option("--limit", help="How many at most.")]
+OptionalJobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The job's id.", show_default=False)]
 
 
 def job(
@@ -45,13 +46,14 @@ def jobs(
     ctx: typer.Context,
     function: Annotated[str | None, typer.Option("--function", help="Only this function's, by name or id.")] = None,
     status: Annotated[str | None, typer.Option("--status", help="Only those in this state.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only those that failed for this reason.")] = None,
     limit: Limit = 20,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """List jobs, newest first."""
     output = output_of(ctx, as_json)
     at_least("--limit", limit, 1)
-    params = {name: value for name, value in (("function", function), ("status", status)) if value is not None}
+    params = _given(function=function, status=status, reason=reason)
 
     async def action(session: Session) -> ExitStatus:
         from cli.session import pages
@@ -67,22 +69,84 @@ def jobs(
     return in_session(output, action)
 
 
-def cancel(ctx: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> ExitStatus:
-    """Cancel a job that is not final yet."""
+def cancel(
+    ctx: typer.Context,
+    job_id: OptionalJobId = None,
+    function: Annotated[str | None, typer.Option("--function", help="All of this function's.")] = None,
+    status: Annotated[str | None, typer.Option("--status", help="All in this state.")] = None,
+    as_json: JsonFlag = False,
+) -> ExitStatus:
+    """Cancel a job that is not final yet, or all that the options name."""
     output = output_of(ctx, as_json)
+    params = _given(function=function, status=status)
+    _one_way(job_id, params, "--function or --status")
 
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request
         from cli.session import job_path
 
-        found = (await session.call(Request(method="POST", path=job_path(job_id, "cancel")))).document
+        if job_id is not None:
+            found = (await session.call(Request(method="POST", path=job_path(job_id, "cancel")))).document
+            if output.as_json:
+                output.document(found)
+            else:
+                output.line(f"Job {found.get('id', job_id)} is {found.get('status')}.")
+            return ExitStatus.OK
+        count = 0
+        more = True
+        while more:
+            page = (await session.call(Request(method="POST", path="/api/jobs/cancel", params=params))).document
+            count += int(page.get("cancelled", 0))
+            more = bool(page.get("more")) and page.get("cancelled") != 0
         if output.as_json:
-            output.document(found)
+            output.document({"cancelled": count})
         else:
-            output.line(f"Job {found.get('id', job_id)} is {found.get('status')}.")
+            output.line(f"{count} jobs were cancelled.")
         return ExitStatus.OK
 
     return in_session(output, action)
+
+
+def redrive(
+    ctx: typer.Context,
+    job_id: OptionalJobId = None,
+    function: Annotated[str | None, typer.Option("--function", help="All failed ones of this function.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="All that failed for this reason.")] = None,
+    as_json: JsonFlag = False,
+) -> ExitStatus:
+    """Repeat a failed job as a new one, or all failed ones that the options name and that were not repeated yet."""
+    output = output_of(ctx, as_json)
+    params = _given(function=function, reason=reason)
+    _one_way(job_id, params, "--function or --reason")
+
+    async def action(session: Session) -> ExitStatus:
+        from cli.client import Request
+        from cli.session import job_path
+
+        if job_id is not None:
+            items = [(await session.call(Request(method="POST", path=job_path(job_id, "redrive")))).document]
+        else:
+            items, more = [], True
+            while more:
+                page = (await session.call(Request(method="POST", path="/api/jobs/redrive", params=params))).document
+                items += page.get("items", [])
+                more = bool(page.get("more")) and bool(page.get("items"))
+        if output.as_json:
+            output.document({"items": items})
+        else:
+            output.table(["JOB", "REPEATS"], [[each.get("job_id"), each.get("redrive_of")] for each in items])
+        return ExitStatus.OK
+
+    return in_session(output, action)
+
+
+def _given(**params: str | None) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _one_way(job_id: str | None, params: dict[str, str], options: str) -> None:
+    if (job_id is None) == (not params):
+        raise typer.BadParameter(f"give a job's id, or {options}.")
 
 
 def show(output: Output, found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,27 @@ HIGHEST_ID = UUID(int=(1 << 128) - 1)
 LOWEST_ID = UUID(int=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs; what is None matches all."""
+
+    function: UUID | None = None
+    statuses: Sequence[str] | None = None
+    among: Sequence[UUID] | None = None
+    except_for: Sequence[UUID] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repetition:
+    """A job that is to repeat the failed job ``of``, on a version of the same function."""
+
+    id: UUID
+    of: UUID
+    version_id: UUID
+    concurrency: int
+
+
 class Jobs:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -38,6 +60,8 @@ class Jobs:
                 [message.concurrency for message in messages],
                 [message.payload for message in messages],
                 [time_of(message.id) for message in messages],
+                [_expiry(message) for message in messages],
+                [message.priority for message in messages],
             )
 
     async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
@@ -98,23 +122,59 @@ class Jobs:
     async def list(
         self,
         user: UUID,
+        where: JobFilter,
         *,
         before: UUID = HIGHEST_ID,
-        function: UUID | None = None,
-        statuses: Sequence[str] | None = None,
-        among: Sequence[UUID] | None = None,
-        except_for: Sequence[UUID] | None = None,
         limit: int,
     ) -> Sequence[Job]:
         """A page of jobs, newest first."""
+        asked = (where.function, where.statuses, where.among, where.except_for, where.reason)
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["list_jobs"], user, before, function, statuses, among, except_for, limit)
+            rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit)
         return [_job(row) for row in rows]
+
+    async def redrivable(
+        self, user: UUID, *, function: UUID | None, reason: str | None, limit: int
+    ) -> Sequence[tuple[UUID, UUID]]:
+        """Failed invokes that no job repeats yet, oldest first, each with its function."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["redrivable"], user, function, reason, limit)
+        return [(row["id"], row["function_id"]) for row in rows]
+
+    async def redrive(self, user: UUID, repetitions: Sequence[Repetition]) -> Sequence[Job]:
+        """Accept jobs that repeat failed ones, in one commit: these. One that is repeated already is left out."""
+        with postgres_errors():
+            rows = await self._pool.fetch(
+                _SQL["redrive"],
+                user,
+                [one.id for one in repetitions],
+                [one.of for one in repetitions],
+                [one.version_id for one in repetitions],
+                [one.concurrency for one in repetitions],
+            )
+        return [_job(row) for row in rows]
+
+    async def repetition_of(self, job: UUID) -> UUID | None:
+        """The job that repeats ``job``."""
+        with postgres_errors():
+            found: UUID | None = await self._pool.fetchval(_SQL["repetition_of"], job)
+        return found
 
     async def cancel(self, job: UUID) -> bool:
         """End a job that is in no queue; False if it ended or started before."""
         with postgres_errors():
             return bool(await self._pool.execute(_SQL["cancel_job"], job) == "UPDATE 1")
+
+    async def expired(self, *, after: UUID, limit: int) -> Sequence[tuple[UUID, JobKind]]:
+        """A page of jobs that have not ended and whose time to start is over, in the order of their ids."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["expired"], after, limit)
+        return [(row["id"], JobKind(row["kind"])) for row in rows]
+
+    async def expire(self, job: UUID) -> bool:
+        """End a job that is in no queue and whose time to start is over; False if it ended before."""
+        with postgres_errors():
+            return bool(await self._pool.execute(_SQL["expire_job"], job) == "UPDATE 1")
 
     async def open_jobs(self, *, after: UUID, accepted_before: datetime, limit: int) -> Sequence[Job]:
         """A page of the jobs that are not final, in order of their arrival."""
@@ -153,7 +213,13 @@ def _columns(message: JobMessage) -> tuple[object, ...]:
         message.concurrency,
         message.payload,
         time_of(message.id),
+        _expiry(message),
+        message.priority,
     )
+
+
+def _expiry(message: JobMessage) -> datetime | None:
+    return from_unix_ms(message.deadline_ms or None)
 
 
 def _supersedes(record: Record, before: Record) -> bool:
@@ -281,4 +347,7 @@ def _job(row: Any) -> Job:
         run_at=row["run_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        priority=row["priority"],
+        expires_at=row["expires_at"],
+        redrive_of=row["redrive_of"],
     )

@@ -14,7 +14,8 @@ from uuid import UUID
 import orjson
 from arq.jobs import serialize_job
 
-from shared.jobs import JobKind
+from shared.event import describe_payload
+from shared.jobs import Job, JobKind
 
 NO_REPLY = "-"
 NO_VERSION = UUID(int=0)  # of jobs that are about a function as a whole
@@ -31,6 +32,7 @@ class JobMessage:
     :param concurrency: most attempts of its function at a time over all workers; 0: no limit.
     :param attempt: number of the attempt that the next claim starts, from 1.
     :param deadline_ms: Unix time after which a claim drops the job; 0: never.
+    :param priority: -1, 0 or 1: among its user's jobs it stands as if accepted ten minutes later, then, or earlier.
     :param reply: channel of the API process that waits for the outcome, ``-`` for none.
     :param enqueued_ms: Unix time at which the job was accepted.
     :param payload: the event as JSON text; empty for jobs whose arguments are in Postgres.
@@ -46,6 +48,7 @@ class JobMessage:
     attempt: int = 1
     lost: int = 0
     deadline_ms: int = 0
+    priority: int = 0
     reply: str = NO_REPLY
     enqueued_ms: int
     payload: bytes = b""
@@ -60,7 +63,7 @@ class JobMessage:
         job = serialize_job(self.kind.value, (), details, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
         return (
             f"{self.user_id} {self.function_id} {self.version_id} {self.concurrency} {self.attempt} {self.lost} "
-            f"{self.deadline_ms} {self.reply}\n"
+            f"{self.deadline_ms} {self.reply} {self.priority}\n"
         ).encode() + b"%b\n%b" % (job, self.payload)
 
     @classmethod
@@ -69,7 +72,7 @@ class JobMessage:
         try:
             fields, rest = message.split(b"\n", 1)
             job_line, payload = rest.split(b"\n", 1)
-            user, function, version, concurrency, attempt, lost, deadline, reply = fields.decode().split(" ")
+            user, function, version, concurrency, attempt, lost, deadline, reply, *priority = fields.decode().split(" ")
             job = orjson.loads(job_line)
             return cls(
                 id=UUID(identifier),
@@ -81,6 +84,7 @@ class JobMessage:
                 attempt=int(attempt),
                 lost=int(lost),
                 deadline_ms=int(deadline),
+                priority=int(priority[0]) if priority else 0,
                 reply=reply,
                 enqueued_ms=int(job["et"]),
                 payload=payload,
@@ -88,6 +92,25 @@ class JobMessage:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableMessage(f"job {identifier}: {error}") from error
+
+
+def message_of(job: Job) -> JobMessage:
+    """A job of Postgres, for the queue."""
+    return JobMessage(
+        id=job.id,
+        kind=job.kind,
+        user_id=job.user_id,
+        function_id=job.function_id,
+        version_id=job.version_id or NO_VERSION,
+        concurrency=job.concurrency,
+        attempt=job.attempt + 1,
+        lost=job.lost,
+        deadline_ms=0 if job.expires_at is None else round(job.expires_at.timestamp() * 1000),
+        priority=job.priority,
+        enqueued_ms=round((job.run_at or job.created_at).timestamp() * 1000),
+        payload=job.payload or b"",
+        request=describe_payload(job.payload),
+    )
 
 
 def queue_of(kind: JobKind) -> str:

@@ -104,7 +104,8 @@ class QueueFigures:
 class CancelledWhere(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
-    ABSENT = "absent"
+    ENDED = "ended"  # a moment ago; its record may still be on its way to Postgres
+    ABSENT = "absent"  # not on the queue, and not let in any more if it is on its way there
 
 
 class Queue:
@@ -156,10 +157,11 @@ class Queue:
         job: UUID,
         *,
         queued: tuple[str, str] = ("cancelled", ""),
-        running: tuple[str, str] = ("cancelled", ""),
+        running: tuple[str, str] | None = ("cancelled", ""),
     ) -> CancelledWhere:
-        """End ``job`` with the given (status, reason), depending on whether it had started."""
-        answer = await self._run(scripts.CANCEL, queue, str(job), *queued, *running)
+        """End ``job`` with the given (status, reason), depending on whether it had started; ``running=None`` lets one
+        that runs go on."""
+        answer = await self._run(scripts.CANCEL, queue, str(job), *queued, *(running or ("", "")))
         return CancelledWhere(answer.decode())
 
     async def beat(self, worker: str) -> None:

@@ -2,16 +2,19 @@
 
 -- name: insert_jobs
 -- Accept many jobs in one commit.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at)
-SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[])
-     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at)
+INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
+                  priority)
+SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at, expires_at, priority
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[],
+            $8::timestamptz[], $9::smallint[])
+     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at, expires_at, priority)
 ON CONFLICT (id) DO NOTHING
 
 -- name: insert_job_later
 -- Accept a job that is due at a time.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, run_at)
-VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8)
+INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
+                  priority, run_at)
+VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10)
 
 -- name: count_scheduled
 -- Jobs of a user that are due later, counted up to $2.
@@ -31,22 +34,23 @@ SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = mo
 -- another call took the key in this moment.
 WITH claimed AS (
     INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
-    VALUES ($2::uuid, $8::text, $9::bytea, $1::uuid, now() + make_interval(secs => $10))
+    VALUES ($2::uuid, $10::text, $11::bytea, $1::uuid, now() + make_interval(secs => $12))
     ON CONFLICT (user_id, key) DO UPDATE
     SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, expires_at = excluded.expires_at
     WHERE known.expires_at <= now()
     RETURNING job_id, fingerprint
 ), accepted AS (
-    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, run_at)
+    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
+                      priority, run_at)
     SELECT $1::uuid, 'invoke', $2::uuid, $3::uuid, $4::uuid,
-           CASE WHEN $11::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
-           $11::timestamptz
+           CASE WHEN $13::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
+           $8::timestamptz, $9::smallint, $13::timestamptz
     FROM claimed
 )
 SELECT job_id, fingerprint FROM claimed
 UNION ALL
 SELECT job_id, fingerprint FROM idempotency_keys
-WHERE user_id = $2::uuid AND key = $8::text AND NOT EXISTS (SELECT FROM claimed)
+WHERE user_id = $2::uuid AND key = $10::text AND NOT EXISTS (SELECT FROM claimed)
 
 -- name: expire_idempotency_keys
 -- Make keys free again whose time is over.
@@ -68,7 +72,37 @@ SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.ver
 WHERE j.user_id = $1 AND j.id < $2
   AND ($3::uuid IS NULL OR j.function_id = $3) AND ($4::text[] IS NULL OR j.status = ANY ($4))
   AND ($5::uuid[] IS NULL OR j.id = ANY ($5)) AND ($6::uuid[] IS NULL OR j.id <> ALL ($6))
-ORDER BY j.id DESC LIMIT $7
+  AND ($7::text IS NULL OR j.reason = $7)
+ORDER BY j.id DESC LIMIT $8
+
+-- name: redrivable
+-- A page of a user's failed invokes that no job repeats yet, oldest first; filters that are null match everything.
+SELECT id, function_id FROM jobs j
+WHERE user_id = $1 AND status = 'failed' AND kind = 'invoke' AND payload IS NOT NULL
+  AND ($2::uuid IS NULL OR function_id = $2) AND ($3::text IS NULL OR reason = $3)
+  AND NOT EXISTS (SELECT FROM jobs r WHERE r.redrive_of = j.id)
+  AND EXISTS (SELECT FROM functions f WHERE f.id = j.function_id AND f.deleted_at IS NULL)
+ORDER BY id LIMIT $4
+
+-- name: redrive
+-- Accept jobs $2 that repeat the failed invokes $3 of user $1, on versions $4 with concurrency $5; the new ones. A job
+-- that is repeated already is left out.
+WITH repeated AS (
+    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, priority,
+                      redrive_of)
+    SELECT new.id, 'invoke', j.user_id, j.function_id, new.version_id, 'queued', new.concurrency, j.payload, now(),
+           j.priority, j.id
+    FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::int[]) AS new (id, old, version_id, concurrency)
+    JOIN jobs j ON j.id = new.old
+    WHERE j.user_id = $1 AND j.status = 'failed' AND j.kind = 'invoke' AND j.payload IS NOT NULL
+    ON CONFLICT (redrive_of) WHERE redrive_of IS NOT NULL DO NOTHING
+    RETURNING *
+)
+SELECT repeated.*, v.number AS version FROM repeated JOIN versions v ON v.id = repeated.version_id ORDER BY repeated.id
+
+-- name: repetition_of
+-- The job that repeats $1.
+SELECT id FROM jobs WHERE redrive_of = $1
 
 -- name: settle_jobs
 -- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are.
@@ -117,6 +151,16 @@ UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = $1 AND stat
 -- name: cancel_scheduled
 -- End the jobs of a function that are not due yet.
 UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE function_id = $1 AND status = 'scheduled'
+
+-- name: expired
+-- A page of jobs that have not ended and whose time to start is over, in the order of their ids.
+SELECT id, kind FROM jobs
+WHERE expires_at <= now() AND status IN ('scheduled', 'queued') AND id > $1 ORDER BY id LIMIT $2
+
+-- name: expire_job
+-- End a job that is in no queue and whose time to start is over.
+UPDATE jobs SET status = 'failed', reason = 'expired', finished_at = now()
+WHERE id = $1 AND status IN ('scheduled', 'queued')
 
 -- name: open_jobs
 -- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler.

@@ -158,6 +158,24 @@ def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> No
     assert greeter("cancel", job_id).returncode == 5
 
 
+def test_failed_jobs_are_repeated_and_open_ones_cancelled_by_filter(greeter: Command) -> None:
+    def failed() -> list[str]:
+        listed = greeter("jobs", "--function", "greeter", "--reason", "handler_error", "--json")
+        return [each["id"] for each in json.loads(listed.stdout)["items"]]
+
+    job_id = greeter("invoke", "greeter", "--body", '"fail"', "--async").stdout.strip()
+    assert greeter("job", job_id, "--wait", "30").returncode == 1
+    assert job_id in failed()
+    (new,) = json.loads(greeter("redrive", job_id, "--json").stdout)["items"]
+    assert new["redrive_of"] == job_id
+    assert greeter("job", new["job_id"], "--wait", "30").returncode == 1
+    repeated = json.loads(greeter("redrive", "--function", "greeter", "--json").stdout)["items"]
+    assert new["job_id"] in [each["redrive_of"] for each in repeated]
+    assert greeter("cancel", "--function", "greeter", "--status", "scheduled").stdout == "0 jobs were cancelled.\n"
+    assert greeter("redrive").returncode == 2
+    assert greeter("cancel", job_id, "--status", "queued").returncode == 2
+
+
 def test_what_is_not_there_ends_with_4(account: Command) -> None:
     assert account("invoke", "nothing").returncode == 4
     assert account("logs", "nothing").returncode == 4

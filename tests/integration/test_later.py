@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from scheduler.due import Due
+from scheduler.expire import Expiry
 from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
-from shared.queue.queue import Queue
+from shared.queue.message import message_of, now_ms
+from shared.queue.queue import Enqueued, Queue
 from tests.client import Answer, Client
 from tests.deployment import Platform
 from tests.seeds import message, new_user
@@ -157,3 +159,76 @@ async def test_f9_what_is_due_later_does_not_depend_on_redis(queue: Queue, pool:
     assert stored is not None
     assert stored.status is JobStatus.SCHEDULED
     assert await due.run_once() == 0
+
+
+async def test_a_job_that_did_not_start_in_time_expires_wherever_it_is(client: Client) -> None:
+    busy = "import time\ndef handler(event, context):\n    time.sleep(event['body'])\n    return 'done'\n"
+    assert (await client.deploy("busy", {"main.py": busy}, settings={"concurrency": 1, "timeout_s": 20})).status == 201
+
+    async def invoke(seconds: float, **query: str) -> str:
+        text = "&".join(f"{name}={value}" for name, value in query.items())
+        answer = await client.call("POST", f"/api/functions/busy/invoke?{text}", json={"body": seconds})
+        assert answer.status == 202, answer
+        job: str = answer.json["job_id"]
+        return job
+
+    soon = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat().replace("+00:00", "Z")
+    running = await invoke(4, delay="0", expires_at=soon)
+    while (await client.job(running))["status"] != "running":
+        await asyncio.sleep(0.02)
+    parked = await invoke(0, expires_at=soon)
+    expired = await client.job(parked, wait=10)
+    assert (expired["status"], expired["reason"], expired["attempt"]) == ("failed", "expired", 0)
+    assert timedelta(0) <= at(expired["finished_at"]) - at(soon) < timedelta(seconds=2)
+    assert expired["expires_at"] is not None
+    ended = await client.job(running, wait=10)
+    assert (ended["status"], ended["result"]) == ("succeeded", "done"), "it had started by then"
+
+
+async def test_jobs_past_their_time_end_whether_the_queue_has_them_or_not(queue: Queue, pool: Pool) -> None:
+    jobs = Jobs(pool)
+    user = await new_user(pool)
+    past = now_ms() - 1000
+    queued, stray, due = (message(user, deadline_ms=past) for _ in range(3))
+    alive = message(user, deadline_ms=now_ms() + 60_000)
+    await jobs.accept([queued, stray, alive])
+    await jobs.accept_later(due, datetime.now(UTC) + timedelta(seconds=60))
+    await queue.enqueue("invoke", [queued, alive])
+    assert await Expiry(queue, jobs).run_once() == 3
+    assert await Expiry(queue, jobs).run_once() == 0
+    found = {job: await jobs.get(user, job) for job in (stray.id, due.id, alive.id)}
+    assert [(job.status, job.reason) for job in found.values() if job is not None] == [
+        (JobStatus.FAILED, "expired"),
+        (JobStatus.FAILED, "expired"),
+        (JobStatus.QUEUED, None),
+    ]
+    # A rebuild of the queue does not forget the time.
+    assert await queue.enqueue("invoke", [message_of(found[alive.id])]) == [Enqueued.THERE]  # type: ignore[arg-type]
+    assert message_of(found[alive.id]).deadline_ms == alive.deadline_ms  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "expires_at=tomorrow",
+        "expires_at=2001-01-01T00:00:00Z",
+        "expires_at=2999-01-01T00:00:00Z",
+        "delay=9&expires_at={}",
+    ],
+)
+async def test_a_wrong_expiry_is_refused_with_its_name(client: Client, query: str) -> None:
+    before_due = (datetime.now(UTC) + timedelta(seconds=5)).isoformat().replace("+00:00", "Z")
+    answer = await later(client, query.format(before_due))
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, "invalid_parameter", "expires_at")
+
+
+async def test_priority_is_kept_with_the_job(client: Client) -> None:
+    answer = await later(client, "priority=high&delay=0.2")
+    job = await client.job(answer.json["job_id"], wait=10)
+    assert (job["status"], job["priority"]) == ("succeeded", "high")
+    answer = await later(client, "priority=low")
+    assert (answer.status, answer.json["result"]) == (200, 7), "it asks for nothing that cannot be waited for"
+    answer = await later(client, "priority=low", Prefer="respond-async")
+    assert (await client.job(answer.json["job_id"], wait=5))["priority"] == "low"
+    answer = await later(client, "priority=urgent")
+    assert (answer.status, answer.json["field"]) == (400, "priority")

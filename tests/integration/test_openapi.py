@@ -168,6 +168,9 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
         await client.deploy("sleeper", {"main.py": sleeper}, settings={"timeout_s": 90})
         running = (await client.invoke("sleeper", prefer="respond-async")).json["job_id"]
         await witness.call("POST", f"/api/jobs/{running}/cancel")
+        await witness.call("POST", "/api/jobs/cancel?status=queued")
+        await witness.call("POST", f"/api/jobs/{job}/redrive")
+        await witness.call("POST", "/api/jobs/redrive?function=f")
         assert (await witness.call("POST", f"/api/jobs/{job}/cancel")).status == 409
         await witness.call("DELETE", url)
         await witness.call("POST", "/api/auth/logout")

@@ -23,6 +23,7 @@ FILLED = {
     # operation: what its path parameters are filled with, by their names
     "read_job": ("job",),
     "cancel_job": ("job",),
+    "redrive_job": ("job",),
     "read_function": ("function",),
     "delete_function": ("function",),
     "list_versions": ("function",),
@@ -34,7 +35,7 @@ FILLED = {
 }
 BODIES: dict[str, dict[str, Any]] = {"invoke_batch": {"items": [{}]}}
 """Of those that look at their body first."""
-LISTS = {"list_functions", "list_jobs"}
+LISTS = {"list_functions", "list_jobs", "cancel_jobs", "redrive_jobs"}
 NOBODYS = {"register", "login", "refresh", "logout", "me", "deploy", "health", "ready", "openapi", "metrics"}
 """Operations that name nothing of anybody's. A deploy's name is the caller's own: see the test of it."""
 

@@ -11,9 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import Unavailable
+from shared.ids import new_id
 from shared.jobs import JobKind
 from shared.postgres.pool import Pool
-from shared.queue.message import JobMessage
+from shared.queue import scripts
+from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import (
     GENERATION,
     RECORDS,
@@ -295,7 +297,34 @@ async def test_cancel_of_a_queued_job_ends_it_and_says_it_never_ran(queue: Queue
     assert await claim(queue) == []
     (left,) = await records(redis)
     assert (left.id, left.status, left.outcome, left.attempt) == (job.id, "cancelled", None, 0)
+    assert await queue.cancel("invoke", job.id) is CancelledWhere.ENDED
+    await conserved(redis, pool)
+
+
+async def test_a_job_that_is_cancelled_on_its_way_to_the_queue_is_not_let_in(queue: Queue, redis: Redis) -> None:
+    job = message()
     assert await queue.cancel("invoke", job.id) is CancelledWhere.ABSENT
+    assert await queue.enqueue("invoke", [job]) == [Enqueued.THERE]
+    assert await claim(queue) == []
+    assert await records(redis) == [], "Postgres is told by whoever cancelled"
+
+
+async def test_a_cancel_may_spare_what_runs(queue: Queue, redis: Redis, pool: Pool) -> None:
+    jobs = [message(), message()]
+    await queue.enqueue("invoke", jobs)
+    (one,) = await claim(queue, want=1)
+    answers = [await queue.cancel("invoke", job.id, queued=("failed", "expired"), running=None) for job in jobs]
+    assert sorted(answers) == [CancelledWhere.QUEUED, CancelledWhere.RUNNING]
+    assert await end(queue, settle(one)) == [True]
+    await conserved(redis, pool)
+
+
+async def test_a_durable_job_that_nobody_took_in_time_has_expired(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message(deadline_ms=1)
+    await queue.enqueue("invoke", [job])
+    assert await claim(queue) == []
+    (left,) = await records(redis)
+    assert (left.id, left.status, left.reason, left.outcome) == (job.id, "failed", "expired", None)
     await conserved(redis, pool)
 
 
@@ -625,4 +654,42 @@ async def test_retry_takes_the_job_off_the_queue_and_lets_it_come_back(queue: Qu
     assert await end(queue, settle(running, verb=Verb.RETRY, status="scheduled"), settle(parked)) == [False, True]
     assert await queue.enqueue("invoke", [first]) == [Enqueued.QUEUED]
     assert [again.id for again in await claim(queue, 2)] == [str(first.id)]
+    await conserved(redis, pool)
+
+
+async def test_priority_orders_one_user_s_jobs_with_a_head_start_and_no_more(queue: Queue) -> None:
+    user = uuid4()
+
+    def job(minutes: float, priority: int, by: UUID = user) -> JobMessage:
+        at_ms = now_ms() + round(minutes * 60_000)
+        # The time is in the id.
+        return message(by, id=UUID(int=at_ms << 80 | new_id().int & (1 << 80) - 1), priority=priority)
+
+    jobs = [job(0, 0), job(1, -1), job(2, 1), job(9.9, 1), job(10.1, 1), job(11.2, 0)]
+    await queue.enqueue("invoke", jobs)
+    order = [UUID(one.id) for _ in jobs for one in await claim(queue)]
+    assert order == [jobs[index].id for index in (2, 3, 0, 4, 1, 5)]
+
+
+async def test_priority_holds_among_parked_jobs_and_gives_nothing_over_other_users(queue: Queue) -> None:
+    user, function = uuid4(), uuid4()
+    first, low, high = (message(user, function=function, concurrency=1, priority=level) for level in (0, -1, 1))
+    other = message(uuid4(), priority=-1)
+    await queue.enqueue("invoke", [first, low, high, other])
+    one, two = await claim(queue, want=2)
+    assert {UUID(one.id), UUID(two.id)} == {first.id, other.id}
+    await end(queue, settle(one if UUID(one.id) == first.id else two))
+    assert [UUID(claimed.id) for claimed in await claim(queue, want=2)] == [high.id]
+
+
+async def test_a_message_of_the_release_before_is_understood(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message(concurrency=1)
+    line, rest = job.encode().split(b"\n", 1)
+    await queue._run(scripts.ENQUEUE, "invoke", 100, str(job.id), line.rpartition(b" ")[0] + b"\n" + rest)
+    (one,) = await claim(queue)
+    assert one.decode() == job
+    assert await end(queue, settle(one, Verb.LOSE, status="queued", outcome="lost")) == [True]
+    (again,) = await claim(queue)
+    assert again.decode().lost == 1
+    assert await end(queue, settle(again)) == [True]
     await conserved(redis, pool)

@@ -33,6 +33,7 @@ MESSAGES = st.builds(
     attempt=st.integers(1, 100),
     lost=st.integers(0, 100),
     deadline_ms=st.integers(0, 2**45),
+    priority=st.integers(-1, 1),
     reply=st.just("-") | st.text(string.hexdigits, min_size=32, max_size=32),
     enqueued_ms=st.integers(0, 2**45),
     payload=st.binary(max_size=200),
@@ -62,10 +63,16 @@ def test_payload_travels_verbatim(payload: bytes) -> None:
     assert JobMessage.decode(str(job.id), job.encode()).payload == payload
 
 
-def test_line_of_the_scripts_has_eight_fields_and_comes_first() -> None:
-    job = message(concurrency=3, attempt=2, lost=1, deadline_ms=9, reply="api")
+def test_line_of_the_scripts_has_nine_fields_and_comes_first() -> None:
+    job = message(concurrency=3, attempt=2, lost=1, deadline_ms=9, priority=-1, reply="api")
     line = job.encode().split(b"\n", 1)[0].decode()
-    assert line == f"{job.user_id} {job.function_id} {job.version_id} 3 2 1 9 api"
+    assert line == f"{job.user_id} {job.function_id} {job.version_id} 3 2 1 9 api -1"
+
+
+def test_a_message_of_the_release_before_has_no_priority() -> None:
+    job = message(reply="api")
+    line, rest = job.encode().split(b"\n", 1)
+    assert JobMessage.decode(str(job.id), line.rpartition(b" ")[0] + b"\n" + rest) == job
 
 
 def test_second_line_is_a_job_of_arq_in_json() -> None:

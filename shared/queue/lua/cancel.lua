@@ -1,14 +1,20 @@
 -- Ends a job wherever it is; of a cancel and a settle the first wins.
--- ARGV: queue, id, status and reason when it never started ("" for none), status and reason when it runs.
--- Returns "queued" or "running" (where it was), or "absent".
+-- ARGV: queue, id, status and reason when it never started ("" for none), status and reason when it runs; without a
+-- status there, one that runs goes on.
+-- Returns "queued" or "running" (where it was), "ended" (a moment ago), or "absent": then it is not let in any more.
 local id = ARGV[2]
 local message = redis.call('HGET', MESSAGES, id)
-if not message then return 'absent' end
+if not message then
+    if redis.call('ZSCORE', ENDED, id) then return 'ended' end
+    remember_end(id)
+    return 'absent'
+end
 local m = parse(message)
 local function reason_of(text) if text ~= '' then return text end end
 
 local entry = redis.call('HGET', RUNNING, id)
 if entry then
+    if ARGV[5] == '' then return 'running' end
     local epoch, worker = string.match(entry, '^(%S+) (%S+) ')
     release(id, m)
     forget(id, m)

@@ -31,7 +31,7 @@ for s = 0, settles - 1 do
             if verb == 'lose' then
                 redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, m.lost + 1))
             end
-            to_user_queue(id, m.user)
+            to_user_queue(id, m)
             redis.call('XADD', RECORDS, '*', 'r', record)
         end
         settled[#settled + 1] = 1
@@ -56,7 +56,9 @@ if want > 0 and open then
                 local m = parse(message)
                 if m.deadline > 0 and now > m.deadline then
                     forget(id, m)
-                    publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'queue_timeout',
+                    -- Somebody stopped waiting for it, or it was accepted with a time by which it had to start.
+                    local reason = m.reply == '-' and 'expired' or 'queue_timeout'
+                    publish_end(id, m, closing_record(id, m, {status = 'failed', reason = reason,
                                                               attempt = m.attempt - 1}))
                 else
                     local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')

@@ -20,7 +20,7 @@ for i = 1, #entries, 2 do
             given_up = given_up + 1
         else
             redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, lost))
-            to_user_queue(id, m.user)
+            to_user_queue(id, m)
             redis.call('XADD', RECORDS, '*', 'r', closing_record(id, m, {
                 status = 'queued', outcome = 'lost', epoch = epoch, worker = worker, lost = lost}))
             requeued = requeued + 1

@@ -2,10 +2,10 @@
 --
 -- ARGV[1] is the queue's name ("invoke" or "build"). Its places, all under cp:{queue}:
 --   messages          hash  job -> message                everything that is queued, parked or running
---   user:{user}       zset  job by time accepted          runnable jobs of one user
+--   user:{user}       zset  job by time and priority      runnable jobs of one user
 --   newcomers         zset  user by turn                  users with runnable jobs and nothing running
 --   ring              zset  user by turn                  other users with runnable jobs, least recently served first
---   parked:{function} zset  job by time accepted          jobs over their function's concurrency limit
+--   parked:{function} zset  job by time and priority      jobs over their function's concurrency limit
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
@@ -15,8 +15,8 @@
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats).
 --
--- A message is a line for these scripts (user function version limit attempt lost deadline reply), then the rest,
--- which only Python reads.
+-- A message is a line for these scripts (user function version limit attempt lost deadline reply priority), then the
+-- rest, which only Python reads.
 
 -- A call without arguments only makes the script known (see shared/queue/scripts.py).
 if #ARGV == 0 then return 'known' end
@@ -27,6 +27,7 @@ local MESSAGES, RUNNING = K .. 'messages', K .. 'running'
 local NEWCOMERS, RING, IDLE, SPARE = K .. 'newcomers', K .. 'ring', K .. 'idle', K .. 'spare'
 local RECORDS = 'cp:records'
 local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
+local HEAD_START_MS = 600000
 
 local function clock_ms()
     local t = redis.call('TIME')
@@ -39,16 +40,17 @@ local function accepted_ms(id)
 end
 
 local function parse(message)
-    local user, fn, version, limit, attempt, lost, deadline, reply =
-        string.match(message, '^(%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+)\n')
+    local user, fn, version, limit, attempt, lost, deadline, reply, priority =
+        string.match(message, '^(%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) ?(%-?%d*)\n')
     return {user = user, fn = fn, version = version, limit = tonumber(limit), attempt = tonumber(attempt),
-            lost = tonumber(lost), deadline = tonumber(deadline), reply = reply}
+            lost = tonumber(lost), deadline = tonumber(deadline), reply = reply, 
+            priority = tonumber(priority) or 0}  -- of an older release: none
 end
 
 local function with_counts(message, m, attempt, lost)
     local rest = string.sub(message, string.find(message, '\n', 1, true), -1)
-    return table.concat({m.user, m.fn, m.version, m.limit, attempt, lost, string.format('%.0f', m.deadline), m.reply}, ' ')
-        .. rest
+    return table.concat({m.user, m.fn, m.version, m.limit, attempt, lost, string.format('%.0f', m.deadline), m.reply,
+                         m.priority}, ' ') .. rest
 end
 
 local function next_turn() return redis.call('INCR', 'cp:turn') end
@@ -66,9 +68,13 @@ local function line_up(user)
     end
 end
 
-local function to_user_queue(id, user)
-    redis.call('ZADD', K .. 'user:' .. user, accepted_ms(id), id)
-    line_up(user)
+-- Where a job stands among its user's: by the time it was accepted, and with a priority as if that were earlier or later.
+-- So a job waits for later ones of higher priority only as long as they have a head start.
+local function place_of(id, m) return accepted_ms(id) - m.priority * HEAD_START_MS end
+
+local function to_user_queue(id, m)
+    redis.call('ZADD', K .. 'user:' .. m.user, place_of(id, m), id)
+    line_up(m.user)
 end
 
 -- Makes a job runnable, or parks it when its function has as many runnable and running jobs as it may.
@@ -76,12 +82,12 @@ local function admit(id, m)
     if m.limit > 0 then
         local admitted = K .. 'admitted:' .. m.fn
         if redis.call('SCARD', admitted) >= m.limit then
-            redis.call('ZADD', K .. 'parked:' .. m.fn, accepted_ms(id), id)
+            redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id)
             return
         end
         redis.call('SADD', admitted, id)
     end
-    to_user_queue(id, m.user)
+    to_user_queue(id, m)
 end
 
 -- Ends an attempt: the slot of its user is free again.
@@ -101,7 +107,8 @@ local function forget(id, m)
         local next_job = redis.call('ZPOPMIN', parked)
         if #next_job == 0 then break end
         redis.call('SADD', admitted, next_job[1])
-        to_user_queue(next_job[1], m.user)
+        redis.call('ZADD', K .. 'user:' .. m.user, next_job[2], next_job[1])
+        line_up(m.user)
     end
 end
 
@@ -114,16 +121,20 @@ local function closing_record(id, m, fields)
     return cjson.encode(fields) .. '\n'
 end
 
+-- Its acceptor and the reconciler may both put a durable job on the queue, the slower one after its end.
+local function remember_end(id)
+    local now = clock_ms()
+    redis.call('ZADD', ENDED, now, id)
+    redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', now - ENDED_KEPT_MS)
+end
+
 local function publish_end(id, m, record)
     redis.call('XADD', RECORDS, '*', 'r', record)
     if m.reply ~= '-' then
         redis.call('PUBLISH', 'cp:reply:' .. m.reply, record)
-        return
+    else
+        remember_end(id)
     end
-    -- Its acceptor and the reconciler may both put a durable job on the queue, the slower one after its end.
-    local now = clock_ms()
-    redis.call('ZADD', ENDED, now, id)
-    redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', now - ENDED_KEPT_MS)
 end
 
 local function wake_one_of(line)
