@@ -307,6 +307,9 @@ async def test_a_job_that_is_cancelled_on_its_way_to_the_queue_is_not_let_in(que
     assert await queue.enqueue("invoke", [job]) == [Enqueued.THERE]
     assert await claim(queue) == []
     assert await records(redis) == [], "Postgres is told by whoever cancelled"
+    # If Postgres could not be told, the job goes on being open, and is let in again a minute later.
+    await redis.zadd("cp:invoke:ended", {str(job.id): now_ms() - 61_000})
+    assert await queue.enqueue("invoke", [job]) == [Enqueued.QUEUED]
 
 
 async def test_a_cancel_may_spare_what_runs(queue: Queue, redis: Redis, pool: Pool) -> None:

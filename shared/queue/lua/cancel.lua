@@ -5,7 +5,7 @@
 local id = ARGV[2]
 local message = redis.call('HGET', MESSAGES, id)
 if not message then
-    if redis.call('ZSCORE', ENDED, id) then return 'ended' end
+    if has_ended(id) then return 'ended' end
     remember_end(id)
     return 'absent'
 end

@@ -128,6 +128,11 @@ local function remember_end(id)
     redis.call('ZREMRANGEBYSCORE', ENDED, '-inf', now - ENDED_KEPT_MS)
 end
 
+local function has_ended(id)
+    local at = redis.call('ZSCORE', ENDED, id)
+    return at and tonumber(at) > clock_ms() - ENDED_KEPT_MS
+end
+
 local function publish_end(id, m, record)
     redis.call('XADD', RECORDS, '*', 'r', record)
     if m.reply ~= '-' then
