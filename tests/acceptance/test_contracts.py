@@ -502,7 +502,6 @@ async def test_podman_builds_and_runs_applications_and_commands(podman_bench: Be
 
 
 @pytest.mark.docker
-@pytest.mark.timeout(180)
 async def test_commands_run_through_the_platform(database: str, redis_url: str, tmp_path: Path) -> None:
     files = {"bin/main": (SOURCES / "main.py").read_bytes()}
     archive = _plan(tmp_path, "dart", "", files).artifact.read_bytes()
@@ -528,7 +527,6 @@ async def test_commands_run_through_the_platform(database: str, redis_url: str, 
 
 
 @pytest.mark.docker
-@pytest.mark.timeout(180)
 async def test_a_runtime_is_added_by_a_folder_alone(database: str, redis_url: str, tmp_path: Path) -> None:
     runtimes = Path(known.__file__).parent
     shutil.copytree(runtimes, tmp_path / "runtimes", ignore=shutil.ignore_patterns("__pycache__"))

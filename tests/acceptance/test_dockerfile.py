@@ -31,7 +31,7 @@ from worker.engine.docker.buildrun import LABEL_BUILD
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
 from worker.engine.process import ProcessEngine
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.docker
 
 __all__ = ["engine_config", "short_dir"]
 

@@ -347,7 +347,6 @@ async def test_the_engine_process_gives_no_network(engine_config: EngineConfig) 
         assert await bench.engine.prestart(blank_spec(bench.spec("echo", network="egress"))) is None
 
 
-@pytest.mark.timeout(180)
 async def test_a_deployed_function_of_any_contract_has_its_network_until_the_operator_forbids_it(
     database: str, redis_url: str, world: OuterWorld
 ) -> None:

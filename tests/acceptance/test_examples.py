@@ -12,7 +12,7 @@ import pytest
 from tests.client import Answer, Client
 from tests.deployment import Platform
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from worker.engine.codecache import _prefix
 from worker.engine.config import EngineConfig
 from worker.engine.docker.stock import FUNCTION
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.docker
 
 SWEPT_S = 60
 ENV = {

@@ -74,7 +74,6 @@ async def test_r1_r22_whoever_misbehaves_is_told_the_true_reason_and_leaves_noth
     assert outcome.alive == 0
 
 
-@pytest.mark.timeout(180)
 async def test_f15_restarted_engine_costs_attempts_and_no_job(private: PrivateDockerd) -> None:
     restarts = [Restart(live=False, kill=False), Restart(live=True, kill=True)]
     env = {**engine_restart.ENV, "DOCKER_HOST": private.url}

@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.deployment import ROOT, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -33,7 +31,6 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.timeout(180)
 def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     port = str(free_port())
     environment = {

@@ -9,7 +9,7 @@ import pytest
 
 from tests.deployment import Platform
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.docker
 
 _LEDGER = """
 import os, uuid
