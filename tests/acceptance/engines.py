@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiodocker import Docker, DockerError
 
 from worker.engine.blank import AttachedBlank
 from worker.engine.config import EngineConfig
@@ -207,3 +208,16 @@ def _add(archive: tarfile.TarFile, name: str, content: str | bytes) -> None:
     entry.size = len(data)
     entry.mode = 0o644
     archive.addfile(entry, io.BytesIO(data))
+
+
+async def remove_images(docker: Docker, labels: list[str]) -> None:
+    """Remove the images that have these labels; no engine lets go of one that another stands on."""
+    while images := await docker.images.list(filters={"label": labels}):
+        refused = []
+        for image in images:
+            try:
+                await docker.images.delete(image["Id"], force=True)
+            except DockerError as error:
+                refused.append(error)
+        if len(refused) == len(images):
+            raise refused[0]

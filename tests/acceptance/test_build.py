@@ -15,6 +15,7 @@ import psutil
 import pytest
 from aiodocker import Docker
 
+from tests.acceptance.engines import remove_images
 from worker.engine.buildlog import BuildLog
 from worker.engine.builds import Builds
 from worker.engine.config import EngineConfig
@@ -95,9 +96,7 @@ async def docker(config: EngineConfig) -> AsyncIterator[Docker]:
         left = await client.containers.list(
             all=True, filters={"label": [f"containerpub.installation={config.installation}"]}
         )
-        images = await client.images.list(filters={"label": [f"containerpub.installation={config.installation}"]})
-        for image in images:
-            await client.images.delete(image["Id"], force=True)
+        await remove_images(client, [f"containerpub.installation={config.installation}"])
     assert left == []
     assert [entry for entry in config.socket_dir.rglob("*") if entry.name.startswith("b")] == []
     for folder in sorted(config.socket_dir.rglob("*"), reverse=True):

@@ -20,6 +20,7 @@ import pytest
 from aiodocker import Docker
 from engines import BASE_IMAGE, call, engine_config, short_dir, text
 
+from tests.acceptance.engines import remove_images
 from tests.client import Client
 from tests.deployment import Platform
 from worker.engine.config import DockerfileConfig, EngineConfig
@@ -184,8 +185,7 @@ async def bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
         finally:
             await engine.close()
             labels = [f"{LABEL_INSTALLATION}={config.installation}"]
-            for image in await docker.images.list(filters={"label": labels}):
-                await docker.images.delete(image["Id"], force=True)
+            await remove_images(docker, labels)
 
 
 async def test_a_dockerfile_becomes_a_function_that_runs_as_nobody(bench: Bench) -> None:
