@@ -166,10 +166,9 @@ def expiry(request: web.Request, *, due: datetime | None, max_delay: float) -> d
     if expires <= (due or now):
         when = "is due" if due is not None else "is accepted"
         raise BadRequest(f"expires_at is before the job {when}.", code="invalid_parameter", field="expires_at")
-    if expires - now > timedelta(seconds=2 * max_delay):
-        raise BadRequest(
-            f"expires_at is more than {2 * max_delay:g} s ahead.", code="invalid_parameter", field="expires_at"
-        )
+    if expires - (due or now) > timedelta(seconds=max_delay):
+        sentence = f"expires_at is more than {max_delay:g} s after the time at which the job is due."
+        raise BadRequest(sentence, code="invalid_parameter", field="expires_at")
     return expires
 
 

@@ -5,19 +5,26 @@
 set -eu
 cd "$(dirname "$0")/.."
 pytest=".venv/bin/python -m pytest -q"
+most_again=3
+
+failed_tests() {
+    .venv/bin/python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")'
+}
+
 if [ "${1:-}" = --inside ]; then
     jobs=${TEST_JOBS:-$(($(nproc 2>/dev/null || echo 1) + 1))}
     failed=0
     $pytest -n "$jobs" --dist worksteal -m "not alone" || failed=$?
     [ "$failed" -le 1 ] || exit "$failed"
     $pytest -m alone || failed=$?
-    if [ "$failed" = 1 ]; then
-        # A machine that is busy makes some late. What fails twice is broken; what does not is still shown above.
-        echo "test: the tests that failed once more, one after another; one that passes now has a race that is to be found"
-        failed=0
-        $pytest --last-failed --last-failed-no-failures none || failed=$?
-    fi
-    exit "$failed"
+    [ "$failed" = 1 ] || exit "$failed"
+    again=$(failed_tests)
+    [ "$(echo "$again" | wc -l)" -le "$most_again" ] || exit 1
+    # A busy machine makes a few late. What fails twice is broken; what does not is a race, in the test or in the platform.
+    echo "test: once more, one after another:"
+    $pytest --last-failed --last-failed-no-failures none
+    printf 'test: failed beside others and passed alone, a race to be found:\n%s\n' "$again"
+    exit 0
 fi
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --check --quiet .

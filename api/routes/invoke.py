@@ -51,9 +51,9 @@ async def invoke(request: web.Request) -> web.Response:
         run_at = documents.due_time(request, max_delay=settings.max_delay_seconds)
         expires_at = documents.expiry(request, due=run_at, max_delay=settings.max_delay_seconds)
         priority = documents.priority(request)
+        respond_async = respond_async or set(request.query) != {"priority"}
     if wait_s == 0:
         respond_async, wait_s = True, None
-    respond_async = respond_async or bool({"delay", "run_at", "expires_at"} & set(request.query))
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await app[ACCEPTOR].admit(caller.user.id, target.function_id)
     if run_at is not None:
@@ -65,6 +65,7 @@ async def invoke(request: web.Request) -> web.Response:
     if expires_at is not None:
         deadline_ms = round(expires_at.timestamp() * 1000)
     elif not durable and wait_s is None:
+        # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
         deadline_ms = accepted_ms + round(patience_s * 1000)
     message = JobMessage(
         id=new_id(),
@@ -73,7 +74,6 @@ async def invoke(request: web.Request) -> web.Response:
         function_id=target.function_id,
         version_id=version_id,
         concurrency=function_settings.concurrency,
-        # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
         deadline_ms=deadline_ms,
         priority=priority,
         reply=NO_REPLY if durable else app[API_ID],

@@ -186,7 +186,9 @@ async def cancel_job(request: web.Request) -> web.Response:
     await _cancel(request.app, job)
     wait_s = request.app[SETTINGS].dependency_timeout_seconds
     job = await await_end(request.app, caller.user.id, job.id, wait_s) or job
-    if job.final and job.status is not JobStatus.CANCELLED:
+    if not job.final:
+        raise Unavailable("The job's end is not recorded yet; look again.", retry_after_s=1)
+    if job.status is not JobStatus.CANCELLED:
         raise Conflict(f"The job has ended already: {job.status}.", code="job_final")
     return documents.answer(job_view(job))
 
@@ -217,14 +219,15 @@ async def cancel_jobs(request: web.Request) -> web.Response:
         raise BadRequest("Say which: by function, status or both.", code="invalid_parameter", field="function")
     if where.statuses is None:
         where = replace(where, statuses=[status for status in JobStatus if status not in FINAL])
-    most = app[SETTINGS].max_batch
+    most, wait_s = app[SETTINGS].max_batch, app[SETTINGS].dependency_timeout_seconds
     jobs = await app[JOBS].list(user, where, limit=most + 1)
-    cancelled = 0
     chosen = [job for job in jobs[:most] if job.kind is not JobKind.DELETE]
+    ends: list[bool] = []
     for start in range(0, len(chosen), _AT_ONCE):
-        ends = await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
-        cancelled += sum(ends)
-    return documents.answer({"cancelled": cancelled, "more": len(jobs) > most})
+        ends += await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
+    # Whoever asks for the next ones must not be given these again.
+    await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen))
+    return documents.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 
 
 async def redrive_job(request: web.Request) -> web.Response:
@@ -236,13 +239,17 @@ async def redrive_job(request: web.Request) -> web.Response:
         raise Conflict("Only an invoke that failed can be repeated.", code="not_redrivable")
     if job.payload is None:
         raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
-    replayed = await app[JOBS].repetition_of(job.id)
-    if replayed is None:
+    new = await app[JOBS].repetition_of(job.id)
+    headers = {"Idempotent-Replayed": "true"}
+    if new is None:
         repetitions = await _repetitions(app, user, [(job.id, job.function_id)])
-        accepted = await app[ACCEPTOR].redrive(user, repetitions)
-        replayed = None if accepted else await app[JOBS].repetition_of(job.id)
-    new = accepted[0].id if replayed is None else replayed
-    headers = {"Location": f"/api/jobs/{new}"} | ({} if replayed is None else {"Idempotent-Replayed": "true"})
+        if accepted := await app[ACCEPTOR].redrive(user, repetitions):
+            new, headers = accepted[0].id, {}
+        else:  # another call was faster
+            new = await app[JOBS].repetition_of(job.id)
+    if new is None:
+        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
+    headers["Location"] = f"/api/jobs/{new}"
     return documents.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
 
 

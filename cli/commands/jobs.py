@@ -97,7 +97,7 @@ def cancel(
         while more:
             page = (await session.call(Request(method="POST", path="/api/jobs/cancel", params=params))).document
             count += int(page.get("cancelled", 0))
-            more = bool(page.get("more")) and page.get("cancelled") != 0
+            more = bool(page.get("more"))
         if output.as_json:
             output.document({"cancelled": count})
         else:
@@ -130,7 +130,7 @@ def redrive(
             while more:
                 page = (await session.call(Request(method="POST", path="/api/jobs/redrive", params=params))).document
                 items += page.get("items", [])
-                more = bool(page.get("more")) and bool(page.get("items"))
+                more = bool(page.get("more"))
         if output.as_json:
             output.document({"items": items})
         else:

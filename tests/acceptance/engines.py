@@ -198,7 +198,7 @@ async def _function_image(engine: DockerEngine) -> str:
                 _add(archive, path.name, path.read_bytes())
         _add(archive, "broken_syntax.py", BROKEN_SYNTAX)
     layer = await in_thread(artifact_layer, artifact, "function")
-    image = await builder._images.stack(runtime, layer, "containerpub-test/functions", "latest", {}, folder="function")
+    image = await builder._images.stack(runtime, layer, "containerpub-test/functions", "latest", {})
     return image.id
 
 

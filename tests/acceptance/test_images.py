@@ -347,19 +347,12 @@ async def test_f26_what_is_pruned_under_a_running_build_is_made_again(
     pruned: list[str] = []
 
     async def prune_then_stack(
-        images: Images,
-        parent: Image,
-        layer: Layer,
-        name: str,
-        tag: str,
-        labels: Mapping[str, str],
-        *,
-        folder: str | None = None,
+        images: Images, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]
     ) -> Image:
         if name == FUNCTION and not pruned:
             pruned.append(parent.id)
             await docker("rmi", "--force", parent.id)
-        return await stack(images, parent, layer, name, tag, labels, folder=folder)
+        return await stack(images, parent, layer, name, tag, labels)
 
     monkeypatch.setattr(Images, "stack", prune_then_stack)
     async for depot in opened(replace(config, base_images={"python": own_base}), "docker"):

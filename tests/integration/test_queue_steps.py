@@ -312,6 +312,15 @@ async def test_a_job_that_is_cancelled_on_its_way_to_the_queue_is_not_let_in(que
     assert await queue.enqueue("invoke", [job]) == [Enqueued.QUEUED]
 
 
+async def test_nothing_is_absent_from_a_queue_that_is_not_whole_yet(queue: Queue, redis: Redis) -> None:
+    job = message()
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
+    with pytest.raises(QueueClosed):
+        await queue.cancel("invoke", job.id)
+    await redis.hset(GENERATION, "open", "1")  # type: ignore[misc]
+    assert await queue.enqueue("invoke", [job]) == [Enqueued.QUEUED]
+
+
 async def test_a_cancel_may_spare_what_runs(queue: Queue, redis: Redis, pool: Pool) -> None:
     jobs = [message(), message()]
     await queue.enqueue("invoke", jobs)

@@ -137,6 +137,19 @@ async def test_open_jobs_are_cancelled_by_filter(client: Client) -> None:
     assert [(await client.job(job, wait=5))["status"] for job in later] == ["cancelled"] * 3
 
 
+async def test_more_jobs_than_a_batch_are_cancelled_in_turns(client: Client) -> None:
+    assert (
+        await client.deploy("slow", {"main.py": BROKEN}, settings={"timeout_s": 20, "concurrency": 1})
+    ).status == 201
+    for count in (1000, 100):
+        batch = {"items": [{"body": "sleep"}] * count}
+        assert (await client.call("POST", "/api/functions/slow/invoke-batch", json=batch)).status == 202
+    pages = []
+    for _ in range(2):
+        pages.append((await client.call("POST", "/api/jobs/cancel?function=slow")).json)
+    assert pages == [{"cancelled": 1000, "more": True}, {"cancelled": 100, "more": False}]
+
+
 @pytest.mark.parametrize(
     ("path", "code", "field"),
     [

@@ -12,7 +12,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, cast
@@ -42,6 +42,9 @@ class Content:
     def __str__(self) -> str:
         return f"{self.files} {self.bytes}"
 
+    def __add__(self, other: Content) -> Content:
+        return Content(files=self.files + other.files, bytes=self.bytes + other.bytes)
+
     @classmethod
     def parse(cls, text: str) -> Content:
         files, size = text.split(" ")
@@ -55,7 +58,7 @@ class Layer:
     file: IO[bytes]
     diff_id: str  # sha256:… of the tar
     size_bytes: int  # of the tar
-    content: Content
+    contents: Mapping[str, Content]  # of its folders at the root
 
 
 class LayerWriter:
@@ -66,7 +69,7 @@ class LayerWriter:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._size = 0
-        self._content_bytes = 0
+        self._contents: dict[str, Content] = {}
         self._folders: set[str] = set()
         self._files: set[str] = set()
         self._tar = tarfile.open(  # noqa: SIM115
@@ -90,6 +93,7 @@ class LayerWriter:
         if path in self._files:
             raise UnsafeEntry(f"{path!r} is a file and a folder at once")
         self._folders.add(path)
+        self._count(path, Content(files=0, bytes=0))
         self._tar.addfile(_entry(path, tarfile.DIRTYPE, 0o755))
 
     def add(self, path: str, source: Readable, size: int, *, executable: bool = False) -> None:
@@ -102,7 +106,7 @@ class LayerWriter:
         self._files.add(path)
         info = _entry(path, tarfile.REGTYPE, 0o755 if executable else 0o644)
         info.size = size
-        self._content_bytes += size
+        self._count(path, Content(files=1, bytes=size))
         self._tar.addfile(info, cast(IO[bytes], source))
 
     def finish(self) -> Layer:
@@ -112,8 +116,13 @@ class LayerWriter:
             file=self._file,
             diff_id=f"sha256:{self._digest.hexdigest()}",
             size_bytes=self._size,
-            content=Content(files=len(self._files), bytes=self._content_bytes),
+            contents=self._contents,
         )
+
+    def _count(self, path: str, more: Content) -> None:
+        root = path.partition("/")[0]
+        known = self._contents.get(root)
+        self._contents[root] = more if known is None else known + more
 
     def abandon(self) -> None:
         self._file.close()

@@ -5,6 +5,9 @@
 local id = ARGV[2]
 local message = redis.call('HGET', MESSAGES, id)
 if not message then
+    local gen, open = generation()
+    -- What is not here may not be here yet.
+    if not open then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
     if has_ended(id) then return 'ended' end
     remember_end(id)
     return 'absent'

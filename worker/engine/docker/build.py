@@ -118,10 +118,9 @@ class ImageBuilder:
         self, plan: BuildPlan, recipe: Recipe, parent: Image, tag: str, labels: Mapping[str, str], log: BuildLog
     ) -> Image:
         """The version's image: its code, and what is compiled out of it if its runtime compiles."""
-        _, folder = recipe.code_folders
-        code = await in_thread(artifact_layer, plan.artifact, folder)
+        code = await in_thread(artifact_layer, plan.artifact, "function")
         if recipe.compile is None:
-            image = await self._images.stack(parent, code, FUNCTION, tag, labels, folder=folder)
+            image = await self._images.stack(parent, code, FUNCTION, tag, labels)
         else:
             source = half_made_tag(plan.version_id, self._config.worker_id)
             image = await self._images.stack(parent, code, FUNCTION, source, labels)
@@ -137,7 +136,7 @@ class ImageBuilder:
 
     async def _runtime(self, recipe: Recipe, base: Image) -> Image:
         """The base image with the runtime's in-sandbox side; made once a machine."""
-        key = content_key(base.id, recipe.fingerprint)
+        key = content_key(base.id, recipe.fingerprint, LABEL_CONTENT)
         async with self._builds.once(key):
             tag = f"{recipe.name}-{key}"
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
@@ -148,7 +147,7 @@ class ImageBuilder:
     async def _dependencies(
         self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog
     ) -> Image:
-        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted), LABEL_CONTENT)
+        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted))
         async with self._builds.once(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
@@ -157,10 +156,7 @@ class ImageBuilder:
             layer = await self._installer.install(plan, recipe, base, wanted, log)
             # Installing may take longer than an image that nobody touches counts as used.
             parent = await self._runtime(recipe, base)
-            image = await self._images.stack(
-                parent, layer, DEPENDENCIES, key, self._labels(), folder=recipe.dependencies
-            )
-            return await self._in_use(image)
+            return await self._in_use(await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels()))
 
     async def _in_use(self, image: Image) -> Image:
         await asyncio.to_thread(self._use.mark, image.id)

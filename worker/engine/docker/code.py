@@ -33,8 +33,7 @@ class _Part:
 
     entry: str
     folder: str
-    content: Content  # at least
-    exactly: bool  # no other layer has files there
+    content: Content
 
 
 class VersionCode:
@@ -107,19 +106,20 @@ class VersionCode:
         if image.diff_ids[:base] != runtime.diff_ids[:base] or not 1 <= len(own) <= 2:
             parts = ()
         else:
-            code, packages = image.content_of(function), image.content_of(dependencies)
-            if code is None or (packages is None and len(own) == 2):
-                raise EngineUnavailable(f"The image {spec.image} does not say how much code it holds.")
-            parts = (_Part(entry=entry_name(spec.user_id, own[-1]), folder=function, content=code, exactly=True),)
+            parts = (self._part(image, spec, function, own[-1]),)
             # The runtime's own packages may lie in the same folder, and may be all that does.
             shared = any(file.path.startswith(f"{dependencies}/") for file in recipe.files)
             layers = image.diff_ids[base if shared else base + 1 : -1]
             if layers:
-                entry = entry_name(spec.user_id, " ".join(layers))
-                least = packages or Content(files=1, bytes=1)
-                parts = (_Part(entry=entry, folder=dependencies, content=least, exactly=not shared), *parts)
+                parts = (self._part(image, spec, dependencies, " ".join(layers)), *parts)
         self._parts[spec.image, spec.user_id] = parts
         return parts
+
+    def _part(self, image: Image, spec: SandboxSpec, folder: str, layers: str) -> _Part:
+        content = image.content_of(folder)
+        if content is None:
+            raise EngineUnavailable(f"The image {spec.image} does not say how much its {folder} holds.")
+        return _Part(entry=entry_name(spec.user_id, layers), folder=folder, content=content)
 
     def _has(self, parts: tuple[_Part, ...]) -> bool:
         return all(self._cache.has(part.entry) for part in parts)
@@ -205,9 +205,8 @@ class VersionCode:
                 spool.seek(0)
                 content = unpack_archive(spool, part.folder, tree, most)
                 # An engine that is shutting down sends what it can still read, and ends as if that were all.
-                fewer = content.files < part.content.files or content.bytes < part.content.bytes
-                if fewer or (part.exactly and content != part.content):
-                    raise UnsafeEntry(f"{content} files and bytes came of {part.content}")
+                if content != part.content:
+                    raise UnsafeEntry(f"{content} files and bytes came instead of {part.content}")
                 return content.bytes
 
             try:

@@ -49,7 +49,7 @@ class Image:
     labels: Mapping[str, str]
 
     def content_of(self, folder: str) -> Content | None:
-        """What the layer brought that was made for ``folder``; ``None`` if there is none."""
+        """What our layers brought into a folder at the root; ``None`` if that was not noted."""
         noted = self.labels.get(f"{LABEL_CONTENT}.{folder}")
         return None if noted is None else Content.parse(noted)
 
@@ -116,16 +116,16 @@ class Images:
             raise EngineUnavailable(f"The base image {reference} was pulled and is not there.")
         return found
 
-    async def stack(
-        self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str], *, folder: str | None = None
-    ) -> Image:
+    async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
         """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer.
 
-        :param folder: the one that the layer is for: how much it holds is noted for whoever copies it.
+        How much our layers hold is noted in labels, for whoever copies a folder. A file that covers another counts
+        twice; whoever compares will not trust such an image, and it is started plainly.
         """
         noted = {key: text for key, text in parent.labels.items() if key.startswith(f"{LABEL_CONTENT}.")}
-        if folder is not None:
-            noted[f"{LABEL_CONTENT}.{folder}"] = str(layer.content)
+        for folder, content in layer.contents.items():
+            below = parent.content_of(folder)
+            noted[f"{LABEL_CONTENT}.{folder}"] = str(content if below is None else below + content)
         config = {
             "Env": [one for one in parent.environment if _is_harmless(one)],
             "Labels": noted | dict(labels),
