@@ -320,6 +320,14 @@ async def test_stream_that_vanished_is_read_again_from_its_start(
     assert (await row(pool, job))["status"] == "succeeded"
 
 
-async def test_deadlock_is_a_reason_to_try_again_not_to_reject(pool: Pool) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.DeadlockDetectedError("deadlock detected"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+    ],
+    ids=["deadlock", "f13-broken-within-an-operation"],
+)
+async def test_what_may_succeed_another_time_is_no_reason_to_reject(error: Exception) -> None:
     with pytest.raises(Unavailable), postgres_errors():
-        raise asyncpg.DeadlockDetectedError("deadlock detected")
+        raise error
