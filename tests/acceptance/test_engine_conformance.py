@@ -7,14 +7,17 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import psutil
 import pytest
-from engines import Bench, bench, call, docker_bench, engine_config, short_dir, text
+from engines import Bench, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
 
+from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
 from worker.engine.docker import DockerEngine
+from worker.engine.process.child import Child
 from worker.engine.sandbox import AttachedSandbox
 
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
@@ -604,6 +607,30 @@ async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
             assert isinstance(started, asyncio.CancelledError)
     assert await bench.engine.sweep(frozenset()) <= 3
     assert await _left(bench) == []
+
+
+async def test_a_process_that_comes_into_being_after_its_start_was_cancelled_is_ended(
+    engine_config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = Child._spawn
+    spawned: list[int] = []
+
+    def late(child: Child, *arguments: Any) -> None:
+        time.sleep(0.3)  # as a fork of a large worker on a busy machine
+        spawn(child, *arguments)
+        assert child._process is not None
+        spawned.append(child._process.pid)
+
+    monkeypatch.setattr(Child, "_spawn", late)
+    async for made in process_bench_of(engine_config):
+        starting = asyncio.ensure_future(made.start("echo"))
+        await asyncio.sleep(0.1)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert len(spawned) == 1
+        assert not psutil.pid_exists(spawned[0])
+        assert await _left(made) == []
 
 
 @pytest.mark.podman

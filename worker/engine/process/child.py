@@ -52,9 +52,25 @@ class Child:
 
     async def start(self, rendezvous: Rendezvous) -> None:
         try:
-            await asyncio.to_thread(self.spawn, self._new_env(rendezvous))
+            await self.spawn(self._new_env(rendezvous))
         except OSError as error:
             raise EngineUnavailable(f"A sandbox's process cannot be started: {error}") from error
+
+    async def spawn(
+        self, env: Mapping[str, str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+    ) -> None:
+        """Start it with ``env`` in its folder, which is there.
+
+        A process on its way into being cannot be called back: when cancelled, this ends once it is there to be killed.
+        """
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, env, stdout, stderr))
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await asyncio.wait((spawning,))
+            if not spawning.cancelled():
+                spawning.exception()  # nobody is left to be told
+            raise
 
     async def pause(self) -> None:
         await asyncio.to_thread(self._stop_all)
@@ -83,8 +99,8 @@ class Child:
             await killing
         await asyncio.to_thread(remove_folder, self._folder)
 
-    def spawn(self, env: Mapping[str, str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL) -> None:
-        """Start it with ``env`` in its folder, which is there. Blocking: a fork of the worker takes milliseconds."""
+    def _spawn(self, env: Mapping[str, str], stdout: int, stderr: int) -> None:
+        """Blocking: a fork of the worker takes milliseconds."""
         (self._folder / TEMP_FOLDER).mkdir(mode=0o700)
         python = (sys.executable, "-I", "-S", "-B")
         process = subprocess.Popen(

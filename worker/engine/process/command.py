@@ -91,7 +91,7 @@ class ProcessRun:
         here = {**env, "HOME": str(self._temp), "TMPDIR": str(self._temp)}
         out, err = streams
         try:
-            await asyncio.to_thread(self._child.spawn, here, out.fileno(), err.fileno())
+            await self._child.spawn(here, out.fileno(), err.fileno())
         except OSError as error:
             raise NotRun(f"A command's process cannot be started: {error}") from error
         finally:
