@@ -34,17 +34,21 @@ async def measure(run: Run) -> list[Figure]:
 async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
     run.say("isolation: fresh, one client")
     await caller.deploy("fresh", functions.HELLO, isolation="fresh")
+    await caller.deploy("reused", functions.HELLO)
     took: list[float] = []
+    reused: list[float] = []
     began = 0.0
     for number in range(2 + run.pick(5, 30)):
-        await asyncio.sleep(_FRESH_EVERY_S)
         if number == 2:
             began = time.time()
             took.clear()
-        started = time.perf_counter()
-        await caller.invoke("fresh", functions.HELLO_BODY, functions.HELLO_RESULT)
-        took.append(1000 * (time.perf_counter() - started))
-    kinds = await recorded.start_kinds_of(platform, began, len(took))
+            reused.clear()
+        for name, times in (("fresh", took), ("reused", reused)):
+            started = time.perf_counter()
+            await caller.invoke(name, functions.HELLO_BODY, functions.HELLO_RESULT)
+            times.append(1000 * (time.perf_counter() - started))
+            await asyncio.sleep(_FRESH_EVERY_S / 2)
+    kinds = await recorded.start_kinds_of(platform, began, len(took) + len(reused))
     if set(kinds) - {"warm", "paused"}:
         raise WrongAnswer(f"sandboxes were to stand ready, but these starts were recorded: {kinds}")
     image = await platform.database.fetchval("SELECT image FROM versions ORDER BY created_at DESC LIMIT 1")
@@ -56,7 +60,13 @@ async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
         better=Better.LESS,
         target=4.0,
         baseline=await run.baselines.docker_run(image),
-        details={"p95_ms": percentile(sorted(took), 95), "all_ms": took, "start_kinds": kinds},
+        # After as long a rest, a reused sandbox is slower as well: that is what the machine's sleep costs.
+        details={
+            "p95_ms": percentile(sorted(took), 95),
+            "reused_p50_ms": median(reused),
+            "all_ms": took,
+            "start_kinds": kinds,
+        },
     )
 
 

@@ -127,6 +127,11 @@ class Settings(BaseModel):
     engine_timeout_seconds: PositiveSeconds = _setting(
         60, "Bound on one call to the container engine, other than transfers of images."
     )
+    engine_max_changes: Annotated[int, Field(ge=0)] = _setting(
+        0,
+        "Containers of functions that a worker makes, starts or removes at a time; 0: as many as the engine's machine "
+        "has processors. More at once hold up calls that are running.",
+    )
     docker_registry: str = _setting("", "Registry that versions' images are pushed to; empty: none.")
     docker_base_image: str = _setting(
         "", "Base images as `runtime=image`, separated by commas; empty: the recipes' own."

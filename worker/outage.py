@@ -33,15 +33,14 @@ class Outage:
         """Whether a job whose attempt the engine failed is to be delivered again; returns when it may be.
 
         If the engine does not answer, this worker claims nothing from here on, so that the job's next deliveries are
-        not used up in the time that an engine takes to restart. One that still answers may be about to stop: what it
-        failed waits a little, longer each time.
+        not used up in the time that an engine takes to restart. One that still answers may be about to stop, and other
+        workers of an engine that does not may not have noticed yet: so the job waits a little, longer each time.
         """
         if message.lost + 1 >= self._max_lost:
             return False
         await self._look()
-        if not self._away:
-            await asyncio.sleep(_PAUSE_S * 4**message.lost)
-            await self._look()
+        await asyncio.sleep(_PAUSE_S * 4**message.lost)
+        await self._look()
         return True
 
     async def run(self) -> None:

@@ -269,6 +269,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         index_hosts=settings.index_hosts,
         registry=settings.docker_registry or None,
         engine_call_timeout_s=settings.engine_timeout_seconds,
+        max_container_changes=settings.engine_max_changes,
         start_timeout_s=settings.sandbox_start_timeout_seconds,
         code_cache_bytes=settings.code_cache_bytes,
         image_disk_bytes=settings.image_disk_bytes,

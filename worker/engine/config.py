@@ -39,6 +39,8 @@ class EngineConfig:
     :param oci_runtime: name of the engine's OCI runtime (``runsc``), ``None`` for its default.
     :param index_hosts: ``host`` names a dependency install may reach on port 443; ``None`` asks the base image's own
         package manager; empty forbids all.
+    :param max_container_changes: containers that are created, started and removed at a time; 0 for as many as the
+        engine's machine has processors. More at once hold up the calls that are running.
     :param registry: images of versions are pushed there when set.
     :param max_image_bytes: bound on one version's image.
     :param egress: where functions with a network may go.
@@ -67,3 +69,4 @@ class EngineConfig:
     dockerfile: DockerfileConfig | None = None
     start_timeout_s: float = 30.0
     engine_call_timeout_s: float = 60.0
+    max_container_changes: int = 0

@@ -47,6 +47,7 @@ async def start_command(
     config: EngineConfig,
     folders: SocketFolders,
     gates: Gates,
+    turns: asyncio.Semaphore,
     recipe: Recipe,
     spec: SandboxSpec,
     image: Image,
@@ -87,7 +88,7 @@ async def start_command(
             network="none" if gate is None else gate.network,
         )
 
-    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, gate)
+    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, turns, gate)
     sandbox = await sandboxes.start(sandbox_id, spec, folder, paths, program)
     if gate is not None:
         try:
@@ -107,14 +108,16 @@ class ContainerRun:
         name: str,
         timeout_s: float,
         new_config: Callable[[Mapping[str, str]], JSONObject],
+        turns: asyncio.Semaphore,
         gate: Gate | None,
     ) -> None:
-        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request; the
-        open ``gate`` goes with it."""
+        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request;
+        ``turns`` bounds how many containers come and go at a time; the open ``gate`` goes with it."""
         self._docker = docker
         self._name = name
         self._timeout_s = timeout_s
         self._new_config = new_config
+        self._turns = turns
         self._gate = gate
         self._creating: asyncio.Task[DockerContainer] | None = None
         self._killing: asyncio.Task[None] | None = None
@@ -130,7 +133,7 @@ class ContainerRun:
         stream = container.attach(stdout=True, stderr=True)
         reading: asyncio.Task[None] | None = None
         try:
-            async with engine_call("starting a command", self._timeout_s):
+            async with engine_call("starting a command", self._timeout_s), self._turns:
                 # Attached first, so that nothing it prints is missed.
                 await stream.__aenter__()
                 await container.start()
@@ -154,12 +157,13 @@ class ContainerRun:
         for task in (self._creating, self._killing):
             if task is not None:
                 await asyncio.wait((task,))
-        await remove_container(self._docker, self._name, self._timeout_s)
+        async with self._turns:
+            await remove_container(self._docker, self._name, self._timeout_s)
         if self._gate is not None:
             await self._gate.remove()
 
     async def _create(self, env: Mapping[str, str]) -> DockerContainer:
-        async with engine_call("creating a container", self._timeout_s):
+        async with engine_call("creating a container", self._timeout_s), self._turns:
             return await self._docker.containers.create(self._new_config(env), name=self._name)
 
     async def _ended(self, container: DockerContainer, timeout_s: float) -> ExitStatus | None:

@@ -61,15 +61,18 @@ class Container:
         folders: Sequence[Path],
         timeout_s: float,
         new_config: Callable[[Rendezvous], JSONObject],
+        turns: asyncio.Semaphore,
         gate: Gate | None = None,
     ) -> None:
-        """``gate`` is what it gets out by; it comes and goes with it."""
+        """``turns`` bounds how many containers come and go at a time: each takes a processor for a while. ``gate`` is
+        what it gets out by; it comes and goes with it."""
         self.name = name
         self._folders = folders
         self._docker = docker
         self._container = docker.containers.container(name)
         self._timeout_s = timeout_s
         self._new_config = new_config
+        self._turns = turns
         self._gate = gate
         self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
@@ -80,11 +83,11 @@ class Container:
         # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
         self._creating = asyncio.create_task(self._create(rendezvous), name=f"create-{self.name}")
         await asyncio.shield(self._creating)
-        async with engine_call("starting a container", self._timeout_s):
+        async with engine_call("starting a container", self._timeout_s), self._turns:
             await self._container.start()
 
     async def _create(self, rendezvous: Rendezvous) -> None:
-        async with engine_call("creating a container", self._timeout_s):
+        async with engine_call("creating a container", self._timeout_s), self._turns:
             await self._docker.containers.create(self._new_config(rendezvous), name=self.name)
 
     def kill(self) -> None:
@@ -127,7 +130,8 @@ class Container:
         for task in (self._creating, self._killing):
             if task is not None:
                 await asyncio.wait((task,))
-        await remove_container(self._docker, self.name, self._timeout_s)
+        async with self._turns:
+            await remove_container(self._docker, self.name, self._timeout_s)
         if self._gate is not None:
             await self._gate.remove()
         for folder in self._folders:

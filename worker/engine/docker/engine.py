@@ -72,6 +72,7 @@ class DockerEngine:
         self._stock: Stock | None = None
         self._gates: Gates | None = None
         self._seccomp = ""
+        self._turns = asyncio.Semaphore(config.max_container_changes or 1)
 
     async def open(self) -> None:
         url = self._config.docker_host or await asyncio.to_thread(_local_socket)
@@ -103,6 +104,8 @@ class DockerEngine:
             # Nothing of ours is on this engine yet, and one that does not answer is not asked again at the end.
             await docker.close()
             raise
+        if not self._config.max_container_changes:
+            self._turns = asyncio.Semaphore(max(1, int(info.get("NCPU") or 1)))
         self._docker = docker
         self._builder = ImageBuilder(docker, self._config)
         self._code = VersionCode(docker, self._config, self._cache)
@@ -132,7 +135,7 @@ class DockerEngine:
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
             gates = self._opened_gates()
             command = await start_command(
-                self._commands, self._client(), self._config, self._folders, gates, recipe, spec, image
+                self._commands, self._client(), self._config, self._folders, gates, self._turns, recipe, spec, image
             )
             self._runs(command.id, spec.image)
             return command
@@ -276,7 +279,8 @@ class DockerEngine:
         def new_vessel() -> Container:
             owned = [folder] if folders is None else [folder, self._blanks.home(sandbox_id)]
             timeout_s = self._config.engine_call_timeout_s
-            return Container(self._client(), f"containerpub-{sandbox_id}", owned, timeout_s, new_config, gate)
+            name, turns = f"containerpub-{sandbox_id}", self._turns
+            return Container(self._client(), name, owned, timeout_s, new_config, turns, gate)
 
         self._runs(sandbox_id, image)
         sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
