@@ -18,7 +18,7 @@ from typer.main import get_command
 from cli.commands import JsonFlag, Run, at_least, output_of
 from cli.commands.accounts import login, logout, me, register
 from cli.commands.deploy import deploy
-from cli.commands.functions import delete, list_functions
+from cli.commands.functions import delete, list_functions, start, stop
 from cli.commands.init import init
 from cli.commands.invoke import invoke
 from cli.commands.jobs import cancel, job, jobs, redrive
@@ -50,6 +50,8 @@ app.command()(jobs)
 app.command()(cancel)
 app.command()(redrive)
 app.command()(logs)
+app.command()(stop)
+app.command()(start)
 app.command()(delete)
 
 

@@ -8,7 +8,7 @@ that dies half-way is followed by one that starts over. One that was only asleep
 3. the scripts are loaded, which tells everybody that there is a queue again: attempts can be settled and registered,
    not claimed;
 4. workers register what they still run, for a grace time; the records are written to Postgres;
-5. every open job of Postgres is put on the queue, and claims are open.
+5. every open job of Postgres is put on the queue, those of stopped functions apart, and claims are open.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.postgres.functions import Functions
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
@@ -87,6 +88,8 @@ class Rebuild:
             await self._redis.publish(REBUILT_CHANNEL, generation)
         await asyncio.sleep(self._grace_s)
         await self._write_records()
+        for function in await Functions(self._pool).stopped():
+            await self._queue.stop_function(function)
         count = await self._fill()
         with redis_errors():
             await self._guarded(_OPEN, generation)

@@ -15,8 +15,10 @@ from scheduler.leader import Leader
 from scheduler.observer import Observer
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
+from scheduler.stopped import StoppedFunctions
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
@@ -35,6 +37,7 @@ _PARTITIONS_S = 3600.0
 _EXPIRE_S = 60.0
 _DUE_S = 0.25
 _EXPIRY_S = 1.0
+_STOPPED_S = 1.0
 
 
 async def serve(settings: Settings) -> None:
@@ -64,6 +67,7 @@ async def serve(settings: Settings) -> None:
         reconciler = Reconciler(queue, jobs, drain)
         due = Due(queue, jobs)
         expiry = Expiry(queue, jobs)
+        stopped = StoppedFunctions(queue, Functions(pool))
 
         async def keep_open() -> None:
             if await rebuild.needed():
@@ -76,6 +80,7 @@ async def serve(settings: Settings) -> None:
             "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
             "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
             "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
+            "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }

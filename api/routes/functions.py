@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from shared.functions import Function, Version
 from shared.jobs import JobKind
 from shared.queue.message import NO_VERSION, JobMessage, now_ms
 from shared.queue.queue import Change
+from shared.queue.scripts import QueueClosed
 
 
 def function_view(function: Function) -> dict[str, Any]:
@@ -69,6 +71,34 @@ async def list_functions(request: web.Request) -> web.Response:
 async def read_function(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     return documents.answer(function_view(await function_of(request, caller)))
+
+
+async def stop_function(request: web.Request) -> web.Response:
+    """New invokes are refused from here on, jobs that wait go on waiting, and idle sandboxes go."""
+    return await _set_status(request, "inactive")
+
+
+async def start_function(request: web.Request) -> web.Response:
+    """Serve again, what waits first."""
+    return await _set_status(request, "active")
+
+
+async def _set_status(request: web.Request, status: Literal["active", "inactive"]) -> web.Response:
+    caller = await authenticated(request)
+    function = await function_of(request, caller)
+    app, queue = request.app, request.app[QUEUE]
+    live = await app[FUNCTIONS].set_status(function.id, status)
+    change = Change(function=function.id, live=live if status == "active" else None)
+    app[RESOLVER].changed(change.encode().encode())
+    try:
+        if status == "active":
+            await queue.start_function(function.id)  # the scheduler goes on if many wait
+        else:
+            await queue.stop_function(function.id)
+        await queue.announce_change(change)
+    except (Unavailable, QueueClosed):
+        pass  # the scheduler tells the queue, and others forget what they remember within seconds
+    return documents.answer(function_view(replace(function, status=status)))
 
 
 async def delete_function(request: web.Request) -> web.Response:
@@ -147,6 +177,20 @@ OPERATIONS = (
         handler=delete_function,
         summary="Delete a function; a job clears up behind it",
         responses={202: models.Accepted},
+    ),
+    Operation(
+        method="POST",
+        path="/api/functions/{function}/stop",
+        handler=stop_function,
+        summary="Stop a function: new invokes are refused, jobs that wait go on waiting",
+        responses={200: models.FunctionView},
+    ),
+    Operation(
+        method="POST",
+        path="/api/functions/{function}/start",
+        handler=start_function,
+        summary="Start a stopped function again",
+        responses={200: models.FunctionView},
     ),
     Operation(
         method="GET",

@@ -1,4 +1,4 @@
-"""``list`` and ``delete``."""
+"""``list``, ``stop``, ``start`` and ``delete``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def list_functions(ctx: typer.Context, as_json: JsonFlag = False) -> ExitStatus:
         else:
             columns = ("name", "status", "runtime", "live_version", "updated_at", "id")
             output.table([name.upper() for name in columns], [[each.get(name) for name in columns] for each in found])
+        return ExitStatus.OK
+
+    return in_session(output, action)
+
+
+def stop(ctx: typer.Context, name: FunctionName, as_json: JsonFlag = False) -> ExitStatus:
+    """Stop a function: new invokes are refused, jobs that wait go on waiting."""
+    return _set_status(ctx, name, as_json, "stop", "Stopped")
+
+
+def start(ctx: typer.Context, name: FunctionName, as_json: JsonFlag = False) -> ExitStatus:
+    """Start a stopped function again."""
+    return _set_status(ctx, name, as_json, "start", "Started")
+
+
+def _set_status(ctx: typer.Context, name: str, as_json: bool, verb: str, done: str) -> ExitStatus:
+    output = output_of(ctx, as_json)
+
+    async def action(session: Session) -> ExitStatus:
+        from cli.client import Request
+        from cli.session import function_path
+
+        answer = await session.call(Request(method="POST", path=f"{function_path(name)}/{verb}"))
+        if output.as_json:
+            output.document(answer.document)
+        else:
+            output.line(f"{done} {name}.")
         return ExitStatus.OK
 
     return in_session(output, action)

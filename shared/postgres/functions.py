@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 
+from shared.errors import NotFound
 from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
 from shared.ids import new_id
 from shared.jobs import JobKind
@@ -80,6 +81,23 @@ class Functions:
                 await connection.execute(_JOBS["cancel_scheduled"], function)
                 await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
         return job
+
+    async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> UUID | None:
+        """Start or stop a function; the version that is live.
+
+        :raises NotFound: if it was deleted.
+        """
+        with postgres_errors():
+            row = await self._pool.fetchrow(_SQL["set_function_status"], function, status)
+        if row is None:
+            raise NotFound("The function was deleted.", code="function_not_found")
+        live: UUID | None = row["live"]
+        return live
+
+    async def stopped(self) -> set[UUID]:
+        """Functions whose jobs wait until they are started again."""
+        with postgres_errors():
+            return {row["id"] for row in await self._pool.fetch(_SQL["stopped_functions"])}
 
     async def list(self, user: UUID, *, after: str, limit: int) -> Sequence[Function]:
         with postgres_errors():

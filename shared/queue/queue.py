@@ -29,6 +29,7 @@ REBUILT_CHANNEL = "cp:rebuilt"
 OPENED_CHANNEL = "cp:opened"
 """It is complete: what it does not hold was lost."""
 
+_MOST_STARTED = 500
 _STEP_S = 5.0
 """Bound on a step, where the client names none."""
 
@@ -235,6 +236,23 @@ class Queue:
         """What Redis holds ``worker`` to be running, in the generation that it has joined."""
         answer = await self._run(scripts.HELD, queue, worker, generation)
         return _claims(answer)
+
+    async def stop_function(self, function: UUID) -> None:
+        """Let the jobs of a function wait; those that run go on."""
+        await self._run(scripts.STOP, "invoke", str(function))
+
+    async def start_function(self, function: UUID) -> bool:
+        """Let the jobs of a function run again; False if many wait and this is to be called again."""
+        return int(await self._run(scripts.START, "invoke", str(function), _MOST_STARTED)) == 0
+
+    async def stopped_functions(self) -> tuple[set[UUID], set[UUID]]:
+        """The functions whose jobs wait, and those that were started and have jobs that wait still."""
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.smembers("cp:invoke:stopped")
+            pipe.smembers("cp:invoke:starting")
+            stopped, starting = await pipe.execute()
+        return {UUID(one.decode()) for one in stopped}, {UUID(one.decode()) for one in starting}
 
     async def retire(self, worker: str) -> None:
         """Forget a worker that ends in good order."""

@@ -36,5 +36,7 @@ CANCEL = _load("cancel")
 EXPIRE_WORKER = _load("expire_worker")
 REGISTER = _load("register")
 HELD = _load("held")
+STOP = _load("stop")
+START = _load("start")
 
-SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER, HELD)
+SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER, HELD, STOP, START)

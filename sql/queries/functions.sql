@@ -91,6 +91,15 @@ UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND
 -- A lost image was built again.
 UPDATE versions SET image = $2, image_bytes = $3 WHERE id = $1
 
+-- name: set_function_status
+-- Stop or start a function; it, with the version that is live.
+UPDATE functions f SET status = $2 WHERE f.id = $1 AND f.deleted_at IS NULL
+RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.name = 'live') AS live
+
+-- name: stopped_functions
+-- Functions whose jobs wait until they are started again.
+SELECT id FROM functions WHERE status = 'inactive' AND deleted_at IS NULL
+
 -- name: delete_function
 -- Take a function from its user at once; a delete job clears up behind it.
 UPDATE functions SET deleted_at = now(), status = 'inactive' WHERE id = $1 AND deleted_at IS NULL

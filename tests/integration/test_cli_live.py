@@ -117,6 +117,9 @@ def test_a_function_is_deployed_invoked_listed_and_deleted(greeter: Command) -> 
     assert json.loads(greeter("invoke", "greeter", "--json", stdin="[1]").stdout)["result"]["got"] == [1]
     items = json.loads(greeter("list", "--json").stdout)["items"]
     assert [(item["name"], item["live_version"]) for item in items] == [("greeter", 1)]
+    assert greeter("stop", "greeter").stdout == "Stopped greeter.\n"
+    assert greeter("invoke", "greeter").returncode != 0
+    assert json.loads(greeter("start", "greeter", "--json").stdout)["status"] == "active"
     assert greeter("delete", "greeter").returncode == 2
     assert greeter("delete", "greeter", "--yes").returncode == 0
     assert greeter("invoke", "greeter").returncode == 4

@@ -172,6 +172,8 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
         await witness.call("POST", f"/api/jobs/{job}/redrive")
         await witness.call("POST", "/api/jobs/redrive?function=f")
         assert (await witness.call("POST", f"/api/jobs/{job}/cancel")).status == 409
+        await witness.call("POST", f"{url}/stop")
+        await witness.call("POST", f"{url}/start")
         await witness.call("DELETE", url)
         await witness.call("POST", "/api/auth/logout")
         assert (await witness.call("GET", "/api/auth/me")).status == 401

@@ -26,6 +26,8 @@ FILLED = {
     "redrive_job": ("job",),
     "read_function": ("function",),
     "delete_function": ("function",),
+    "stop_function": ("function",),
+    "start_function": ("function",),
     "list_versions": ("function",),
     "read_version": ("function", "number"),
     "invoke": ("function",),

@@ -60,6 +60,9 @@ if want > 0 and open then
                     local reason = m.reply == '-' and 'expired' or 'queue_timeout'
                     publish_end(id, m, closing_record(id, m, {status = 'failed', reason = reason,
                                                               attempt = m.attempt - 1}))
+                elseif is_stopped(m.fn) then
+                    if m.limit > 0 then redis.call('SREM', K .. 'admitted:' .. m.fn, id) end
+                    park(id, m)
                 else
                     local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')
                     redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn}, ' '))

@@ -5,13 +5,15 @@
 --   user:{user}       zset  job by time and priority      runnable jobs of one user
 --   newcomers         zset  user by turn                  users with runnable jobs and nothing running
 --   ring              zset  user by turn                  other users with runnable jobs, least recently served first
---   parked:{function} zset  job by time and priority      jobs over their function's concurrency limit
+--   parked:{function} zset  job by time and priority      jobs over their function's limit, or of a stopped function
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
 --   idle              zset  worker by turn                workers that wait for any user's job
 --   spare             zset  worker by turn                workers whose free slots are kept for newcomers
 --   ended             zset  job by time ended             durable jobs that ended within the last minute
+--   stopped           set   function                      functions whose jobs wait, all of them parked in the end
+--   starting          set   function                      functions that were started again and have jobs parked still
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats).
 --
@@ -27,6 +29,7 @@ local MESSAGES, RUNNING = K .. 'messages', K .. 'running'
 local NEWCOMERS, RING, IDLE, SPARE = K .. 'newcomers', K .. 'ring', K .. 'idle', K .. 'spare'
 local RECORDS = 'cp:records'
 local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
+local STOPPED, STARTING = K .. 'stopped', K .. 'starting'
 local HEAD_START_MS = 600000
 
 local function clock_ms()
@@ -77,17 +80,24 @@ local function to_user_queue(id, m)
     line_up(m.user)
 end
 
--- Makes a job runnable, or parks it when its function has as many runnable and running jobs as it may.
-local function admit(id, m)
+local function is_stopped(fn) return redis.call('SISMEMBER', STOPPED, fn) == 1 end
+
+local function park(id, m) redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id) end
+
+-- Makes a job runnable unless its function has as many runnable and running jobs as it may; whether it did.
+local function let_run(id, m)
     if m.limit > 0 then
         local admitted = K .. 'admitted:' .. m.fn
-        if redis.call('SCARD', admitted) >= m.limit then
-            redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id)
-            return
-        end
+        if redis.call('SCARD', admitted) >= m.limit then return false end
         redis.call('SADD', admitted, id)
     end
     to_user_queue(id, m)
+    return true
+end
+
+-- Makes a job runnable, or parks it.
+local function admit(id, m)
+    if is_stopped(m.fn) or not let_run(id, m) then park(id, m) end
 end
 
 -- Ends an attempt: the slot of its user is free again.
@@ -103,6 +113,7 @@ local function forget(id, m)
     if m.limit == 0 then return end
     local admitted, parked = K .. 'admitted:' .. m.fn, K .. 'parked:' .. m.fn
     redis.call('SREM', admitted, id)
+    if is_stopped(m.fn) then return end
     while redis.call('SCARD', admitted) < m.limit do
         local next_job = redis.call('ZPOPMIN', parked)
         if #next_job == 0 then break end
