@@ -13,10 +13,11 @@ from api import keys
 from api.acceptor import Acceptor
 from api.accounts import Accounts
 from api.contract import Operation
+from api.feeds import Feeds
 from api.middleware import around
 from api.openapi import document
 from api.resolver import Resolver
-from api.routes import accounts, batch, deploy, functions, invoke, jobs, operations, records
+from api.routes import accounts, batch, deploy, events, functions, invoke, jobs, operations, records
 from api.waiting import Waiting
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
@@ -30,7 +31,7 @@ from shared.postgres.users import Users
 from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.push import Push
-from shared.queue.queue import CHANGED_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
+from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
 from shared.scratch import Scratch
 from shared.settings import Settings
 
@@ -43,6 +44,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *invoke.OPERATIONS,
     *batch.OPERATIONS,
     *jobs.OPERATIONS,
+    *events.OPERATIONS,
     *records.OPERATIONS,
     *operations.OPERATIONS,
 )
@@ -57,10 +59,15 @@ def build_app(settings: Settings) -> web.Application:
     app[keys.VERSION] = installed_version("containerpub")
     app[keys.API_ID] = new_id().hex
     app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
+    app.on_shutdown.append(_end_feeds)
     app.cleanup_ctx.extend((_postgres, _store, _queue))
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, operation.handler)
     return app
+
+
+async def _end_feeds(app: web.Application) -> None:
+    app[keys.FEEDS].stop()
 
 
 async def _postgres(app: web.Application) -> AsyncIterator[None]:
@@ -103,9 +110,11 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     )
     waiting, resolver = Waiting(), app[keys.RESOLVER]
     app[keys.WAITING] = waiting
+    feeds = app[keys.FEEDS] = Feeds(queue, waiting, most_of_user=settings.max_event_streams_per_user)
 
     def back() -> None:
         waiting.connection_back()
+        feeds.connection_back()
         resolver.forget_all()
 
     rechecks: set[asyncio.Task[None]] = set()
@@ -126,6 +135,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         {
             f"cp:reply:{app[keys.API_ID]}": waiting.replied,
             FINAL_CHANNEL: waiting.ended,
+            EVENTS_CHANNEL: feeds.heard,
             CHANGED_CHANNEL: resolver.changed,
             OPENED_CHANNEL: opened,
         },
@@ -141,7 +151,9 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
     await push.start()
+    looking = asyncio.create_task(feeds.run(), name="feeds")
     yield
+    await ended([looking])
     await app[keys.ACCEPTOR].close()
     app[keys.ACCOUNTS].close()
     await push.stop()

@@ -21,11 +21,12 @@ _PREFERENCE = re.compile(r"\s*([A-Za-z-]+)\s*(?:=\s*\"?([^\";,]*)\"?)?\s*(?:[;,]
 
 def answer(document: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=orjson.dumps(document, default=_plain), status=status, headers=headers, content_type="application/json"
+        body=orjson.dumps(document, default=plain), status=status, headers=headers, content_type="application/json"
     )
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """What orjson cannot say by itself."""
     # asyncpg's UUIDs are a subclass, and orjson takes only the class itself.
     if isinstance(value, UUID):
         return str(value)
@@ -195,7 +196,7 @@ def uuid_in_path(request: web.Request, name: str) -> UUID | None:
 
 
 def encode_cursor(position: object) -> str:
-    return urlsafe_b64encode(orjson.dumps(position, default=_plain)).rstrip(b"=").decode()
+    return urlsafe_b64encode(orjson.dumps(position, default=plain)).rstrip(b"=").decode()
 
 
 def decode_cursor(text: str | None) -> Any:

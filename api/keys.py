@@ -6,6 +6,7 @@ from aiohttp import web
 
 from api.acceptor import Acceptor
 from api.accounts import Accounts
+from api.feeds import Feeds
 from api.resolver import Resolver
 from api.waiting import Waiting
 from shared.artifacts import ArtifactStore
@@ -34,4 +35,5 @@ STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
 SCRATCH = web.AppKey("scratch", Scratch)
 RESOLVER = web.AppKey("resolver", Resolver)
 ACCEPTOR = web.AppKey("acceptor", Acceptor)
+FEEDS = web.AppKey("feeds", Feeds)
 WAITING = web.AppKey("waiting", Waiting)

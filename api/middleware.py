@@ -21,6 +21,7 @@ from shared.ids import new_id
 log = logging.getLogger("api.request")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ALLOWED_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Request-ID")
 _CODES = {400: "bad_request", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -97,12 +98,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
         )
     if response.status >= 400 and not request.content.is_eof():
         response.force_close()  # what is left of the body is not waited for: say so
-    headers = response.headers
-    headers["X-Request-ID"] = request_id
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
-    if origin is not None:
-        _allow_origin(request, response, origin)
+    mark(request, response)
     if log.isEnabledFor(logging.INFO):
         took_ms = round((time.perf_counter() - started) * 1000, 2)
         log.info(
@@ -118,6 +114,17 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
+def mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Give a response the headers that every one has; a stream needs them before it begins."""
+    headers = response.headers
+    headers["X-Request-ID"] = request[REQUEST_ID]
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        _allow_origin(request, response, origin)
+
+
 def _allow_origin(request: web.Request, response: web.StreamResponse, origin: str) -> None:
     response.headers["Vary"] = "Origin"
     if origin not in request.app[CORS_ORIGINS]:
@@ -126,5 +133,7 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, origin: st
     response.headers["Access-Control-Expose-Headers"] = "Location, Retry-After, X-Request-ID"
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
-        response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Prefer, X-Request-ID"
+        response.headers["Access-Control-Allow-Headers"] = (
+            "Authorization, Content-Type, Last-Event-ID, Prefer, X-Request-ID"
+        )
         response.headers["Access-Control-Max-Age"] = "600"

@@ -141,6 +141,12 @@ class InvokeResult(BaseModel):
     job_id: UUID
 
 
+class Progress(BaseModel):
+    attempt: int
+    fraction: float
+    message: str
+
+
 class JobView(BaseModel):
     id: UUID
     kind: str
@@ -149,6 +155,7 @@ class JobView(BaseModel):
     function_id: UUID
     version: int | None
     attempt: int
+    progress: Progress | None
     result: Any
     error: dict[str, Any] | None
     created_at: datetime

@@ -39,9 +39,10 @@ class Waiting:
         self._replies.pop(str(job), None)
         self._sent.discard(job)
 
-    def watch(self, job: UUID) -> asyncio.Event:
-        """An event that is set each time ``job`` may have ended; :meth:`unwatch` it in any case."""
-        event = asyncio.Event()
+    def watch(self, job: UUID, event: asyncio.Event | None = None) -> asyncio.Event:
+        """An event, or this one, that is set each time ``job`` may have ended; :meth:`unwatch` it in any case."""
+        if event is None:
+            event = asyncio.Event()
         self._ends.setdefault(str(job), set()).add(event)
         return event
 

@@ -228,6 +228,9 @@ class Settings(BaseModel):
     max_delay_seconds: Positive = _setting(30 * 86_400, "Furthest time ahead for `delay` and `run_at`.")
     max_batch: Positive = _setting(1000, "Jobs of one `invoke-batch`.")
     max_wait_seconds: Positive = _setting(300, "Longest `wait`.")
+    max_event_streams_per_user: Positive = _setting(
+        1000, "Streams of events that one user may have open on one API process."
+    )
     default_page: Positive = _setting(100, "Items of a list, unless `limit` says otherwise.")
     max_page: Positive = _setting(1000, "Largest `limit` of a list.")
     request_timeout_seconds: PositiveSeconds = _setting(

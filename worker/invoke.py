@@ -16,6 +16,8 @@ from shared.queue.queue import Claim
 from shared.queue.records import Record
 from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
+from worker.engine.tail import Tail
+from worker.onlookers import Onlookers
 from worker.outage import Outage
 from worker.pool import Lease, Pool
 from worker.retry import next_try_ms
@@ -53,6 +55,7 @@ class Invoker:
         limits: Limits,
         specs: Specs,
         outage: Outage,
+        onlookers: Onlookers,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -62,15 +65,23 @@ class Invoker:
         self._limits = limits
         self._specs = specs
         self._outage = outage
+        self._onlookers = onlookers
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
+        tail = self._onlookers.begin(message, claim)
+        try:
+            return await self._run(message, claim, tail)
+        finally:
+            self._onlookers.end(tail)
+
+    async def _run(self, message: JobMessage, claim: Claim, tail: Tail) -> tuple[Record, Cleanup]:
         claimed_ms = now_ms()
         started = time.perf_counter()
         try:
             version = await self._version(message)
             lease = await self._sandbox(version)
-            call = self._call_of(message, version)
+            call = self._call_of(message, version, tail)
             ready, outcome, cleanup = await self._call(lease, call, version)
             if not outcome.ran and await self._is_lost(version):
                 # Its image went after the sandbox was there, which has met no code yet.
@@ -101,7 +112,7 @@ class Invoker:
             return record if due_ms is None else replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
 
-    def _call_of(self, message: JobMessage, version: RunnableVersion) -> Call:
+    def _call_of(self, message: JobMessage, version: RunnableVersion, tail: Tail) -> Call:
         return Call(
             job_id=message.id,
             attempt=message.attempt,
@@ -109,6 +120,7 @@ class Invoker:
             timeout_ms=version.settings.timeout_ms,
             max_result_bytes=self._limits.max_result_bytes,
             max_log_bytes=self._limits.max_log_bytes,
+            tail=tail,
         )
 
     async def _call(self, lease: Lease, call: Call, version: RunnableVersion) -> tuple[float, CallOutcome, Cleanup]:

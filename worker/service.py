@@ -32,6 +32,7 @@ from worker.engine import make_engine
 from worker.engine.config import DockerfileConfig, EngineConfig
 from worker.engine.contract import Engine
 from worker.invoke import Invoker, Limits
+from worker.onlookers import Onlookers
 from worker.outage import Outage
 from worker.policy import egress_policy
 from worker.pool import Pool, PoolLimits
@@ -114,6 +115,7 @@ class Service:
         )
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
+        onlookers = Onlookers(self._redis)
         outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
@@ -140,6 +142,7 @@ class Service:
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
             specs=specs,
             outage=outage,
+            onlookers=onlookers,
         )
         stations = tuple(
             Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
@@ -154,6 +157,8 @@ class Service:
             verb, *rest = message.decode().split(" ")
             if verb == "wake":
                 by_name[rest[0]].wake()
+            elif verb == "watch":
+                onlookers.watch(rest[0])
             elif verb == "cancel":
                 for station in stations:
                     station.cancel(*rest)
@@ -190,6 +195,7 @@ class Service:
             "sandboxes": pool.maintain,
             "warmth": warmth.run,
             "outage": outage.run,
+            "onlookers": onlookers.run,
             "sweep": self._sweep,
         }
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})

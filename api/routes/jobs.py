@@ -34,8 +34,9 @@ _PRIORITY_NAMES = {value: name for name, value in documents.PRIORITIES.items()}
 _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
 
 
-def job_view(job: Job, *, running: bool = False) -> dict[str, Any]:
-    """``running``: a worker holds the job's lease just now, which Postgres is not told of."""
+def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``running``: a worker holds the job's lease just now, which Postgres is not told of. ``progress``: what the job
+    said last."""
     status = JobStatus.RUNNING if running and job.status is JobStatus.QUEUED else job.status
     return {
         "id": job.id,
@@ -45,6 +46,7 @@ def job_view(job: Job, *, running: bool = False) -> dict[str, Any]:
         "function_id": job.function_id,
         "version": job.version,
         "attempt": job.attempt + 1 if status is JobStatus.RUNNING else job.attempt,
+        "progress": progress,
         "result": orjson.Fragment(job.result) if job.result is not None else None,
         "error": orjson.Fragment(job.error) if job.error is not None else None,
         "created_at": job.created_at,
@@ -66,6 +68,7 @@ def job_view(job: Job, *, running: bool = False) -> dict[str, Any]:
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The views of jobs, with what Redis knows of those that run."""
     running: set[UUID] = set()
+    progress: dict[UUID, dict[str, Any] | None] = {}
     for kind in {queue_of(job.kind) for job in jobs if not job.final}:
         open_jobs = [job.id for job in jobs if not job.final and queue_of(job.kind) == kind]
         try:
@@ -73,7 +76,11 @@ async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         except Unavailable:
             continue
         running.update(job for job, flag in zip(open_jobs, flags, strict=True) if flag)
-    return [job_view(job, running=job.id in running) for job in jobs]
+    try:
+        progress = dict(zip(running, await queue.progress(list(running)), strict=True))
+    except Unavailable:
+        pass
+    return [job_view(job, running=job.id in running, progress=progress.get(job.id)) for job in jobs]
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:

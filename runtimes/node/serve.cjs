@@ -18,6 +18,8 @@ const READY_NONCE = '0'.repeat(16);
 const MESSAGE_CHARS = 16 * 1024;
 const STACK_CHARS = 64 * 1024;
 const CAUSES = 8;
+const REPORT_EVERY_MS = 50;
+const REPORT_CHARS = 1024;
 // More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
 // leaks is replaced at this point, far from where opening fails.
 const KEPT_DESCRIPTORS = 32;
@@ -173,6 +175,7 @@ class CallLog {
   nonce = '';
   room = 0;
   #channel;
+  reportedAt = -Infinity;
 
   constructor(channel) {
     this.#channel = channel;
@@ -190,6 +193,17 @@ class CallLog {
     const message = printable(require('node:util').format(...args)).slice(0, this.room + 1);
     this.room -= Math.max(message.length, 1);
     this.#channel.send({ nonce: this.nonce, kind: 'log', level, message });
+  }
+
+  report(fraction, message = '') {
+    if (!(fraction >= 0 && fraction <= 1)) {
+      throw new RangeError(`progress is a fraction from 0 to 1, not ${fraction}`);
+    }
+    const now = performance.now();
+    if (!this.nonce || (now - this.reportedAt < REPORT_EVERY_MS && fraction < 1)) return;
+    this.reportedAt = now;
+    const words = printable(String(message)).slice(0, REPORT_CHARS);
+    this.#channel.send({ nonce: this.nonce, kind: 'progress', fraction: Number(fraction), message: words });
   }
 }
 
@@ -434,6 +448,7 @@ async function main() {
   async function serve(call) {
     log.nonce = call.nonce;
     log.room = call.max_log_bytes;
+    log.reportedAt = -Infinity;
     const context = {
       job_id: call.job_id,
       attempt: call.attempt,
@@ -441,6 +456,7 @@ async function main() {
       version: Number(given.VERSION),
       deadline: call.deadline,
       logger: log.logger,
+      progress: (fraction, message) => log.report(fraction, message),
       remaining_s: () => Math.max(0, call.deadline - Date.now() / 1000),
     };
     const [meta, result] = await answer(handler, call, context, folder);

@@ -27,6 +27,8 @@ _READY_NONCE = "0" * 16
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
 _MESSAGE_CHARS = 16 * 1024
 _TRACEBACK_CHARS = 64 * 1024
+_REPORT_EVERY_S = 0.05
+_REPORT_CHARS = 1024
 _BEGINNERS_S = 0.1
 _ENDING_S = 0.05
 _KEPT_DESCRIPTORS = 32
@@ -102,6 +104,7 @@ class CallLog:
         self._logger: Any = None
         self.nonce = ""
         self.room = 0
+        self.reported_at = 0.0
 
     def logger(self) -> Any:
         if self._logger is None:
@@ -129,6 +132,14 @@ class CallLog:
         names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
         name = next((name for bound, name in names if level >= bound), "debug")
         self._channel.send({"nonce": self.nonce, "kind": "log", "level": name, "message": message})
+
+    def report(self, fraction: float, message: str) -> None:
+        now = time.monotonic()
+        if not self.nonce or (now - self.reported_at < _REPORT_EVERY_S and fraction < 1):
+            return
+        self.reported_at = now
+        message = printable(message)[:_REPORT_CHARS]
+        self._channel.send({"nonce": self.nonce, "kind": "progress", "fraction": fraction, "message": message})
 
 
 class Residue:
@@ -372,8 +383,8 @@ def serve(channel: Channel, function: Function, name: str, version: int) -> None
         call = channel.receive()
         if call is None:
             return
-        log.nonce, log.room = call["nonce"], call["max_log_bytes"]
-        context = Context(call["job_id"], call["attempt"], name, version, call["deadline"], log.logger)
+        log.nonce, log.room, log.reported_at = call["nonce"], call["max_log_bytes"], 0.0
+        context = Context(call["job_id"], call["attempt"], name, version, call["deadline"], log.logger, log.report)
         meta, result = answer(function, call, context)
         log.nonce = ""
         for stream in (sys.stdout, sys.stderr):

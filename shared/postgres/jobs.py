@@ -44,6 +44,17 @@ class Repetition:
     concurrency: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A stretch of what an attempt printed. ``epoch`` is a number, as :func:`epoch_number` makes it."""
+
+    epoch: int
+    attempt: int
+    stream: str
+    level: str
+    message: str
+
+
 class Jobs:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -132,6 +143,12 @@ class Jobs:
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit)
         return [_job(row) for row in rows]
+
+    async def logs(self, job: UUID) -> Sequence[LogLine]:
+        """What the attempts of a job printed, in order."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["logs_of_job"], time_of(job), job)
+        return [LogLine(**dict(row)) for row in rows]
 
     async def redrivable(
         self, user: UUID, *, function: UUID | None, reason: str | None, limit: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,9 @@ RECORDS_GROUP = "postgres"
 GENERATION = "cp:generation"
 WORKERS = "cp:workers"
 FINAL_CHANNEL = "cp:final"
+EVENTS_CHANNEL = "cp:events"
+"""What happens to jobs that somebody looks on: a job's id, a space, a JSON object with its ``kind``."""
+WATCHED = "cp:watched"
 CHANGED_CHANNEL = "cp:changed"
 REBUILT_CHANNEL = "cp:rebuilt"
 """A new generation begins: workers tell it what they run."""
@@ -30,6 +34,7 @@ OPENED_CHANNEL = "cp:opened"
 """It is complete: what it does not hold was lost."""
 
 _MOST_STARTED = 500
+_WATCHED_S = 60
 _STEP_S = 5.0
 """Bound on a step, where the client names none."""
 
@@ -237,6 +242,39 @@ class Queue:
         answer = await self._run(scripts.HELD, queue, worker, generation)
         return _claims(answer)
 
+    async def look_on(self, queue: str, jobs: Sequence[UUID]) -> None:
+        """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
+        wrote so far that run."""
+        if not jobs:
+            return
+        now = time.time()
+        names = [str(job) for job in jobs]
+        with redis_errors():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.zremrangebyscore(WATCHED, "-inf", now)
+            pipe.zadd(WATCHED, dict.fromkeys(names, now + _WATCHED_S))
+            pipe.hmget(f"cp:{queue}:running", names)
+            entries = (await pipe.execute())[-1]
+            pipe = self.redis.pipeline(transaction=False)
+            for name, entry in zip(names, entries, strict=True):
+                if entry is not None:
+                    pipe.publish(f"cp:worker:{entry.split(b' ')[1].decode()}", f"watch {name}")
+            if len(pipe):
+                await pipe.execute()
+
+    async def watch(self, worker: str, job: UUID) -> None:
+        """Have ``worker`` tell what ``job`` writes, from its beginning."""
+        with redis_errors():
+            await self.redis.publish(f"cp:worker:{worker}", f"watch {job}")
+
+    async def progress(self, jobs: Sequence[UUID]) -> list[Any]:
+        """What each job said last of its progress: ``attempt``, ``fraction`` and ``message``, or None."""
+        if not jobs:
+            return []
+        with redis_errors():
+            found = await self.redis.mget([progress_key(str(job)) for job in jobs])
+        return [None if one is None else orjson.loads(one) for one in found]
+
     async def stop_function(self, function: UUID) -> None:
         """Let the jobs of a function wait; those that run go on."""
         await self._run(scripts.STOP, "invoke", str(function))
@@ -307,6 +345,10 @@ class Queue:
     async def is_open(self) -> bool:
         state = await self.generation()
         return state is not None and state[1]
+
+
+def progress_key(job: str) -> str:
+    return f"cp:progress:{job}"
 
 
 def _claims(flat: Sequence[bytes]) -> list[Claim]:

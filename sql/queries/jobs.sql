@@ -187,6 +187,10 @@ SELECT * FROM invocations
 WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND (accepted_at, job_id, epoch) < ($3, $4, $5)
 ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
 
+-- name: logs_of_job
+-- What the attempts of a job printed, in order.
+SELECT epoch, attempt, stream, level, message FROM logs WHERE accepted_at = $1 AND job_id = $2 ORDER BY epoch, seq
+
 -- name: logs_of_invocations
 -- What some attempts printed, in order.
 SELECT job_id, epoch, stream, level, message FROM logs

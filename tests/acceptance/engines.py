@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
 import tarfile
@@ -18,7 +19,7 @@ from aiodocker import Docker, DockerError
 
 from worker.engine.blank import AttachedBlank
 from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, Call, CallOutcome, SandboxSpec
+from worker.engine.contract import BlankSpec, Call, CallOutcome, LogEntry, SandboxSpec
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.libpod import LibpodContainers
 from worker.engine.layer import artifact_layer, in_thread
@@ -26,6 +27,7 @@ from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
 from worker.engine.recipe import load_recipe
 from worker.engine.sandbox import AttachedSandbox
+from worker.engine.tail import Progress, Tail
 
 FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
@@ -99,6 +101,7 @@ def call(
     max_log_bytes: int = 256 * 1024,
     attempt: int = 1,
     query: dict[str, str] | None = None,
+    tail: Tail | None = None,
 ) -> Call:
     event = {"body": body, "query": query or {}, "headers": {}, "method": "POST", "path": "/"}
     return Call(
@@ -108,7 +111,26 @@ def call(
         timeout_ms=timeout_ms,
         max_result_bytes=max_result_bytes,
         max_log_bytes=max_log_bytes,
+        tail=tail,
     )
+
+
+class Onlooker:
+    """Looks on one call from its beginning, and reads what is new whenever told that something is."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+        self.entries: list[LogEntry] = []
+        self.progress: list[Progress] = []
+        self.tail = Tail(self._changed)
+        self.tail.look_on()
+
+    def _changed(self, tail: Tail) -> None:
+        self.entries += tail.news()
+        if tail.progress is not None and tail.progress not in self.progress[-1:]:
+            self.progress.append(tail.progress)
+        if self.entries:
+            self.heard.set()
 
 
 def text(outcome: CallOutcome, stream: str) -> str:

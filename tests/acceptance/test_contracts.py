@@ -20,7 +20,7 @@ import orjson
 import psutil
 import pytest
 from aiodocker import Docker, DockerError
-from engines import BASE_IMAGE, call, engine_config, on_engine, short_dir, text
+from engines import BASE_IMAGE, Onlooker, call, engine_config, on_engine, short_dir, text
 
 import runtimes as known
 from tests.deployment import Platform
@@ -324,6 +324,17 @@ async def test_a_command_is_told_its_call_and_its_settings(bench: Bench) -> None
     assert not [line for line in lines if line.startswith("PATH=")]
     if isinstance(bench.engine, DockerEngine):
         assert environ["CONTAINERPUB_REQUEST_FILE"] == "/request.json"
+
+
+async def test_a_command_is_followed_while_it_runs(bench: Bench) -> None:
+    sandbox = await bench.command()
+    looking = Onlooker()
+    running = asyncio.create_task(sandbox.call(call({"do": "wait", "with": 1.5}, tail=looking.tail)))
+    async with asyncio.timeout(4):
+        await looking.heard.wait()
+    assert not running.done()
+    assert (await running).result == b'"waited"'
+    assert "".join(entry.message for entry in looking.entries) == "began\nended\n"
 
 
 async def test_variables_that_are_too_long_are_left_out(bench: Bench) -> None:

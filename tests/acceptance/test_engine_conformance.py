@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from engines import Bench, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
+from engines import Bench, Onlooker, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
 
 from worker.engine.config import EngineConfig
 from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
 from worker.engine.docker import DockerEngine
 from worker.engine.process.child import Child
 from worker.engine.sandbox import AttachedSandbox
+from worker.engine.tail import Progress
 
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
@@ -55,6 +56,30 @@ async def test_an_async_handler_is_awaited(bench: Bench) -> None:
 
 async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -> None:
     assert (await bench.run("marked:", 5)).result == b'["marked",5]'
+
+
+async def test_a_call_is_followed_while_it_runs(bench: Bench) -> None:
+    sandbox = await bench.start("follow")
+    assert (await sandbox.call(call(0))).reason is None
+    looking = Onlooker()
+    running = asyncio.create_task(sandbox.call(call(1, tail=looking.tail)))
+    async with asyncio.timeout(4):
+        await looking.heard.wait()
+    assert not running.done()
+    outcome = await running
+    assert "".join(entry.message for entry in looking.entries if entry.stream == "stdout") == "began\nended\n"
+    assert LogEntry(stream=LogStream.LOGGER, level="info", message="logged") in looking.entries
+    assert text(outcome, "stdout") == "began\nended\n"
+    # Most of a thousand reports at once are left out.
+    assert looking.progress[0] == Progress(fraction=0.5, message="half\\ud800")
+    assert looking.progress[-1] == Progress(fraction=1, message="")
+    assert len(looking.progress) < 10
+    assert (await sandbox.call(call(0))).reason is None
+
+
+async def test_progress_is_a_fraction(bench: Bench) -> None:
+    outcome = await bench.run("progress_wrongly")
+    assert outcome.result == b'["ValueError","ValueError","ValueError","TypeError","TypeError"]'
 
 
 async def test_a_response_becomes_an_object(bench: Bench) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import orjson
 import pytest
-from engines import call, engine_config, short_dir, text
+from engines import Onlooker, call, engine_config, short_dir, text
 from nodes import MEBIBYTE, Builder, Node, builder, node, node_image, result
 
 from worker.engine.contract import BuildRejected, LogEntry, LogStream
+from worker.engine.tail import Progress
 
 __all__ = ["builder", "engine_config", "node", "node_image", "short_dir"]
 
@@ -80,6 +81,22 @@ async def test_event_and_context_tell_what_they_should(node: Node) -> None:
         "version": 3,
         "logger": ["debug", "info", "warn", "error"],
     }
+
+
+async def test_a_call_is_followed_while_it_runs(node: Node) -> None:
+    sandbox = await node.start("follow")
+    looking = Onlooker()
+    running = asyncio.create_task(sandbox.call(call(1, tail=looking.tail)))
+    async with asyncio.timeout(4):
+        await looking.heard.wait()
+    assert not running.done()
+    assert (await running).reason is None
+    assert "".join(entry.message for entry in looking.entries) == "imported\nbegan\nended\n"
+    assert looking.progress[0] == Progress(fraction=0.5, message="half\\ud800")
+    assert looking.progress[-1] == Progress(fraction=1, message="")
+    assert len(looking.progress) < 10
+    wrong = await node.run("progressWrongly")
+    assert result(wrong) == ["RangeError"] * 5
 
 
 async def test_state_survives_in_the_same_sandbox_and_cost_is_reported(node: Node) -> None:

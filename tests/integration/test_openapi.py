@@ -143,6 +143,8 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
             ).json["job_id"]
             await witness.call("GET", f"/api/jobs/{job}")
             await witness.call("GET", f"/api/jobs/{job}?wait=10")
+            await witness.call("GET", f"/api/jobs/{job}/events")
+            await witness.call("GET", f"/api/jobs/{job}/events", headers={"Last-Event-ID": "end"})
         items = {"items": [{"body": 1}, 2]}
         assert (await witness.call("POST", f"{url}/invoke-batch", json=items)).status == 202
         for path in (

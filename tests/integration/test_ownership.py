@@ -22,6 +22,7 @@ CODE = f"def handler(event, context):\n    print('{SECRET}')\n    return '{SECRE
 FILLED = {
     # operation: what its path parameters are filled with, by their names
     "read_job": ("job",),
+    "read_events": ("job",),
     "cancel_job": ("job",),
     "redrive_job": ("job",),
     "read_function": ("function",),

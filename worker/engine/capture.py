@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from worker.engine.contract import LogEntry, LogStream
 from worker.engine.output import entries
+from worker.engine.tail import Tail
 
 
 class Capture:
     """Keeps the first ``limit_bytes`` of both streams together."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, tail: Tail | None = None) -> None:
+        """``tail`` follows it."""
         self._kept: list[tuple[LogStream, str, bytes]] = []
+        self._tail = tail
+        if tail is not None:
+            tail.follow(self._kept)
         self._room = limit_bytes
         self._truncated = False
 
@@ -25,6 +30,8 @@ class Capture:
         if chunk:
             self._room -= len(chunk)
             self._kept.append((stream, level, chunk))
+            if self._tail is not None:
+                self._tail.grew()
 
     def finish(self) -> tuple[tuple[LogEntry, ...], bool]:
         """What was kept, and whether something was not."""

@@ -13,11 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from shared.errors import Unavailable
 from shared.functions import Network
+
+if TYPE_CHECKING:
+    from worker.engine.tail import Tail
 
 
 class LogStream(StrEnum):
@@ -111,6 +114,7 @@ class Call:
     timeout_ms: int
     max_result_bytes: int
     max_log_bytes: int
+    tail: Tail | None = None  # what those see who look on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import termios
 from collections.abc import Callable
 
 from worker.engine.contract import LogEntry, LogStream
+from worker.engine.tail import Tail
 
 _CHUNK_BYTES = 64 * 1024
 _PAUSE_S = 0.005
@@ -59,23 +60,33 @@ class Output:
         self._starting = True
         self._truncated = False
         self._closed = False
+        self._tail: Tail | None = None
         for stream in self._streams:
             self._loop.add_reader(stream.fd, self._on_readable, stream)
 
-    def begin(self, limit_bytes: int) -> None:
-        """A call starts: drop what came since the last one and keep up to ``limit_bytes`` from here on."""
+    def begin(self, limit_bytes: int, tail: Tail | None = None) -> None:
+        """A call starts: drop what came since the last one and keep up to ``limit_bytes`` from here on, which ``tail``
+        follows."""
         if self._closed:
             return
+        self._tail = None
         if self._starting:
             self._starting = False
             self._drain()
             self._room = limit_bytes - sum(len(chunk) for _, _, chunk in self._kept)
+            self._follow(tail)
             return
         self._drain()
         self._kept = []
         self._room = limit_bytes
         self._truncated = False
         self._collecting = True
+        self._follow(tail)
+
+    def _follow(self, tail: Tail | None) -> None:
+        self._tail = tail
+        if tail is not None:
+            tail.follow(self._kept)
 
     def add(self, level: str, message: str) -> None:
         """An entry of the function's logger. It stands after what was printed before it; output that came while the
@@ -93,6 +104,8 @@ class Output:
         # An empty message is an entry too; it must not be free, or it could be sent without end.
         self._room -= max(len(data), 1)
         self._kept.append((LogStream.LOGGER, level if level in _LEVELS else "info", data))
+        if self._tail is not None:
+            self._tail.grew()
 
     def finish(self) -> tuple[tuple[LogEntry, ...], bool]:
         """The call is over: its output, and whether some of it was dropped."""
@@ -100,6 +113,7 @@ class Output:
             self._drain()
         self._collecting = False
         self._starting = False
+        self._tail = None
         kept, self._kept = self._kept, []
         if not kept:
             return (), self._truncated
@@ -152,6 +166,8 @@ class Output:
             if chunk:
                 self._room -= len(chunk)
                 self._kept.append((stream.name, stream.level, chunk))
+                if self._tail is not None:
+                    self._tail.grew()
         return True
 
 

@@ -18,6 +18,7 @@ from worker.engine.attach import Connections
 from worker.engine.contract import Call, CallOutcome, EngineUnavailable, LogEntry, LogStream
 from worker.engine.output import Output
 from worker.engine.recipe import Exhaustion
+from worker.engine.tail import Tail
 from worker.engine.wire import (
     FRAME_SLACK_BYTES,
     READY_NONCE,
@@ -113,6 +114,7 @@ class AttachedSandbox:
         self._late = False
         self._broken: _Ending | None = None
         self._nonce = b""
+        self._tail: Tail | None = None
         self._waiter: asyncio.Future[_Ending] | None = None
         self._chatter = _CHATTER_BYTES
         self._unsent: memoryview | None = None
@@ -154,7 +156,8 @@ class AttachedSandbox:
         self._nonce = nonce.encode()
         self._reader.limit = call.max_result_bytes + FRAME_SLACK_BYTES
         self._chatter = call.max_log_bytes + _CHATTER_BYTES
-        self._output.begin(call.max_log_bytes)
+        self._output.begin(call.max_log_bytes, call.tail)
+        self._tail = call.tail
         waiter = self._waiter = self._loop.create_future()
         timer = self._loop.call_later(call.timeout_ms / 1000, self._break, _TIMEOUT)
         started = time.perf_counter()
@@ -172,7 +175,7 @@ class AttachedSandbox:
             raise
         finally:
             timer.cancel()
-            self._waiter = None
+            self._waiter = self._tail = None
         run_ms = (time.perf_counter() - started) * 1000
         logs, truncated = self._output.finish()
         outcome = self._reported(ending.frame, call) if ending.frame is not None else None
@@ -362,6 +365,8 @@ class AttachedSandbox:
                 level, message = frame.meta.get("level"), frame.meta.get("message")
                 if isinstance(level, str) and isinstance(message, str):
                     self._output.add(level, message)
+            elif kind == "progress" and self._tail is not None:
+                self._tail.report(frame.meta.get("fraction"), frame.meta.get("message"))
         elif frame.nonce == READY_NONCE and kind == "ready" and not self._ready.done():
             self._ready.set_result(None)
         elif self._seen is not None and kind == "seen" and not self._seen.done():

@@ -11,6 +11,7 @@ worker to a blank   ``{"kind": "look", "paths"}``
 sandbox to worker   ``{"nonce": "0000000000000000", "kind": "seen", "seen"}`` the beginning of each file looked at
                     ``{"nonce": "0000000000000000", "kind": "ready"}`` once, when the function is imported
                     ``{"nonce", "kind": "log", "level", "message"}``
+                    ``{"nonce", "kind": "progress", "fraction", "message"}``
                     ``{"nonce", "kind": "error", "reason", "error", "cpu_ms", "peak_memory_bytes", "residue"?}``
                     ``{"nonce", "kind": "result", "response", "cpu_ms", "peak_memory_bytes", "residue"?}``
                     newline, result

@@ -27,12 +27,14 @@ for s = 0, settles - 1 do
         elseif verb == 'retry' then
             forget(id, m)
             redis.call('XADD', RECORDS, '*', 'r', record)
+            tell(id, {status = 'scheduled', attempt = m.attempt})
         else
             if verb == 'lose' then
                 redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, m.lost + 1))
             end
             to_user_queue(id, m)
             redis.call('XADD', RECORDS, '*', 'r', record)
+            tell(id, {status = 'queued', attempt = m.attempt})
         end
         settled[#settled + 1] = 1
     end
@@ -67,6 +69,7 @@ if want > 0 and open then
                     local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')
                     redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn}, ' '))
                     redis.call('SADD', using, id)
+                    tell(id, {status = 'running', worker = worker, attempt = m.attempt})
                     claimed[#claimed + 1] = id
                     claimed[#claimed + 1] = epoch
                     claimed[#claimed + 1] = message

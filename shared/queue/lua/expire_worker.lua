@@ -23,6 +23,7 @@ for i = 1, #entries, 2 do
             to_user_queue(id, m)
             redis.call('XADD', RECORDS, '*', 'r', closing_record(id, m, {
                 status = 'queued', outcome = 'lost', epoch = epoch, worker = worker, lost = lost}))
+            tell(id, {status = 'queued', attempt = m.attempt})
             requeued = requeued + 1
         end
     end

@@ -15,7 +15,7 @@
 --   stopped           set   function                      functions whose jobs wait, all of them parked in the end
 --   starting          set   function                      functions that were started again and have jobs parked still
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
--- cp:workers (hash worker -> beats).
+-- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which somebody looks on).
 --
 -- A message is a line for these scripts (user function version limit attempt lost deadline reply priority), then the
 -- rest, which only Python reads.
@@ -54,6 +54,14 @@ local function with_counts(message, m, attempt, lost)
     local rest = string.sub(message, string.find(message, '\n', 1, true), -1)
     return table.concat({m.user, m.fn, m.version, m.limit, attempt, lost, string.format('%.0f', m.deadline), m.reply,
                          m.priority}, ' ') .. rest
+end
+
+-- Tells those who look on a job what became of it; its end is told once Postgres has it.
+local function tell(id, what)
+    if redis.call('ZSCORE', 'cp:watched', id) then
+        what.kind = 'state'
+        redis.call('PUBLISH', 'cp:events', id .. ' ' .. cjson.encode(what))
+    end
 end
 
 local function next_turn() return redis.call('INCR', 'cp:turn') end

@@ -32,6 +32,11 @@ if what == "echo":
     print("out")
     print("err", file=sys.stderr)
     give(argument)
+elif what == "wait":
+    print("began", flush=True)
+    time.sleep(argument)
+    print("ended", flush=True)
+    give("waited")
 elif what == "tell":
     settings = pathlib.Path(os.environ["CONTAINERPUB_ENV_FILE"]).read_text()
     give({"environ": dict(os.environ), "request": request, "settings": settings})

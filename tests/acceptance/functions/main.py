@@ -61,6 +61,27 @@ def log_many(event, context):
         context.logger.info("entry %d %s", number, "x" * 100)
 
 
+def follow(event, context):
+    print("began", flush=True)
+    context.logger.info("logged")
+    context.progress(0.5, "half\ud800")
+    for _ in range(1000):
+        context.progress(0.6)
+    time.sleep(event["body"])
+    context.progress(1)
+    print("ended", flush=True)
+
+
+def progress_wrongly(event, context):
+    refused = []
+    for wrong in (-0.1, 1.1, float("nan"), "half", None):
+        try:
+            context.progress(wrong)
+        except (ValueError, TypeError) as error:
+            refused.append(type(error).__name__)
+    return refused
+
+
 def say(event, context):
     print("out", event["body"])
     print("err", event["body"], file=sys.stderr)

@@ -28,8 +28,28 @@ export const response = () => new Response(201, { 'X-Answer': 42 }, { made: true
 export const likeAResponse = () => ({ status: 201, headers: {}, body: 1 });
 
 export function describeContext(event, context) {
-  const { logger, ...told } = context;
+  const { logger, progress, ...told } = context;
   return { ...told, remaining_s: context.remaining_s(), logger: Object.keys(logger) };
+}
+
+export async function follow(event, context) {
+  console.log('began');
+  context.progress(0.5, 'half\ud800');
+  for (let number = 0; number < 1000; number++) context.progress(0.6);
+  await new Promise((done) => setTimeout(done, event.body * 1000));
+  context.progress(1);
+  console.log('ended');
+}
+
+export function progressWrongly(event, context) {
+  return [-0.1, 1.1, NaN, 'half', undefined].map((wrong) => {
+    try {
+      context.progress(wrong);
+      return 'taken';
+    } catch (error) {
+      return error.name;
+    }
+  });
 }
 
 export const count = () => ++calls;

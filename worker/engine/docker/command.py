@@ -129,7 +129,7 @@ class ContainerRun:
             container = await asyncio.shield(self._creating)
         except EngineUnavailable as error:
             raise NotRun(error.message) from error
-        output = Capture(call.max_log_bytes)
+        output = Capture(call.max_log_bytes, call.tail)
         stream = container.attach(stdout=True, stderr=True)
         reading: asyncio.Task[None] | None = None
         try:

@@ -63,7 +63,7 @@ class ProcessRun:
         for one in ours:
             one.setblocking(False)
         output = Output(*ours, call.max_log_bytes)
-        output.begin(call.max_log_bytes)
+        output.begin(call.max_log_bytes, call.tail)
         try:
             self._starting = asyncio.create_task(self._start(env, theirs), name="start-command")
             await asyncio.shield(self._starting)

@@ -1,0 +1,150 @@
+"""Those who look on a job as it goes: what happens to it is pushed to them, all over one connection to Redis.
+
+Pushes are hints that may be lost. The states of a job, and in the end all that it wrote, stand in Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from api.waiting import Waiting
+from shared.errors import TooMany, Unavailable
+from shared.jobs import Job
+from shared.queue.message import queue_of
+from shared.queue.queue import QUEUES, Queue
+
+log = logging.getLogger(__name__)
+
+_ID_CHARS = 36
+_AGAIN_S = 15.0
+_MOST_UNREAD = 1000
+
+
+class Feed(asyncio.Event):
+    """What one onlooker has not read yet. Set when there is something to do.
+
+    :ivar look: the job may have ended, or something was missed: read it again.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job.id
+        self.user = job.user_id
+        self.queue = queue_of(job.kind)
+        self.look = True
+        self._unread: deque[dict[str, Any]] = deque()
+
+    def set(self) -> None:
+        self.look = True
+        super().set()
+
+    def push(self, event: dict[str, Any]) -> None:
+        if len(self._unread) < _MOST_UNREAD:  # one who reads slowly misses some, sees that, and asks again
+            self._unread.append(event)
+        super().set()
+
+    def take(self) -> list[dict[str, Any]]:
+        """What came since the last call."""
+        self.clear()
+        taken = list(self._unread)
+        self._unread.clear()
+        return taken
+
+
+class Feeds:
+    """All feeds of this process.
+
+    :param most_of_user: feeds that one user may have open here.
+    """
+
+    def __init__(self, queue: Queue, waiting: Waiting, *, most_of_user: int) -> None:
+        self._queue = queue
+        self._waiting = waiting
+        self._most_of_user = most_of_user
+        self._feeds: dict[str, set[Feed]] = {}
+        self._of_user: dict[UUID, int] = {}
+        self._lost = asyncio.Event()
+        self.closing = False
+
+    @property
+    def count(self) -> int:
+        return sum(self._of_user.values())
+
+    def open(self, job: Job) -> Feed:
+        """A feed of ``job``; :meth:`close` it in any case. :raises TooMany: when its user has as many as one may."""
+        if self._of_user.get(job.user_id, 0) >= self._most_of_user:
+            raise TooMany(
+                f"You look on {self._most_of_user} jobs already, and may not on more; close some first.",
+                code="too_many_streams",
+                retry_after_s=5,
+            )
+        feed = Feed(job)
+        self._of_user[job.user_id] = self._of_user.get(job.user_id, 0) + 1
+        self._feeds.setdefault(str(job.id), set()).add(feed)
+        self._waiting.watch(job.id, feed)
+        return feed
+
+    def close(self, feed: Feed) -> None:
+        self._waiting.unwatch(feed.job, feed)
+        feeds = self._feeds[str(feed.job)]
+        feeds.discard(feed)
+        if not feeds:
+            del self._feeds[str(feed.job)]
+        self._of_user[feed.user] -= 1
+        if not self._of_user[feed.user]:
+            del self._of_user[feed.user]
+
+    def heard(self, message: bytes) -> None:
+        """A push: what happened to a job."""
+        feeds = self._feeds.get(message[:_ID_CHARS].decode("ascii", "replace"))
+        if feeds:
+            event = orjson.loads(message[_ID_CHARS + 1 :])
+            for feed in feeds:
+                feed.push(event)
+
+    def connection_back(self) -> None:
+        """Pushes may have been missed: ask again for everything that is looked on."""
+        self._lost.set()
+
+    async def look_on(self, feeds: Iterable[Feed]) -> None:
+        """Have the queue tell of these jobs; with Redis away it is done once it is back."""
+        jobs: dict[str, set[UUID]] = {queue: set() for queue in QUEUES}
+        for feed in feeds:
+            jobs[feed.queue].add(feed.job)
+        try:
+            for queue, wanted in jobs.items():
+                await self._queue.look_on(queue, sorted(wanted))
+        except Unavailable as error:
+            log.info("jobs are not looked on", extra={"error": error.message})
+
+    async def missed(self, feed: Feed, worker: str) -> None:
+        """Have ``worker`` tell from the beginning what the job writes."""
+        try:
+            await self._queue.watch(worker, feed.job)
+        except Unavailable as error:
+            log.info("a job is not looked on", extra={"error": error.message})
+
+    async def run(self) -> None:
+        """Keep the queue telling, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_S):
+                    await self._lost.wait()
+            except TimeoutError:
+                pass
+            self._lost.clear()
+            await self.look_on(feed for feeds in self._feeds.values() for feed in feeds)
+
+    def stop(self) -> None:
+        """End all feeds: this process ends."""
+        self.closing = True
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.set()

@@ -1,0 +1,200 @@
+"""A job's events as they happen: states, log lines, progress, over Server-Sent Events.
+
+The stream begins with the job's state and ends with its final one, before which everything that it wrote was sent.
+Every event of a log says in its id how much was sent so far, so a client that comes back with ``Last-Event-ID`` goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from api import documents
+from api.contract import Operation, Parameter
+from api.feeds import Feed
+from api.keys import FEEDS, JOBS, QUEUE
+from api.middleware import mark
+from api.routes.jobs import job_of, job_views
+from api.session import authenticated
+from shared.errors import ContainerPubError
+from shared.jobs import JobStatus
+
+_BEAT_S = 15.0
+_LAST = "end"
+_LOGGER = "logger"
+_RETRY_MS = 1000
+
+
+class _Sent:
+    """How much of each attempt's output was sent: characters of a stream, entries of the logger."""
+
+    def __init__(self, last_id: str) -> None:
+        self._counts: dict[int, Counter[str]] = {}  # by epoch
+        self.newest = self._oldest = 0
+        parts = last_id.split(":")
+        if len(parts) == 4 and all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+            epoch, *counts = (int(part) for part in parts)
+            self.newest = self._oldest = epoch  # of earlier attempts all was sent
+            self._counts[epoch] = Counter(dict(zip(("stdout", "stderr", _LOGGER), counts, strict=True)))
+
+    @property
+    def id(self) -> str:
+        counts = self._counts.get(self.newest, Counter())
+        return f"{self.newest}:{counts['stdout']}:{counts['stderr']}:{counts[_LOGGER]}"
+
+    def missing(self, epoch: int, before: Counter[str]) -> bool:
+        """Whether something of an attempt between what was sent and ``before`` was not."""
+        sent = self._counts.get(epoch, Counter())
+        return epoch >= self._oldest and any(count > sent[stream] for stream, count in before.items())
+
+    def new(self, epoch: int, before: Counter[str], entries: Iterable[Sequence[str]]) -> Iterable[tuple[str, str, str]]:
+        """Of ``entries`` (stream, level, text), which follow ``before``, what was not sent; it counts as sent."""
+        if epoch < self._oldest:
+            return
+        self.newest = max(self.newest, epoch)
+        sent = self._counts.setdefault(epoch, Counter())
+        at = Counter(before)
+        for stream, level, text in entries:
+            size = 1 if stream == _LOGGER else len(text)
+            known = sent[stream] - at[stream]
+            at[stream] += size
+            if known >= size:
+                continue
+            sent[stream] = at[stream]
+            yield stream, level, text if stream == _LOGGER else text[max(known, 0) :]
+
+
+async def read_events(request: web.Request) -> web.StreamResponse:
+    caller = await authenticated(request)
+    last_id = request.headers.get("Last-Event-ID", "")
+    if last_id == _LAST:
+        await job_of(request, caller.user.id)
+        return web.Response(status=204)  # tells a browser's EventSource not to come back
+    job = await job_of(request, caller.user.id)
+    feeds = request.app[FEEDS]
+    feed = feeds.open(job)
+    try:
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        mark(request, response)
+        await response.prepare(request)
+        await response.write(b"retry: %d\n\n" % _RETRY_MS)
+        await _Stream(request, response, feed, _Sent(last_id)).run()
+        return response
+    finally:
+        feeds.close(feed)
+
+
+class _Stream:
+    def __init__(self, request: web.Request, response: web.StreamResponse, feed: Feed, sent: _Sent) -> None:
+        self._request = request
+        self._app = request.app
+        self._response = response
+        self._feed = feed
+        self._sent = sent
+        self._shown: tuple[object, ...] = ()  # the state that was sent last
+        self._progress: object = None
+
+    async def run(self) -> None:
+        """Until the job's end was sent, the caller may not read it any more, or this process ends."""
+        await self._app[FEEDS].look_on([self._feed])
+        while not self._app[FEEDS].closing:
+            events = self._feed.take()
+            look, self._feed.look = self._feed.look, False
+            for event in events:
+                if event["kind"] == "state":
+                    # The record of an attempt may still be on its way to Postgres.
+                    if await self._look(event["status"]):
+                        return
+                    if event["status"] == JobStatus.RUNNING:
+                        await self._app[FEEDS].missed(self._feed, event["worker"])
+                else:
+                    await self._tell(event)
+            if look and await self._look():
+                return
+            if self._feed.is_set():
+                continue
+            try:
+                async with asyncio.timeout(_BEAT_S):
+                    await self._feed.wait()
+            except TimeoutError:
+                # A push may be lost with the worker that was about to send it; and who had a session may have none now.
+                self._feed.look = True
+                try:
+                    await authenticated(self._request)
+                except ContainerPubError:
+                    return
+                await self._response.write(b": %d\n\n" % time.time())
+
+    async def _tell(self, event: dict[str, Any]) -> None:
+        """Pass a push on."""
+        if event["kind"] == "progress":
+            progress = {name: event[name] for name in ("attempt", "fraction", "message")}
+            if progress != self._progress:
+                self._progress = progress
+                await self._send("progress", progress)
+            return
+        before = Counter(event["before"])
+        if self._sent.newest and event["epoch"] > self._sent.newest:
+            await self._send_rest()  # the last words of the attempt before
+        if self._sent.missing(event["epoch"], before):
+            await self._app[FEEDS].look_on([self._feed])
+        else:
+            await self._send_log(event["epoch"], event["attempt"], before, event["entries"])
+
+    async def _look(self, heard: str | None = None) -> bool:
+        """Send the job's state, which was ``heard`` if it is not final yet, unless it is what was sent last; whether
+        it is final, and all was sent."""
+        job = await self._app[JOBS].get(self._feed.user, self._feed.job)
+        if job is None:  # it went with its function, or by its age
+            return True
+        if job.final:
+            await self._send_rest()
+        (view,) = await job_views(self._app[QUEUE], [job])
+        if heard is not None and not job.final:
+            view["status"] = heard
+        state = (view["status"], view["attempt"])
+        if state != self._shown:
+            self._shown = state
+            await self._send("state", view, _LAST if job.final else None)
+        return job.final
+
+    async def _send_rest(self) -> None:
+        """What was written and not sent, as the records have it."""
+        logs = await self._app[JOBS].logs(self._feed.job)
+        for epoch in dict.fromkeys(row.epoch for row in logs):
+            mine = [row for row in logs if row.epoch == epoch]
+            entries = [(row.stream, row.level, row.message) for row in mine]
+            await self._send_log(epoch, mine[0].attempt, Counter(), entries)
+
+    async def _send_log(self, epoch: int, attempt: int, before: Counter[str], entries: Iterable[Sequence[str]]) -> None:
+        for stream, level, text in self._sent.new(epoch, before, entries):
+            line = {"attempt": attempt, "stream": stream, "level": level, "message": text}
+            await self._send("log", line, self._sent.id)
+
+    async def _send(self, event: str, data: object, event_id: str | None = None) -> None:
+        body = orjson.dumps(data, default=documents.plain)
+        name = f"id: {event_id}\n" if event_id is not None else ""
+        await self._response.write(f"event: {event}\n{name}data: ".encode() + body + b"\n\n")
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/jobs/{job}/events",
+        handler=read_events,
+        summary="A job's states, log lines and progress as they happen (Server-Sent Events)",
+        parameters=(
+            Parameter(name="Last-Event-ID", where="header", description="Id of the last event that was received."),
+        ),
+        responses={200: None, 204: None},
+    ),
+)
