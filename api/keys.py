@@ -19,6 +19,7 @@ from shared.scratch import Scratch
 from shared.settings import Settings
 
 REQUEST_ID = "containerpub.request_id"
+RATE_HEADERS = "containerpub.rate_headers"
 
 SETTINGS = web.AppKey("settings", Settings)
 VERSION = web.AppKey("version", str)

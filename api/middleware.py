@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from api.keys import CORS_ORIGINS, REQUEST_ID
+from api.keys import CORS_ORIGINS, RATE_HEADERS, REQUEST_ID
 from shared.errors import BadRequest, ContainerPubError, http_status
 from shared.ids import new_id
 
@@ -22,6 +22,9 @@ log = logging.getLogger("api.request")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALLOWED_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Request-ID")
+_EXPOSED_HEADERS = (
+    *("Location", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"),
+)
 _CODES = {400: "bad_request", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -120,6 +123,8 @@ def mark(request: web.Request, response: web.StreamResponse) -> None:
     headers["X-Request-ID"] = request[REQUEST_ID]
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
+    if (rates := request.get(RATE_HEADERS)) is not None:
+        headers.update(rates)
     origin = request.headers.get("Origin")
     if origin is not None:
         _allow_origin(request, response, origin)
@@ -130,7 +135,7 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, origin: st
     if origin not in request.app[CORS_ORIGINS]:
         return
     response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = "Location, Retry-After, X-Request-ID"
+    response.headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         response.headers["Access-Control-Allow-Headers"] = (

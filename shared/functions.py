@@ -43,6 +43,12 @@ class FunctionSettings(BaseModel):
     concurrency: Annotated[
         int, Field(ge=0, le=100_000, description="Attempts at a time over all workers; 0: as many as slots.")
     ] = 0
+    rate_per_s: Annotated[
+        float, Field(ge=0, le=1_000_000, description="Invokes a second that are let through; 0: no limit.")
+    ] = 0
+    rate_burst: Annotated[
+        int, Field(ge=0, le=1_000_000, description="Invokes that may come at once; 0: those of a second.")
+    ] = 0
     isolation: Annotated[
         Literal["warm", "fresh"], Field(description="`fresh`: a new sandbox for every call, started ahead.")
     ] = "warm"

@@ -205,6 +205,12 @@ class Settings(BaseModel):
     )
     max_running_per_user: Positive = _setting(100, "Running attempts of one user.")
     max_queued_per_user: Positive = _setting(100_000, "Queued jobs of one user.")
+    rate_per_second_per_user: Annotated[float, Field(ge=0)] = _setting(
+        0, "Invokes a second that are let through of one user, over all API processes; 0: no limit."
+    )
+    rate_burst_per_user: Annotated[int, Field(ge=0)] = _setting(
+        0, "Invokes of one user that may come at once; 0: those of a second."
+    )
     max_stream_backlog: Positive = _setting(
         100_000, "Records waiting for Postgres past which synchronous calls get 503."
     )

@@ -11,6 +11,7 @@ from aiohttp import web
 from api import documents, models
 from api.contract import Operation
 from api.keys import ACCEPTOR, RESOLVER, SETTINGS
+from api.rates import within_rate
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Invalid
 from shared.event import complete, describe
@@ -70,6 +71,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
         entries.append({"job_id": job_id})
     if not messages:
         raise Invalid("No item could be accepted: see items.", code="no_item_accepted", extra={"items": entries})
+    await within_rate(request, caller.user.id, target.function_id, function_settings, calls=len(messages))
     await app[ACCEPTOR].admit(caller.user.id, target.function_id, len(messages))
     await app[ACCEPTOR].accept_many(messages)
     return documents.answer({"items": entries}, status=202)

@@ -13,6 +13,7 @@ from aiohttp import web
 from api import documents, models
 from api.contract import DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
+from api.rates import within_rate
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Unavailable, WaitTimeout
@@ -55,6 +56,7 @@ async def invoke(request: web.Request) -> web.Response:
     if wait_s == 0:
         respond_async, wait_s = True, None
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
+    await within_rate(request, caller.user.id, target.function_id, function_settings)
     await app[ACCEPTOR].admit(caller.user.id, target.function_id)
     if run_at is not None:
         await app[ACCEPTOR].admit_later(caller.user.id)

@@ -132,6 +132,11 @@ class Queue:
         with redis_errors():
             return await self._link.call("EVALSHA", script.sha, 0, *args)
 
+    async def evaluate(self, script: str, *args: str | bytes | int | float) -> Any:
+        """Run a script that is not one of the queue's steps, over the connection of these."""
+        with redis_errors():
+            return await self._link.call("EVAL", script, 0, *args)
+
     async def aclose(self) -> None:
         """Let go of the connection; the client that the queue was given stays open. Idempotent."""
         await self._link.close()

@@ -1,0 +1,47 @@
+"""Rates of invokes: a user's, which the operator sets, and a function's, which its owner sets."""
+
+from __future__ import annotations
+
+import math
+from uuid import UUID
+
+from aiohttp import web
+
+from api.keys import QUEUE, RATE_HEADERS, SETTINGS
+from shared.errors import TooMany, Unavailable
+from shared.functions import FunctionSettings
+from shared.queue.rates import Bucket, take
+
+
+async def within_rate(
+    request: web.Request, user: UUID, function: UUID, settings: FunctionSettings, *, calls: int = 1
+) -> None:
+    """Count ``calls``; the response says in its headers what is left. Without a rate set, nothing is asked; with Redis
+    away nobody is refused.
+
+    :raises TooMany: saying when to try again.
+    """
+    own = request.app[SETTINGS]
+    buckets = []
+    if settings.rate_per_s:
+        buckets.append(Bucket.of(f"function:{function}", settings.rate_per_s, settings.rate_burst))
+    if own.rate_per_second_per_user:
+        buckets.append(Bucket.of(f"user:{user}", own.rate_per_second_per_user, own.rate_burst_per_user))
+    if not buckets:
+        return
+    try:
+        taken = await take(request.app[QUEUE], buckets, calls)
+    except Unavailable:
+        return
+    request[RATE_HEADERS] = {
+        "RateLimit-Limit": str(taken.bucket.burst),
+        "RateLimit-Remaining": str(taken.left),
+        "RateLimit-Reset": str(math.ceil(taken.full_in_s)),
+    }
+    if taken.wait_s:
+        whose = "This function" if taken.bucket.name.startswith("function:") else "You"
+        raise TooMany(
+            f"{whose} may have {taken.bucket.per_s:g} calls a second, and {taken.bucket.burst} at once.",
+            code="rate_limited",
+            retry_after_s=taken.wait_s,
+        )
