@@ -30,6 +30,7 @@ from bench import (
     report,
     sandboxes,
     scale,
+    waiting,
     warm_sync,
 )
 from bench.baselines import Baselines
@@ -49,6 +50,7 @@ FAMILIES: dict[str, Measure] = {
     "deploy_first_result": deploy_first_result.measure,
     "scale": scale.measure,
     "backlog": backlog.measure,
+    "waiting": waiting.measure,
 }
 PROOFS: dict[str, Measure] = {
     "crowd": crowd.measure,

@@ -38,6 +38,11 @@ class Caller:
     async def __aexit__(self, *exc: object) -> None:
         await self._http.close()
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Who it is, for clients of their own."""
+        return {"Authorization": f"Bearer {self._token}"}
+
     async def call(self, method: str, path: str, status: int, **arguments: Any) -> Any:
         """The JSON of an answer that must have ``status``; raises :class:`WrongAnswer`."""
         got, answer = await self.ask(method, path, **arguments)
