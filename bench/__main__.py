@@ -26,6 +26,7 @@ from bench import (
     engine_restart,
     idle_memory,
     machine,
+    million,
     misbehaviour,
     report,
     sandboxes,
@@ -56,6 +57,7 @@ PROOFS: dict[str, Measure] = {
     "crowd": crowd.measure,
     "misbehaviour": misbehaviour.measure,
     "engine_restart": engine_restart.measure,
+    "million": million.measure,
 }
 """What must hold over minutes; each is run by its name."""
 
