@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -30,6 +30,7 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 60.0
 UPLOAD_TIMEOUT_S = 900.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 RETRIED_STATUSES = frozenset({502, 503, 504})
 
 ARCHIVE_TYPE = "application/gzip"
@@ -150,7 +151,7 @@ class Client:
             sock_connect=CONNECT_TIMEOUT_S,
             sock_read=ANSWER_TIMEOUT_S + request.wait_s,
         )
-        try:
+        with self._failures():
             async with AsyncExitStack() as stack:
                 form = None
                 if request.upload is not None:
@@ -168,6 +169,45 @@ class Client:
                     )
                 )
                 return _answer(response, await _read(response), self.api_url)
+
+    async def stream(self, request: Request, *, token: str | None) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
+        """The Server-Sent Events of an answer: name, id and data of each. It may end at any time.
+
+        Raises as :meth:`send`, which is asked again; this is not.
+        """
+        if self._http is None:
+            raise RuntimeError("the client is not open")
+        headers = {**request.headers, "Accept": "text/event-stream"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=ANSWER_TIMEOUT_S)
+        url = URL(self.api_url + request.path, encoded=True)
+        with self._failures():
+            async with self._http.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=MAX_EVENT_BYTES
+            ) as response:
+                if response.status != 200 or response.content_type != "text/event-stream":
+                    _answer(response, await _read(response), self.api_url)
+                    return
+                name, event_id, data = "", "", ""
+                async for raw in response.content:
+                    field_name, _, value = raw.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+                    value = value.removeprefix(" ")
+                    if field_name == "event":
+                        name = value
+                    elif field_name == "id":
+                        event_id = value
+                    elif field_name == "data":
+                        data += value
+                    elif not field_name and data:
+                        yield name, event_id, _object(data, self.api_url)
+                        name, event_id, data = "", "", ""
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What goes wrong with a connection, as :class:`Unreachable`."""
+        try:
+            yield
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise Unreachable(
                 f"{self.api_url} does not prove who it is: {error}.", hint="Check API_URL and the server's certificate."
@@ -180,10 +220,20 @@ class Client:
             ) from error
         except TimeoutError as error:
             raise Unreachable(f"{self.api_url} did not answer in time.", hint="Try again later.") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unreachable(
                 f"The connection to {self.api_url} broke: {_reason(error)}.", hint="Try again; see the server's log."
             ) from error
+
+
+def _object(text: str, api_url: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Unreachable(f"{api_url} did not answer as a ContainerPub server.", hint="Check API_URL.")
+    return value
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

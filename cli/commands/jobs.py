@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.commands import JobId, JsonFlag, at_least, in_session, output_of
-from cli.errors import ExitStatus
+from cli.errors import ExitStatus, UsageError
 from cli.output import Output
 
 if TYPE_CHECKING:
@@ -23,15 +23,20 @@ def job(
     wait: Annotated[
         int | None, typer.Option("--wait", metavar="SECONDS", help="Wait until it is final, at most this long.")
     ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what it writes until it is final.")] = False,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Show a job, with its result once it has one."""
     output = output_of(ctx, as_json)
     at_least("--wait", wait, 0)
+    if follow and wait is not None:
+        raise UsageError("--follow waits as long as the job takes.", hint="Leave --wait out.")
 
     async def action(session: Session) -> ExitStatus:
         from cli.waiting import is_final, status_of, wait_for_job
 
+        if follow:
+            return await _follow(session, output, job_id)
         found = await wait_for_job(session, job_id, wait_s=wait or 0)
         show(output, found)
         if wait is not None and not is_final(found):
@@ -40,6 +45,29 @@ def job(
         return status_of(found)
 
     return in_session(output, action)
+
+
+async def _follow(session: Session, output: Output, job_id: str) -> ExitStatus:
+    from cli.commands.logs import lines
+    from cli.following import events
+    from cli.waiting import status_of
+
+    found: dict[str, Any] = {}
+    async for event in events(session, job_id):
+        if event.name == "state":
+            if found and event.data.get("status") != found.get("status"):
+                output.note(f"The job is {event.data.get('status')}.")
+            found = event.data
+        elif event.name == "log":
+            header = f"#{event.data.get('attempt', '-')} {event.data.get('stream', '-')}/{event.data.get('level', '-')}"
+            for line in lines(header, event.data.get("message")):
+                output.note(line)
+        elif event.name == "progress":
+            fraction = event.data.get("fraction")
+            shown = f"{fraction:.0%}" if isinstance(fraction, int | float) else "-"
+            output.note(f"{shown} {event.data.get('message', '')}".rstrip())
+    show(output, found)
+    return status_of(found)
 
 
 def jobs(

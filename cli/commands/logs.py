@@ -57,5 +57,10 @@ def write(output: Output, entry: dict[str, Any]) -> None:
             f"{entry.get('stream', '-')}/{entry.get('level', '-')}",
         )
     )
-    for line in str(entry.get("message", "")).rstrip("\n").split("\n"):
-        output.line(f"{header}  {line}")
+    for line in lines(header, entry.get("message", "")):
+        output.line(line)
+
+
+def lines(header: str, message: object) -> list[str]:
+    """The lines of a message, each behind the header."""
+    return [f"{header}  {line}" for line in str(message).rstrip("\n").split("\n")]

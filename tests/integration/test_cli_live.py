@@ -126,6 +126,20 @@ def test_a_function_is_deployed_invoked_listed_and_deleted(greeter: Command) -> 
     assert json.loads(greeter("list", "--json").stdout) == {"items": []}
 
 
+def test_a_job_is_followed_to_its_end(greeter: Command) -> None:
+    for body, status in (('"ok"', 0), ('"fail"', 1)):
+        done = greeter("invoke", "greeter", "--body", body, "--async", "--json")
+        job = json.loads(done.stdout)["job_id"]
+        followed = greeter("job", job, "--follow", "--json")
+        assert followed.returncode == status, followed.stderr
+        assert json.loads(followed.stdout)["id"] == job
+        assert "\x1b" not in followed.stderr
+        if not status:
+            assert "#1 stdout/info  hello \\x1b[2J" in followed.stderr
+    assert greeter("job", job, "--follow", "--wait", "1").returncode == 2
+    assert greeter("job", str(uuid.uuid4()), "--follow").returncode == 4
+
+
 def test_deploying_the_same_again_says_so(greeter: Command) -> None:
     again = greeter("deploy", "greeter")
     assert again.returncode == 0, again.stderr
