@@ -3,7 +3,7 @@
 The queue in Redis is a copy; Postgres has every accepted job. A new generation is opened in this order, and a leader
 that dies half-way is followed by one that starts over. One that was only asleep finds the other's generation and stops:
 
-1. the scripts are unloaded, so that nobody takes a step, and the new generation is set, closed;
+1. the new generation is set, closed, and the scripts are unloaded, so that nobody takes a step;
 2. what is left of the old copy goes, but not the stream of records: those attempts ended;
 3. the scripts are loaded, which tells everybody that there is a queue again: attempts can be settled and registered,
    not claimed;
@@ -30,18 +30,19 @@ from shared.queue.connection import redis_errors
 from shared.queue.drain import Drain
 from shared.queue.message import message_of
 from shared.queue.queue import GENERATION, OPENED_CHANNEL, QUEUES, REBUILT_CHANNEL, WORKERS, Queue
-from shared.queue.scripts import SCRIPTS
+from shared.queue.scripts import LAYOUT, SCRIPTS, USABLE
 
 log = logging.getLogger(__name__)
 
 _SQL = queries("leases")
 _PAGE = 1000
 _DRAIN_BOUND_S = 30.0
+_ANOTHER = "another leader is rebuilding the queue"
 
 _BEGIN = """
 local set = redis.call('HGET', KEYS[1], 'gen')
 if set and tonumber(set) >= tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'open', '0', 'run', ARGV[2])
+redis.call('HSET', KEYS[1], 'gen', ARGV[1], 'open', '0', 'run', ARGV[2], 'layout', ARGV[3])
 return 1
 """
 _REMOVE = """
@@ -67,11 +68,18 @@ class Rebuild:
         self._grace_s = grace_s
 
     async def needed(self) -> bool:
-        """Whether the copy in Redis is missing, half made, or older than Redis's last start."""
+        """Whether the copy in Redis is missing, half made, older than Redis's last start, or another release's in its
+        layout. Scripts that are unknown in one that is none of that, as after an upgrade, are loaded."""
         with redis_errors():
             known = await self._redis.script_exists(*(script.sha for script in SCRIPTS))
-            run = await self._redis.hget(GENERATION, "run")  # type: ignore[misc]
-        return not all(known) or not await self._queue.is_open() or run != (await self._run_id()).encode()
+            is_open, run, layout = await self._redis.hmget(GENERATION, ["open", "run", "layout"])  # type: ignore[misc]
+        if is_open != b"1" or run != (await self._run_id()).encode() or layout != LAYOUT.encode():
+            return True
+        with redis_errors():
+            for script, there in zip(SCRIPTS, known, strict=True):
+                if not there and await self._redis.eval(script.source, 0) != USABLE:  # type: ignore[misc]
+                    return True
+        return False
 
     async def run_once(self) -> int:
         """Open a new generation; how many jobs were put on the queue. Raises ``Unavailable``; run it again then."""
@@ -80,8 +88,7 @@ class Rebuild:
             generation = str(await self._pool.fetchval(_SQL["next_generation"], int(state[0]) if state else 0))
         log.info("rebuilding the queue", extra={"generation": generation})
         with redis_errors():
-            await self._redis.script_flush()
-            await self._guarded(_BEGIN, generation, run=await self._run_id())
+            await self._begin(generation)
             await self._clear(generation)
             for script in SCRIPTS:
                 await self._redis.eval(script.source, 0)  # type: ignore[misc]
@@ -103,10 +110,19 @@ class Rebuild:
         with redis_errors():
             return str((await self._redis.info("server"))["run_id"])
 
-    async def _guarded(self, script: str, generation: str, *keys: bytes, run: str = "") -> None:
+    async def _begin(self, generation: str) -> None:
+        """Close the queue. Together with the scripts' end, so that nobody takes a step in between."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.eval(_BEGIN, 1, GENERATION, generation, await self._run_id(), LAYOUT)
+        pipe.script_flush()
+        begun, _ = await pipe.execute()
+        if not begun:
+            raise Unavailable(_ANOTHER)
+
+    async def _guarded(self, script: str, generation: str, *keys: bytes) -> None:
         """A step that only the newest generation may take. :raises Unavailable: if another leader is further."""
-        if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation, run):  # type: ignore[arg-type, misc]
-            raise Unavailable("another leader is rebuilding the queue")
+        if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation):  # type: ignore[arg-type, misc]
+            raise Unavailable(_ANOTHER)
 
     async def _clear(self, generation: str) -> None:
         for queue in QUEUES:

@@ -10,13 +10,14 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import redis.exceptions
 from redis.asyncio import Redis
 
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
 from shared.queue.link import Link
 from shared.queue.message import NO_VERSION, JobMessage
-from shared.queue.scripts import Script
+from shared.queue.scripts import QueueClosed, Script
 
 QUEUES = ("invoke", "build")
 RECORDS = "cp:records"
@@ -129,8 +130,24 @@ class Queue:
         self._user_max = max_running_per_user
 
     async def _run(self, script: Script, *args: str | bytes | int | float) -> Any:
+        try:
+            with redis_errors():
+                return await self._link.call("EVALSHA", script.sha, 0, *args)
+        except QueueClosed as closed:
+            if not isinstance(closed.__cause__, redis.exceptions.NoScriptError) or not await self._make_known(script):
+                raise
         with redis_errors():
             return await self._link.call("EVALSHA", script.sha, 0, *args)
+
+    async def _make_known(self, script: Script) -> bool:
+        """Load a script of this release into a queue that another release's leader opened; whether it can be used."""
+        with redis_errors():
+            state = await self.redis.hmget(GENERATION, ["open", "layout", "run"])  # type: ignore[misc]
+            run = (await self.redis.info("server"))["run_id"]
+            if state != [b"1", scripts.LAYOUT.encode(), run.encode()]:
+                return False
+            # Whether that is still so is told together with the loading.
+            return bool(await self.redis.eval(script.source, 0) == scripts.USABLE)  # type: ignore[misc]
 
     async def evaluate(self, script: str, *args: str | bytes | int | float) -> Any:
         """Run a script that is not one of the queue's steps, over the connection of these."""

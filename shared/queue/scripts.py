@@ -1,9 +1,11 @@
 """The queue's atomic steps as Lua, and how they get into Redis.
 
-A process never loads a script by itself: Redis forgets scripts when it restarts, so an unknown script is how everybody
-notices that the queue's fast copy may have lost writes. Only the leader loads them, after it has opened a new
-generation (``scheduler/rebuild.py``). Until then every step answers :class:`QueueClosed`. It does so by calling them
-without arguments: what ``SCRIPT LOAD`` loads, Redis before version 7 writes to its file and knows after a restart.
+Redis forgets scripts when it restarts, so an unknown script is how everybody notices that the queue's fast copy may
+have lost writes. Then every step answers :class:`QueueClosed` until the leader has opened a new generation and loaded
+the scripts (``scheduler/rebuild.py``). A script may also be unknown because it is another release's than the leader's,
+while one replaces the other: a process loads its own into a queue that is open, in a Redis that was not started since,
+and whose data is laid out as it knows it. Scripts are loaded by calling them without arguments: what ``SCRIPT LOAD``
+loads, Redis before version 7 writes to its file and knows after a restart.
 """
 
 from __future__ import annotations
@@ -11,6 +13,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+
+LAYOUT = "1"
+"""Another one when scripts of two releases could not work on the same data: then the older one's steps fail until its
+process is replaced."""
+USABLE = b"usable"
 
 
 class QueueClosed(Exception):

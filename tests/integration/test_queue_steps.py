@@ -533,19 +533,42 @@ async def test_worker_of_an_older_generation_must_join_first(queue: Queue) -> No
         await queue.held("invoke", W, generation=str(int(gen) - 1))
 
 
-async def test_redis_that_forgot_the_scripts_has_a_closed_queue(queue: Queue, redis: Redis) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run", "of the process before"),  # Redis was started again, with what its file had
+        ("layout", "of another release"),
+        ("open", "0"),
+    ],
+)
+async def test_redis_that_forgot_the_scripts_has_a_closed_queue_unless_it_lost_nothing_else(
+    queue: Queue, redis: Redis, field: str, value: str
+) -> None:
     gen = await generation(queue)
     await redis.script_flush()
-    for step in (
-        queue.enqueue("invoke", [message()]),
-        queue.exchange("invoke", W, generation=gen, want=1),
-        queue.cancel("invoke", uuid4()),
-        queue.expire_worker(W, seen=0, max_lost=3),
-        queue.register("invoke", W, []),
-        queue.held("invoke", W, generation=gen),
-    ):
-        with pytest.raises(QueueClosed):
-            await step
+    await redis.hset(GENERATION, field, value)  # type: ignore[misc]
+    for _ in range(2):
+        for step in (
+            queue.enqueue("invoke", [message()]),
+            queue.exchange("invoke", W, generation=gen, want=1),
+            queue.cancel("invoke", uuid4()),
+            queue.expire_worker(W, seen=0, max_lost=3),
+            queue.register("invoke", W, []),
+            queue.held("invoke", W, generation=gen),
+        ):
+            with pytest.raises(QueueClosed):
+                await step
+
+
+async def test_steps_of_another_release_run_beside_ours(queue: Queue, redis: Redis, pool: Pool) -> None:
+    """As after an upgrade: the leader has loaded its scripts, and a process of the older release comes with its own."""
+    await redis.script_flush()
+    first, second = message(), message()
+    assert await queue.enqueue("invoke", [first]) == [Enqueued.QUEUED]
+    assert [one.id for one in await claim(queue)] == [str(first.id)]
+    await asyncio.gather(*(queue.enqueue("invoke", [message()]) for _ in range(20)), queue.enqueue("invoke", [second]))
+    assert len(await claim(queue, 50)) == 21
+    await conserved(redis, pool)
 
 
 async def test_held_names_what_a_worker_runs_and_nothing_else(queue: Queue) -> None:

@@ -26,7 +26,7 @@ from shared.postgres.pool import Pool
 from shared.queue.connection import connect
 from shared.queue.drain import Drain
 from shared.queue.queue import GENERATION, REBUILT_CHANNEL, RECORDS, Claim, Queue
-from shared.queue.scripts import QueueClosed
+from shared.queue.scripts import SCRIPTS, QueueClosed
 from tests.conservation import complaints
 from tests.seeds import message, new_user, record, settle
 
@@ -405,3 +405,17 @@ async def test_record_of_a_month_without_a_partition_is_kept(pool: Pool, jobs: J
     job = message(user, id=UUID(int=(1 << 80) | 0x7 << 76 | 0b10 << 62))  # the first millisecond of 1970
     await jobs.settle([record(job)])
     assert await pool.fetchval("SELECT count(*) FROM invocations_default") == 1
+
+
+async def test_f23_a_leader_of_another_release_goes_on_with_an_open_queue(
+    redis: Redis, queue: Queue, rebuild: Rebuild
+) -> None:
+    before = await queue.generation()
+    await redis.script_flush()
+    assert not await rebuild.needed()
+    assert await redis.script_exists(*(script.sha for script in SCRIPTS)) == [True] * len(SCRIPTS)
+    assert await queue.generation() == before
+    await redis.hset(GENERATION, "layout", "of another release")  # type: ignore[misc]
+    assert await rebuild.needed()
+    await rebuild.run_once()
+    assert not await rebuild.needed()

@@ -20,8 +20,13 @@
 -- A message is a line for these scripts (user function version limit attempt lost deadline reply priority), then the
 -- rest, which only Python reads.
 
--- A call without arguments only makes the script known (see shared/queue/scripts.py).
-if #ARGV == 0 then return 'known' end
+-- A call without arguments only makes the script known, and says whether the queue may be used: it is open, and Redis
+-- was not started since (see shared/queue/scripts.py).
+if #ARGV == 0 then
+    local g = redis.call('HMGET', 'cp:generation', 'open', 'run')
+    local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+    return g[1] == '1' and g[2] == run and 'usable' or 'known'
+end
 
 local QUEUE = ARGV[1]
 local K = 'cp:' .. QUEUE .. ':'
