@@ -28,6 +28,12 @@ class _Figures:
         yield jobs
         yield GaugeMetricFamily("containerpub_records_waiting", "Records not yet in Postgres.", value=figures.records)
         yield GaugeMetricFamily("containerpub_workers", "Workers that report.", value=len(figures.workers))
+        if figures.out_of_place is not None:
+            yield GaugeMetricFamily(
+                "containerpub_jobs_out_of_place",
+                "Findings of the last comparison of Postgres with the queue; anything but 0 is a fault.",
+                value=figures.out_of_place,
+            )
 
         sandboxes = GaugeMetricFamily("containerpub_sandboxes", "Sandboxes by state.", labels=("worker", "state"))
         memory = GaugeMetricFamily(

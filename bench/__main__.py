@@ -20,6 +20,7 @@ from bench import (
     backlog,
     cold_kinds,
     cold_start,
+    crash,
     crowd,
     deploy_first_result,
     engine,
@@ -54,6 +55,7 @@ FAMILIES: dict[str, Measure] = {
     "waiting": waiting.measure,
 }
 PROOFS: dict[str, Measure] = {
+    "crash": crash.measure,
     "crowd": crowd.measure,
     "misbehaviour": misbehaviour.measure,
     "engine_restart": engine_restart.measure,

@@ -98,6 +98,27 @@ class Platform:
         """SIGTERM, and wait."""
         await self._processes.pop(name).stop(signal.SIGTERM, STOP_S)
 
+    async def kill(self, name: str) -> int:
+        """SIGKILL, to the process alone; its pid."""
+        process = self._processes.pop(name)
+        process.send(signal.SIGKILL)
+        await process.wait()
+        return process.pid
+
+    def ended(self) -> dict[str, int]:
+        """Processes that nobody told to end, and their exit codes; they are forgotten."""
+        found = {name: process.returncode for name, process in self._processes.items()}
+        codes = {name: code for name, code in found.items() if code is not None}
+        for name in codes:
+            del self._processes[name]
+        return codes
+
+    async def reconnect(self) -> None:
+        """A new :attr:`database`, after Postgres was stopped."""
+        self.database.terminate()
+        self.database = await asyncpg.connect(self.postgres.dsn)
+        self._open.push_async_callback(self.database.close)
+
     def caller(self) -> Caller:
         return Caller(self.port)
 

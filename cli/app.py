@@ -101,6 +101,27 @@ def migrate(ctx: typer.Context) -> int:
     return run_migrate()
 
 
+@app.command()
+def check(
+    ctx: typer.Context,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Data folder of `up`; the settings' servers when left out.")
+    ] = None,
+    patience: Annotated[float, typer.Option("--patience", help="Seconds that a job may be on its way.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", help="How many findings to name.")] = 20,
+    as_json: JsonFlag = False,
+) -> ExitStatus:
+    """Check that every accepted job is where it belongs."""
+    output = output_of(ctx, as_json)
+    at_least("--patience", patience, 0)
+    at_least("--limit", limit, 0)
+
+    from cli.commands.check import run_check
+
+    folder = output.env.cwd / data if data is not None else None
+    return run_check(output, folder, patience_s=patience, limit=limit)
+
+
 def main(args: Sequence[str], env: Environment) -> ExitStatus:
     """Run the command with ``args`` (without the program's name) and say how it ended.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 
 import redis.exceptions
 from redis.asyncio import Redis
@@ -148,8 +147,7 @@ class Rebuild:
 
     async def _fill(self) -> int:
         after, count = LOWEST_ID, 0
-        now = datetime.now(UTC)
-        while page := await self._jobs.open_jobs(after=after, accepted_before=now, limit=_PAGE):
+        while page := await self._jobs.open_jobs(after=after, limit=_PAGE):
             for name in QUEUES:
                 messages = [message for message in map(message_of, page) if message.queue == name]
                 if messages:

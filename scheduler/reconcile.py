@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from shared.jobs import Job
@@ -40,9 +39,8 @@ class Reconciler:
         A long backlog is looked through in turns, so that one run stays short.
         """
         added = 0
-        before = datetime.now(UTC) - timedelta(seconds=self._age_s)
         for _ in range(_PAGES_A_RUN):
-            page = await self._jobs.open_jobs(after=self._after, accepted_before=before, limit=_PAGE)
+            page = await self._jobs.open_jobs(after=self._after, limit=_PAGE, age_s=self._age_s)
             added += await self._check(page)
             self._after = page[-1].id if len(page) == _PAGE else LOWEST_ID
             if len(page) < _PAGE:

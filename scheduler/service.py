@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 
+from scheduler.conserve import SHARE, Conserve
 from scheduler.due import Due
 from scheduler.expire import Expiry
 from scheduler.leader import Leader
@@ -25,6 +26,7 @@ from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
+from shared.queue.conservation import Conservation
 from shared.queue.drain import Drain
 from shared.queue.queue import Queue
 from shared.queue.scripts import QueueClosed
@@ -67,6 +69,7 @@ async def serve(settings: Settings) -> None:
         reconciler = Reconciler(queue, jobs, drain)
         due = Due(queue, jobs)
         expiry = Expiry(queue, jobs)
+        conserve = Conserve(queue, Conservation(redis, queue, pool, share=SHARE), every_s=settings.conservation_seconds)
         stopped = StoppedFunctions(queue, Functions(pool))
 
         async def keep_open() -> None:
@@ -81,6 +84,7 @@ async def serve(settings: Settings) -> None:
             "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
             "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
             "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
+            "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }

@@ -215,6 +215,9 @@ class Settings(BaseModel):
         100_000, "Records waiting for Postgres past which synchronous calls get 503."
     )
     reconcile_seconds: PositiveSeconds = _setting(5, "Time between two runs of the reconciler.")
+    conservation_seconds: PositiveSeconds = _setting(
+        60, "Time between two checks of the leading scheduler that every job is where it belongs."
+    )
     leader_seconds: PositiveSeconds = _setting(10, "Life of the scheduler's leadership unless renewed.")
     sweep_seconds: PositiveSeconds = _setting(30, "Time between two sweeps of a worker's engine.")
     drain_seconds: PositiveSeconds = _setting(20, "Time running attempts get to finish at a shutdown.")

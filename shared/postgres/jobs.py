@@ -193,10 +193,13 @@ class Jobs:
         with postgres_errors():
             return bool(await self._pool.execute(_SQL["expire_job"], job) == "UPDATE 1")
 
-    async def open_jobs(self, *, after: UUID, accepted_before: datetime, limit: int) -> Sequence[Job]:
-        """A page of the jobs that are not final, in order of their arrival."""
+    async def open_jobs(self, *, after: UUID, limit: int, age_s: float = 0.0) -> Sequence[Job]:
+        """A page of the jobs that are not final, in order of their arrival, without those younger than ``age_s``.
+
+        Ages are by Postgres's clock; a job that is from its future is not young.
+        """
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["open_jobs"], after, accepted_before, limit)
+            rows = await self._pool.fetch(_SQL["open_jobs"], after, age_s, limit)
         return [_job(row) for row in rows]
 
     async def still_open(self, jobs: Sequence[UUID]) -> Sequence[Job]:

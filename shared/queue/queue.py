@@ -24,6 +24,7 @@ RECORDS = "cp:records"
 RECORDS_GROUP = "postgres"
 GENERATION = "cp:generation"
 WORKERS = "cp:workers"
+OUT_OF_PLACE = "cp:out-of-place"
 FINAL_CHANNEL = "cp:final"
 EVENTS_CHANNEL = "cp:events"
 """What happens to jobs that somebody looks on: a job's id, a space, a JSON object with its ``kind``."""
@@ -100,12 +101,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueFigures:
-    """Jobs on each queue, those of them that run, records that wait for Postgres, and what workers reported."""
+    """Jobs on each queue, those of them that run, records that wait for Postgres, what workers reported, and how much
+    was out of place at the leader's last check, if that is not long ago."""
 
     jobs: Mapping[str, int]
     running: Mapping[str, int]
     records: int
     workers: Mapping[str, Mapping[str, Any]]
+    out_of_place: int | None = None
 
 
 class CancelledWhere(StrEnum):
@@ -202,6 +205,11 @@ class Queue:
         with redis_errors():
             await self.redis.set(f"cp:figures:{worker}", orjson.dumps(figures), ex=60)
 
+    async def report_out_of_place(self, count: int, *, keep_s: float) -> None:
+        """Leave what a check found for whoever reads metrics."""
+        with redis_errors():
+            await self.redis.set(OUT_OF_PLACE, count, px=round(1000 * keep_s))
+
     async def figures(self) -> QueueFigures:
         """What the queue and its workers look like now."""
         workers = list(await self.beats())
@@ -211,15 +219,17 @@ class Queue:
                 pipe.hlen(f"cp:{queue}:messages")
                 pipe.hlen(f"cp:{queue}:running")
             pipe.xlen(RECORDS)
+            pipe.get(OUT_OF_PLACE)
             for worker in workers:
                 pipe.get(f"cp:figures:{worker}")
-            *sizes, backlog = (answers := await pipe.execute())[: 2 * len(QUEUES) + 1]
-        reported = zip(workers, answers[2 * len(QUEUES) + 1 :], strict=True)
+            *sizes, backlog, out_of_place = (answers := await pipe.execute())[: 2 * len(QUEUES) + 2]
+        reported = zip(workers, answers[2 * len(QUEUES) + 2 :], strict=True)
         return QueueFigures(
             jobs={queue: sizes[2 * index] for index, queue in enumerate(QUEUES)},
             running={queue: sizes[2 * index + 1] for index, queue in enumerate(QUEUES)},
             records=backlog,
             workers={worker: orjson.loads(report) for worker, report in reported if report is not None},
+            out_of_place=None if out_of_place is None else int(out_of_place),
         )
 
     async def beats(self) -> dict[str, int]:

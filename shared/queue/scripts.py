@@ -47,3 +47,6 @@ STOP = _load("stop")
 START = _load("start")
 
 SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER, HELD, STOP, START)
+
+INSPECT = _load("inspect")
+"""No step, so Redis may not know it while the queue is open (see ``shared/queue/conservation.py``)."""

@@ -105,7 +105,8 @@ SELECT repeated.*, v.number AS version FROM repeated JOIN versions v ON v.id = r
 SELECT id FROM jobs WHERE redrive_of = $1
 
 -- name: settle_jobs
--- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are.
+-- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are. A record
+-- that comes again must not take a job back to where it was: an epoch's end counts once, unless it is final.
 -- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
                        error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
@@ -124,7 +125,8 @@ ON CONFLICT (id) DO UPDATE SET
     total_ms = excluded.total_ms, started_at = excluded.started_at, finished_at = excluded.finished_at,
     run_at = coalesce(excluded.run_at, j.run_at)
 WHERE j.status IN ('scheduled', 'queued', 'running')
-  AND (j.epoch IS NULL OR excluded.epoch IS NULL OR j.epoch <= excluded.epoch)
+  AND (j.epoch IS NULL OR excluded.epoch IS NULL OR j.epoch < excluded.epoch
+       OR (j.epoch = excluded.epoch AND excluded.finished_at IS NOT NULL))
 
 -- name: insert_invocations
 -- The records of attempts; one that is there already stays.
@@ -163,9 +165,11 @@ UPDATE jobs SET status = 'failed', reason = 'expired', finished_at = now()
 WHERE id = $1 AND status IN ('scheduled', 'queued')
 
 -- name: open_jobs
--- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler.
+-- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler; without those accepted
+-- within the last $2 seconds. One of the future was accepted by a clock that is wrong, and may be of any age.
 SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
-WHERE j.status IN ('queued', 'running') AND j.id > $1 AND j.created_at <= $2
+WHERE j.status IN ('queued', 'running') AND j.id > $1
+  AND (j.created_at < now() - make_interval(secs => $2) OR j.created_at > now() + make_interval(secs => $2))
 ORDER BY j.id LIMIT $3
 
 -- name: still_open

@@ -15,7 +15,7 @@ import pytest
 from aiodocker import Docker
 from engines import short_dir
 
-from bench import crowd, dockerd, engine_restart, functions, misbehaviour
+from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour
 from bench.dockerd import PrivateDockerd
 from bench.engine import BASE_IMAGE
 from bench.engine_restart import Restart
@@ -72,6 +72,16 @@ async def test_r1_r22_whoever_misbehaves_is_told_the_true_reason_and_leaves_noth
     assert len(outcome.loops_ms) == size.loops
     assert outcome.loops_ms[-1] <= 1000 * size.timeout_s + 500
     assert outcome.alive == 0
+
+
+async def test_f1_f9_f13_whatever_is_killed_every_accepted_job_ends_once_and_nothing_is_left() -> None:
+    size = crash.SHORT
+    async with Platform("docker", workers=size.workers, env=size.env) as platform, platform.caller() as caller:
+        outcome = await crash.play(platform, caller, size, seed=1)
+    assert outcome.accepted == size.jobs
+    assert outcome.done.keys() == {"worker", "api", "redis", "postgres"}
+    assert outcome.lost > 0, "no worker was killed at its work"
+    assert outcome.recovery_p99_s <= size.recovery_s
 
 
 async def test_f15_restarted_engine_costs_attempts_and_no_job(private: PrivateDockerd) -> None:

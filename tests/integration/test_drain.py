@@ -117,6 +117,23 @@ async def test_final_outcome_never_changes_afterwards(redis: Redis, drain: Drain
     assert await row(pool, job) == before
 
 
+async def test_record_that_comes_again_does_not_take_its_job_back(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    """Written by one whose acknowledgement was lost, and again by whoever took over."""
+    job = message(user)
+    await Jobs(pool).accept([job])
+    retried = record(job, epoch="1-1", status=JobStatus.SCHEDULED, outcome="failed", run_at_ms=1)
+    await put(redis, retried)
+    await drain.run_once()
+    (due,) = await Jobs(pool).fall_due(limit=10)
+    assert due.id == job.id
+    await put(redis, retried)
+    await drain.run_once()
+    assert (await row(pool, job))["status"] == "queued"
+    assert await attempts(pool, job) == [("failed", 1)]
+
+
 async def test_stale_attempt_does_not_overwrite_a_later_one(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
     job = message(user)
     await Jobs(pool).accept([job])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -687,9 +688,33 @@ async def test_retry_takes_the_job_off_the_queue_and_lets_it_come_back(queue: Qu
     (parked,) = await claim(queue, 2)
     assert parked.id == str(second.id)
     assert await end(queue, settle(running, verb=Verb.RETRY, status="scheduled"), settle(parked)) == [False, True]
-    assert await queue.enqueue("invoke", [first]) == [Enqueued.QUEUED]
+    assert await queue.enqueue("invoke", [replace(first, attempt=2)]) == [Enqueued.QUEUED]
     assert [again.id for again in await claim(queue, 2)] == [str(first.id)]
     await conserved(redis, pool)
+
+
+async def test_acceptor_slower_than_an_attempt_does_not_start_that_attempt_again(queue: Queue) -> None:
+    job = message()
+    await queue.enqueue("invoke", [job])  # by the reconciler
+    (one,) = await claim(queue)
+    await end(queue, settle(one, Verb.LOSE, status="queued", outcome="lost"))
+    (one,) = await claim(queue)
+    await end(queue, settle(one, verb=Verb.RETRY, status="scheduled"))
+    for attempt in (1, 2):
+        assert await queue.enqueue("invoke", [replace(job, attempt=attempt)]) == [Enqueued.THERE]
+    assert await queue.enqueue("invoke", [replace(job, attempt=3, lost=1)]) == [Enqueued.QUEUED]
+
+
+async def test_of_two_that_register_a_job_the_later_attempt_counts(queue: Queue, redis: Redis, pool: Pool) -> None:
+    job = message(concurrency=1)
+    early, late = (Claim(id=str(job.id), epoch=epoch, raw=job.encode()) for epoch in ("1-9", "1-10"))
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
+    assert await queue.register("invoke", "slept", [early]) == 1
+    assert await queue.register("invoke", W, [late]) == 1
+    assert await queue.register("invoke", "slept", [early]) == 0
+    await conserved(redis, pool)
+    assert await end(queue, settle(early), worker="slept") == [False]
+    assert await end(queue, settle(late)) == [True]
 
 
 async def test_priority_orders_one_user_s_jobs_with_a_head_start_and_no_more(queue: Queue) -> None:

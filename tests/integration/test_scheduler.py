@@ -179,6 +179,19 @@ async def test_f5_committed_job_that_redis_misses_is_enqueued(
     assert await complaints(redis, pool) == []
 
 
+@pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000])
+async def test_f18_job_accepted_by_a_clock_that_is_off_is_put_on_the_queue_all_the_same(
+    queue: Queue, jobs: Jobs, drain: Drain, rebuild: Rebuild, redis: Redis, user: UUID, ahead_ms: int
+) -> None:
+    batch = [message(user, id=UUID(int=new_id().int + (ahead_ms << 80))) for _ in range(2)]
+    await jobs.accept(batch[:1])
+    assert await Reconciler(queue, jobs, drain, age_s=5).run_once() == 1
+    await jobs.accept(batch[1:])
+    await redis.flushall()
+    assert await rebuild.run_once() == 2
+    assert {UUID(one.id) for one in await claim(queue, 5)} == {job.id for job in batch}
+
+
 async def test_job_younger_than_the_bound_is_left_to_its_acceptor(
     queue: Queue, jobs: Jobs, drain: Drain, user: UUID
 ) -> None:

@@ -1,4 +1,5 @@
--- Puts jobs on the queue; one that is there already, or ended a moment ago, is left alone.
+-- Puts jobs on the queue; one that is there already, or ended a moment ago, is left alone, and so is one whose attempt
+-- did.
 -- ARGV: queue, most records a synchronous job may find waiting, then (id, message) pairs.
 -- Returns one number a job: 1 queued, 0 was there, -1 refused because records wait for Postgres past the bound.
 local gen = generation()
@@ -12,7 +13,7 @@ for i = 3, #ARGV, 2 do
     if m.reply ~= '-' and backlog < 0 then backlog = redis.call('XLEN', RECORDS) end
     if m.reply ~= '-' and backlog > max_backlog then
         answers[#answers + 1] = -1
-    elseif (m.reply == '-' and has_ended(id)) or redis.call('HSETNX', MESSAGES, id, message) == 0 then
+    elseif (m.reply == '-' and (has_ended(id) or has_ended(attempt_of(id, m.attempt)))) or redis.call('HSETNX', MESSAGES, id, message) == 0 then
         answers[#answers + 1] = 0
     else
         admit(id, m)

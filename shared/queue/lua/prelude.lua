@@ -11,7 +11,7 @@
 --   using:{user}      set   job                           running jobs of one user
 --   idle              zset  worker by turn                workers that wait for any user's job
 --   spare             zset  worker by turn                workers whose free slots are kept for newcomers
---   ended             zset  job by time ended             durable jobs that ended within the last minute
+--   ended             zset  job by time ended             durable jobs that ended within the last minute, and attempts
 --   stopped           set   function                      functions whose jobs wait, all of them parked in the end
 --   starting          set   function                      functions that were started again and have jobs parked still
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
@@ -144,6 +144,9 @@ local function closing_record(id, m, fields)
     fields.kind = QUEUE == 'invoke' and 'invoke' or 'deploy'
     return cjson.encode(fields) .. '\n'
 end
+
+-- An attempt that is to be followed by another one later ends without its job.
+local function attempt_of(id, attempt) return id .. ':' .. attempt end
 
 -- Its acceptor and the reconciler may both put a durable job on the queue, the slower one after its end.
 local function remember_end(id)

@@ -1,13 +1,21 @@
 -- Puts attempts that a live worker still runs back into an emptied queue, under the epoch they had.
 -- ARGV: queue, worker, then (id, epoch, message). Only while the queue is closed: once it is open, such a job may have
--- been given to somebody else. Returns how many were taken.
+-- been given to somebody else. Of two that run a job the later epoch counts: the other's lease was over before, though
+-- nobody knows any more. Returns how many were taken.
 local gen, open = generation()
 if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
+local function is_later(epoch, entry)
+    if not entry then return true end
+    local gen, count = string.match(epoch, '^(%d+)-(%d+)$')
+    local other_gen, other_count = string.match(entry, '^(%d+)-(%d+) ')
+    gen, count, other_gen, other_count = tonumber(gen), tonumber(count), tonumber(other_gen), tonumber(other_count)
+    return gen > other_gen or (gen == other_gen and count > other_count)
+end
 local taken = 0
 if open then return 0 end
 for i = 3, #ARGV, 3 do
     local id, epoch, message = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if redis.call('HSETNX', RUNNING, id, '') == 1 then
+    if is_later(epoch, redis.call('HGET', RUNNING, id)) then
         local m = parse(message)
         redis.call('HSET', RUNNING, id, table.concat({epoch, ARGV[2], m.user, m.fn}, ' '))
         redis.call('HSET', MESSAGES, id, message)
