@@ -55,6 +55,7 @@ def build_app(settings: Settings) -> web.Application:
     # The one limit of aiohttp's own holds for JSON bodies; a deploy bounds its parts as it reads them.
     app = web.Application(middlewares=[around], client_max_size=settings.max_body_bytes)
     app[keys.SETTINGS] = settings
+    app[keys.KEYRING] = settings.keyring
     app[keys.CORS_ORIGINS] = frozenset(settings.cors_origins)
     app[keys.VERSION] = installed_version("containerpub")
     app[keys.API_ID] = new_id().hex
@@ -83,8 +84,8 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
             await check_schema(connection)
     app[keys.POOL] = pool
     app[keys.FUNCTIONS] = Functions(pool)
-    app[keys.JOBS] = Jobs(pool)
-    app[keys.INVOCATIONS] = Invocations(pool)
+    app[keys.JOBS] = Jobs(pool, app[keys.KEYRING])
+    app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
     app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
     yield
     await close_pool(pool)
@@ -107,10 +108,11 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         redis,
         max_stream_backlog=settings.max_stream_backlog,
         max_running_per_user=settings.max_running_per_user,
+        keyring=app[keys.KEYRING],
     )
     waiting, resolver = Waiting(), app[keys.RESOLVER]
     app[keys.WAITING] = waiting
-    feeds = app[keys.FEEDS] = Feeds(queue, waiting, most_of_user=settings.max_event_streams_per_user)
+    feeds = app[keys.FEEDS] = Feeds(queue, waiting, app[keys.KEYRING], most_of_user=settings.max_event_streams_per_user)
 
     def back() -> None:
         waiting.connection_back()
@@ -145,6 +147,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     app[keys.ACCEPTOR] = Acceptor(
         app[keys.JOBS],
         queue,
+        app[keys.KEYRING],
         patience_s=settings.dependency_timeout_seconds,
         max_queued=settings.max_queued_per_user,
         keep_keys_s=settings.idempotency_seconds,

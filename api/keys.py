@@ -16,6 +16,7 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
 from shared.queue.queue import Queue
 from shared.scratch import Scratch
+from shared.sealing import Keyring
 from shared.settings import Settings
 
 REQUEST_ID = "containerpub.request_id"
@@ -28,6 +29,7 @@ API_ID = web.AppKey("api_id", str)  # names this process's reply channel
 POOL: web.AppKey[Pool] = web.AppKey("pool")
 CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")
 QUEUE = web.AppKey("queue", Queue)
+KEYRING = web.AppKey("keyring", Keyring)
 ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)

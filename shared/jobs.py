@@ -130,7 +130,8 @@ PLATFORM_REASONS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text; timings are in milliseconds."""
+    """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text, which may be sealed; a job that
+    is read for its user has result and error opened. Timings are in milliseconds."""
 
     id: UUID
     kind: JobKind
@@ -157,6 +158,7 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
+    unreadable: bool = False  # its result or error is there, sealed with a key that this process does not have
 
     @property
     def final(self) -> bool:

@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from shared.errors import Misconfigured
+from shared.sealing import Keyring
 
 MEGABYTE = 1_000_000
 KILOBYTE = 1_000
@@ -50,6 +51,11 @@ class Settings(BaseModel):
         SecretStr("redis://localhost:6379/0"), "Redis; `rediss://` for TLS, `unix://` for a socket."
     )
     jwt_secret: SecretStr = _setting(SecretStr(""), "Key that signs access tokens, 32 bytes at least. No default.")
+    encryption_keys: SecretStr = _setting(
+        SecretStr(""),
+        "Keys that seal what functions are sent and answer, as `id:base64 of 32 bytes`, separated by commas: the first "
+        "seals, all open; empty: nothing is sealed.",
+    )
     installation_id: str = _setting(
         "containerpub", "Names this installation in container labels: one per set of workers."
     )
@@ -278,6 +284,12 @@ class Settings(BaseModel):
             raise ValueError("write an absolute path, such as /builds, or the name of a slice, such as builds.slice")
         return value
 
+    @field_validator("encryption_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        Keyring.parse(value.get_secret_value())
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
@@ -291,6 +303,11 @@ class Settings(BaseModel):
         if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys in ``ENCRYPTION_KEYS``."""
+        return Keyring.parse(self.encryption_keys.get_secret_value())
 
     @property
     def base_images(self) -> dict[str, str]:

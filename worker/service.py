@@ -25,6 +25,7 @@ from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
+from shared.sealing import NOT_SEALED
 from shared.settings import Settings
 from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
@@ -115,7 +116,7 @@ class Service:
         )
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
-        onlookers = Onlookers(self._redis)
+        onlookers = Onlookers(self._redis, settings.keyring)
         outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
@@ -143,6 +144,8 @@ class Service:
             specs=specs,
             outage=outage,
             onlookers=onlookers,
+            keyring=settings.keyring,
+            jobs=jobs,
         )
         stations = tuple(
             Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
@@ -198,6 +201,8 @@ class Service:
             "onlookers": onlookers.run,
             "sweep": self._sweep,
         }
+        if not settings.keyring.seals:
+            log.warning(NOT_SEALED)
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
 
     def drain(self) -> None:

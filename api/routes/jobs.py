@@ -56,6 +56,7 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "redrive_of": job.redrive_of,
+        "missing": _missing(job),
         "timings": {
             "queue_ms": job.queue_ms,
             "sandbox_ms": job.sandbox_ms,
@@ -63,6 +64,13 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
             "total_ms": job.total_ms,
         },
     }
+
+
+def _missing(job: Job) -> str | None:
+    """Why what the job ended with is not shown."""
+    if job.unreadable:
+        return "unreadable"
+    return "expired" if job.status is JobStatus.SUCCEEDED and job.result is None else None
 
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -125,10 +125,11 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
     assert await is_ready(await up.url())
     for name in ("", "postgres", "redis", "artifacts"):
         assert stat.S_IMODE((up.data / name).stat().st_mode) == 0o700
-    for name in ("jwt_secret", "installation_id", "lock", "postgres/password", "redis/password"):
+    for name in ("jwt_secret", "encryption_keys", "installation_id", "lock", "postgres/password", "redis/password"):
         assert stat.S_IMODE((up.data / name).stat().st_mode) == 0o600
     assert len((up.data / "jwt_secret").read_text()) == 64
-    secrets = [(up.data / name).read_text() for name in ("jwt_secret", "postgres/password", "redis/password")]
+    kept = ("jwt_secret", "encryption_keys", "postgres/password", "redis/password")
+    secrets = [(up.data / name).read_text() for name in kept]
     shown = up.text() + " ".join(word for process in up.family() for word in process.cmdline())
     assert [secret for secret in secrets if secret in shown] == []
     await up.says("containerpub register")
@@ -136,7 +137,7 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
 
 
 async def test_secrets_and_identity_are_drawn_once(start: Start) -> None:
-    kept = ("jwt_secret", "installation_id", "postgres/password", "redis/password")
+    kept = ("jwt_secret", "encryption_keys", "installation_id", "postgres/password", "redis/password")
     up = start()
     await up.url()
     before = [(up.data / name).read_text() for name in kept]
