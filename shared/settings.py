@@ -28,6 +28,7 @@ _PLACEHOLDERS = ("secret", "change", "default", "example", "password", "your-", 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveDays = Annotated[float, Field(gt=0, le=36_500)]
 
 
 def _setting(default: object, description: str) -> Any:
@@ -219,6 +220,13 @@ class Settings(BaseModel):
     )
     max_stream_backlog: Positive = _setting(
         100_000, "Records waiting for Postgres past which synchronous calls get 503."
+    )
+    result_days: PositiveDays = _setting(7, "Days that the result or error of a job is kept after its end.")
+    redrive_days: PositiveDays = _setting(
+        7, "Days that what a job was called with is kept after its end, if it failed: so long it can be redriven."
+    )
+    record_days: PositiveDays = _setting(
+        90, "Days that a job is kept after its end, and records and logs of its attempts after it was accepted."
     )
     reconcile_seconds: PositiveSeconds = _setting(5, "Time between two runs of the reconciler.")
     conservation_seconds: PositiveSeconds = _setting(
