@@ -13,14 +13,15 @@ from datetime import datetime
 from uuid import UUID
 
 from api.once import Once
-from shared.errors import TooMany, Unavailable, Unreadable
+from shared.errors import ArtifactMissing, TooMany, Unavailable, Unreadable
 from shared.jobs import Job
 from shared.postgres.jobs import Jobs, Repetition
 from shared.queue.coalesce import Coalescer
 from shared.queue.message import JobMessage, message_of
 from shared.queue.queue import Enqueued, Queue
 from shared.queue.scripts import QueueClosed
-from shared.sealing import Keyring, Part
+from shared.sealing import Part
+from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +32,20 @@ DEPTHS_REMEMBERED = 10_000
 
 
 class Acceptor:
-    """Takes jobs in. Here their payloads are sealed: neither Postgres nor Redis gets to see them.
+    """Takes jobs in. Here their payloads are put where they are kept: neither Postgres nor Redis gets to see them.
+
+    Every call raises ``Unavailable``, with nothing accepted, if a large payload cannot be put into the artifact store.
 
     :param patience_s: how long a synchronous call waits for a queue that is being rebuilt.
     :param max_queued: jobs of one user that may wait. :param keep_keys_s: how long an idempotency key is remembered.
     """
 
     def __init__(
-        self, jobs: Jobs, queue: Queue, keyring: Keyring, *, patience_s: float, max_queued: int, keep_keys_s: float
+        self, jobs: Jobs, queue: Queue, texts: Texts, *, patience_s: float, max_queued: int, keep_keys_s: float
     ) -> None:
         self._jobs = jobs
         self._queue = queue
-        self._keyring = keyring
+        self._texts = texts
         self._patience_s = patience_s
         self._commit: Coalescer[JobMessage, None] = Coalescer(self._accept, most=MOST_IN_ONE_COMMIT, name="accept")
         self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
@@ -97,14 +100,14 @@ class Acceptor:
 
         :raises Unavailable: if Postgres cannot take it. Nothing was accepted then, or it is not known.
         """
-        await self._commit.submit(self._sealed(message))
+        await self._commit.submit(await self._kept(message))
 
     async def accept_many(self, messages: Sequence[JobMessage]) -> None:
         """Commit durable jobs together: all of them are accepted when this returns, or none.
 
         :raises Unavailable: as :meth:`accept`.
         """
-        messages = [self._sealed(message) for message in messages]
+        messages = [await self._kept(message) for message in messages]
         await self._jobs.accept(messages)
         self.hand_over(messages)
 
@@ -116,17 +119,19 @@ class Acceptor:
         """
         payloads = await self._jobs.payloads(user, [one.of for one in repetitions])
         readable: list[Repetition] = []
-        unreadable: Unreadable | None = None
+        lost: Unavailable | None = None
         for one in repetitions:
             try:
                 if one.of in payloads:
-                    payload = self._keyring.reseal(payloads[one.of], one.id, Part.PAYLOAD, of=one.of)
+                    text = await self._texts.get(payloads[one.of], one.of, Part.PAYLOAD)
+                    payload = await self._texts.put(text, one.id, Part.PAYLOAD)
                     readable.append(replace(one, payload=payload))
-            except Unreadable as error:
+            except (Unreadable, ArtifactMissing) as error:
                 log.warning("a job cannot be repeated", extra={"job": str(one.of), "error": error.message})
-                unreadable = Unreadable(error.message, extra={"job_id": str(one.of)})
-        if unreadable is not None and not readable:
-            raise unreadable
+                error.extra["job_id"] = str(one.of)
+                lost = error
+        if lost is not None and not readable:
+            raise lost
         accepted = await self._jobs.redrive(user, readable)
         if accepted:
             self.hand_over([message_of(job) for job in accepted])
@@ -137,7 +142,7 @@ class Acceptor:
 
         :raises Unavailable: as :meth:`accept`.
         """
-        await self._jobs.accept_later(self._sealed(message), run_at)
+        await self._jobs.accept_later(await self._kept(message), run_at)
 
     async def accept_once(
         self, message: JobMessage, *, key: str, fingerprint: bytes, run_at: datetime | None = None
@@ -146,7 +151,7 @@ class Acceptor:
 
         :raises Conflict: if the key stands for another call. :raises Unavailable: as :meth:`accept`.
         """
-        message = self._sealed(message)
+        message = await self._kept(message)
         job = await self._jobs.accept_once(
             message, key=key, fingerprint=fingerprint, keep_s=self._keep_keys_s, run_at=run_at
         )
@@ -159,8 +164,8 @@ class Acceptor:
 
         :raises Unavailable: if Redis is away, or records wait for Postgres past the bound.
         """
+        message = await self._kept(message)
         deadline = asyncio.get_running_loop().time() + self._patience_s
-        message = self._sealed(message)
         while True:
             try:
                 answer = await self._send.submit(message)
@@ -190,7 +195,7 @@ class Acceptor:
 
         :raises Unavailable: if Postgres cannot take it.
         """
-        await self._jobs.accept([self._sealed(message)])
+        await self._jobs.accept([await self._kept(message)])
 
     def abandon(self, message: JobMessage) -> None:
         """Cancel a synchronous job whose caller went away."""
@@ -202,10 +207,9 @@ class Acceptor:
         if self._later:
             await asyncio.wait(self._later, timeout=5)
 
-    def _sealed(self, message: JobMessage) -> JobMessage:
-        if not self._keyring.seals:
-            return message
-        return replace(message, payload=self._keyring.seal(message.payload, message.id, Part.PAYLOAD))
+    async def _kept(self, message: JobMessage) -> JobMessage:
+        payload = await self._texts.put(message.payload, message.id, Part.PAYLOAD)
+        return message if payload is message.payload else replace(message, payload=payload)
 
     async def _accept(self, messages: list[JobMessage]) -> list[None]:
         await self._jobs.accept(messages)

@@ -18,6 +18,7 @@ from shared.queue.queue import Queue
 from shared.scratch import Scratch
 from shared.sealing import Keyring
 from shared.settings import Settings
+from shared.texts import Texts
 
 REQUEST_ID = "containerpub.request_id"
 RATE_HEADERS = "containerpub.rate_headers"
@@ -30,6 +31,7 @@ POOL: web.AppKey[Pool] = web.AppKey("pool")
 CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")
 QUEUE = web.AppKey("queue", Queue)
 KEYRING = web.AppKey("keyring", Keyring)
+TEXTS = web.AppKey("texts", Texts)
 ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)

@@ -128,6 +128,15 @@ PLATFORM_REASONS = frozenset(
 """Failures that are not the function's: a waited-for invoke answers them with 503."""
 
 
+class Missing(StrEnum):
+    """Why what a job ended with is not shown."""
+
+    UNREADABLE = "unreadable"  # sealed with a key that this process does not have
+    AWAY = "away"  # the artifact store does not give it just now
+    LARGE = "large"  # too large for a list
+    EXPIRED = "expired"  # not kept any more
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text, which may be sealed; a job that
@@ -158,7 +167,7 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
-    unreadable: bool = False  # its result or error is there, sealed with a key that this process does not have
+    missing: Missing | None = None  # why result and error, though they are there, are not here
 
     @property
     def final(self) -> bool:

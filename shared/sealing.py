@@ -152,12 +152,9 @@ class Keyring:
         except (InvalidTag, ValueError):
             raise Unreadable(f'It is not what was sealed with the key "{name}" as the {part} of this job.') from None
 
-    def reseal(self, text: bytes, job: UUID, part: Part, *, of: UUID | None = None) -> bytes:
-        """``text`` sealed with the first key, whatever it was before.
-
-        :param of: the job that it was sealed for, if that is another one. :raises Unreadable: as :meth:`open`.
-        """
-        return self.seal(self.open(text, of or job, part), job, part)
+    def reseal(self, text: bytes, job: UUID, part: Part) -> bytes:
+        """``text`` sealed with the first key, whatever it was before. :raises Unreadable: as :meth:`open`."""
+        return self.seal(self.open(text, job, part), job, part)
 
     def seal_column(self, text: str, job: UUID, part: Part) -> str:
         """For a column of text."""

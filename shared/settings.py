@@ -246,6 +246,9 @@ class Settings(BaseModel):
     max_path_depth: Positive = _setting(32, "Levels of a path in an archive.")
     max_body_bytes: Positive = _setting(6 * MEGABYTE, "Size of a request body.")
     max_result_bytes: Positive = _setting(6 * MEGABYTE, "Size of a function's result.")
+    inline_bytes: Positive = _setting(
+        128 * KILOBYTE, "Size above which what a job was called with, or its result, is kept in the artifact store."
+    )
     max_log_bytes: Positive = _setting(256 * KILOBYTE, "Log kept of one invocation.")
     max_json_depth: Positive = _setting(64, "Nesting of a JSON document.")
     max_delay_seconds: Positive = _setting(30 * 86_400, "Furthest time ahead for `delay` and `run_at`.")

@@ -14,7 +14,8 @@ from shared.postgres.jobs import Jobs
 from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import Claim
 from shared.queue.records import Record
-from shared.sealing import Keyring, Part
+from shared.sealing import Part
+from shared.texts import Texts
 from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
 from worker.engine.tail import Tail
@@ -58,7 +59,7 @@ class Invoker:
         specs: Specs,
         outage: Outage,
         onlookers: Onlookers,
-        keyring: Keyring,
+        texts: Texts,
         jobs: Jobs,
     ) -> None:
         self._worker = worker
@@ -70,7 +71,7 @@ class Invoker:
         self._specs = specs
         self._outage = outage
         self._onlookers = onlookers
-        self._keyring = keyring
+        self._texts = texts
         self._jobs = jobs
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
@@ -103,11 +104,11 @@ class Invoker:
                 error={"type": "PlatformError", "message": f"Function execution failed: {error}"},
                 exit_code=None,
             )
-            parts = await sealed_parts(message.id, event, outcome, self._keyring)
+            parts = await sealed_parts(message.id, event, outcome, self._texts)
             record = self._record(message, claim, claimed_ms, started, started, outcome, parts, None, None)
             return await self._judged(message, record, outcome, None), None
         try:
-            parts = await sealed_parts(message.id, event, outcome, self._keyring)
+            parts = await sealed_parts(message.id, event, outcome, self._texts)
         except asyncio.CancelledError:
             if cleanup is not None:
                 await cleanup
@@ -117,15 +118,17 @@ class Invoker:
 
     async def _event(self, message: JobMessage) -> bytes:
         try:
-            return self._keyring.open(message.payload, message.id, Part.PAYLOAD)
+            return await self._texts.get(message.payload, message.id, Part.PAYLOAD)
         except Unreadable as error:
             unreadable = error
+        except Unavailable as error:
+            raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {error.message}") from error
         # While an accepted job waited, its payload may have been sealed anew where it is kept.
         if message.reply == NO_REPLY:
             try:
                 kept = await self._jobs.payload(message.id)
                 if kept is not None:
-                    return self._keyring.open(kept, message.id, Part.PAYLOAD)
+                    return await self._texts.get(kept, message.id, Part.PAYLOAD)
             except Unavailable as error:
                 raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {error.message}") from error
         raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {unreadable.message}")

@@ -1,17 +1,22 @@
-"""What of an attempt's record is its owner's alone, sealed before it leaves the worker."""
+"""What of an attempt's record is its owner's alone, sealed before it leaves the worker, and apart where it is large."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import orjson
 
+from shared.errors import Unavailable
 from shared.event import describe_payload
 from shared.sealing import Keyring, Part, to_column
+from shared.texts import Texts
 from worker.engine.contract import CallOutcome, LogEntry
+
+log = logging.getLogger(__name__)
 
 _MANY_ENTRIES = 1000
 """Of the log: from here on, sealing them would hold up the event loop for milliseconds."""
@@ -27,14 +32,22 @@ class SealedParts:
     logs: bytes | None
 
 
-async def sealed_parts(job: UUID, event: bytes, outcome: CallOutcome, keyring: Keyring) -> SealedParts:
+async def sealed_parts(job: UUID, event: bytes, outcome: CallOutcome, texts: Texts) -> SealedParts:
     """:param event: what the function was called with; empty if it never got that far."""
+    result = outcome.result
+    if result:
+        try:
+            result = await texts.put(result, job, Part.RESULT)
+        except Unavailable as error:
+            # The function ran: that its result is in the wrong place is better than that it has to run again.
+            log.warning("a large result stays in the record", extra={"job": str(job), "error": error.message})
+            result = texts.keyring.seal(result, job, Part.RESULT)
     if len(outcome.logs) >= _MANY_ENTRIES:
-        return await asyncio.to_thread(_sealed, job, event, outcome, keyring)
-    return _sealed(job, event, outcome, keyring)
+        return await asyncio.to_thread(_sealed, job, event, outcome, result, texts.keyring)
+    return _sealed(job, event, outcome, result, texts.keyring)
 
 
-def _sealed(job: UUID, event: bytes, outcome: CallOutcome, keyring: Keyring) -> SealedParts:
+def _sealed(job: UUID, event: bytes, outcome: CallOutcome, result: bytes | None, keyring: Keyring) -> SealedParts:
     request: dict[str, Any] | str | None = (describe_payload(event) or None) if event else None
     lines: list[Any]
     if keyring.seals:
@@ -45,7 +58,7 @@ def _sealed(job: UUID, event: bytes, outcome: CallOutcome, keyring: Keyring) -> 
         lines = [(entry.stream, entry.level, entry.message) for entry in outcome.logs]
     return SealedParts(
         request=request,
-        result=outcome.result and keyring.seal(outcome.result, job, Part.RESULT),
+        result=result,
         error=None if outcome.error is None else keyring.seal(orjson.dumps(outcome.error), job, Part.ERROR),
         logs=orjson.dumps(lines) if lines else None,
     )

@@ -27,6 +27,7 @@ from shared.queue.records import Record
 from shared.scratch import Scratch
 from shared.sealing import NOT_SEALED
 from shared.settings import Settings
+from shared.texts import Texts
 from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
 from worker.engine import make_engine
@@ -38,6 +39,7 @@ from worker.outage import Outage
 from worker.policy import egress_policy
 from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
+from worker.textsweep import TextSweep
 from worker.versions import Specs, Versions
 from worker.warmth import Warmth
 
@@ -144,7 +146,7 @@ class Service:
             specs=specs,
             outage=outage,
             onlookers=onlookers,
-            keyring=settings.keyring,
+            texts=Texts(settings.keyring, store, inline_bytes=settings.inline_bytes),
             jobs=jobs,
         )
         stations = tuple(
@@ -200,6 +202,7 @@ class Service:
             "outage": outage.run,
             "onlookers": onlookers.run,
             "sweep": self._sweep,
+            "texts": TextSweep(postgres, store, self.id).run,
         }
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)

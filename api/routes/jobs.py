@@ -21,7 +21,7 @@ from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Missing, Reason
 from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
 from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
@@ -66,11 +66,10 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
     }
 
 
-def _missing(job: Job) -> str | None:
-    """Why what the job ended with is not shown."""
-    if job.unreadable:
-        return "unreadable"
-    return "expired" if job.status is JobStatus.SUCCEEDED and job.result is None else None
+def _missing(job: Job) -> Missing | None:
+    if job.missing is None and job.status is JobStatus.SUCCEEDED and job.result is None:
+        return Missing.EXPIRED
+    return job.missing
 
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ from uuid import UUID
 
 import orjson
 
-from shared.errors import Conflict, Unreadable
+from shared.errors import Conflict, Unavailable, Unreadable
 from shared.ids import time_of
-from shared.jobs import Job, JobKind, JobStatus
+from shared.jobs import Job, JobKind, JobStatus, Missing
 from shared.postgres.pool import Connection, Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.message import JobMessage
 from shared.queue.records import Record, epoch_number
 from shared.sealing import Keyring, Part, to_column
+from shared.texts import Texts, is_reference
 
 _SQL = queries("jobs")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
@@ -58,11 +59,11 @@ class LogLine:
 
 
 class Jobs:
-    """:param keyring: opens the results of jobs that a user reads; all else passes as it stands."""
+    """:param texts: opens the results of jobs that a user reads; without, as all else, they pass as they stand."""
 
-    def __init__(self, pool: Pool, keyring: Keyring | None = None) -> None:
+    def __init__(self, pool: Pool, texts: Texts | None = None) -> None:
         self._pool = pool
-        self._keyring = keyring or Keyring()
+        self._texts = texts
 
     async def accept(self, messages: Sequence[JobMessage]) -> None:
         """Commit invoke jobs; returns only after the one commit that they share."""
@@ -131,10 +132,10 @@ class Jobs:
             await self._pool.execute(_SQL["expire_idempotency_keys"])
 
     async def get(self, user: UUID, job: UUID) -> Job | None:
-        """The user's job, opened; without result and error, and ``unreadable``, if they cannot be."""
+        """The user's job, opened; without result and error, and with what is ``missing``, if they cannot be."""
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["job_of_user"], job, user)
-        return None if row is None else self._opened(_job(row))
+        return None if row is None else await self._opened(_job(row))
 
     async def list(
         self,
@@ -144,18 +145,27 @@ class Jobs:
         before: UUID = HIGHEST_ID,
         limit: int,
     ) -> Sequence[Job]:
-        """A page of jobs, newest first, opened as by :meth:`get`."""
+        """A page of jobs, newest first, opened as by :meth:`get` but for what is in the artifact store."""
         asked = (where.function, where.statuses, where.among, where.except_for, where.reason)
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit)
-        return [self._opened(_job(row)) for row in rows]
+        return [await self._opened(_job(row), in_list=True) for row in rows]
 
-    def _opened(self, job: Job) -> Job:
+    async def _opened(self, job: Job, *, in_list: bool = False) -> Job:
+        texts = self._texts
+        if texts is None:
+            return job
         try:
-            result = job.result and self._keyring.open(job.result, job.id, Part.RESULT)
-            error = job.error and self._keyring.open(job.error, job.id, Part.ERROR)
+            result = job.result and texts.keyring.open(job.result, job.id, Part.RESULT)
+            error = job.error and texts.keyring.open(job.error, job.id, Part.ERROR)
+            if result and is_reference(result):
+                if in_list:
+                    return replace(job, result=None, missing=Missing.LARGE)
+                result = await texts.get(result, job.id, Part.RESULT)
         except Unreadable:
-            return replace(job, result=None, error=None, unreadable=True)
+            return replace(job, result=None, error=None, missing=Missing.UNREADABLE)
+        except Unavailable:
+            return replace(job, result=None, error=None, missing=Missing.AWAY)
         return job if result is job.result and error is job.error else replace(job, result=result, error=error)
 
     async def payload(self, job: UUID) -> bytes | None:
@@ -174,13 +184,14 @@ class Jobs:
         """What the attempts of a job printed, in order."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["logs_of_job"], time_of(job), job)
+        keyring = Keyring() if self._texts is None else self._texts.keyring
         return [
             LogLine(
                 epoch=row["epoch"],
                 attempt=row["attempt"],
                 stream=row["stream"],
                 level=row["level"],
-                message=self._keyring.shown(row["message"], job, Part.LOG) if row["sealed"] else row["message"],
+                message=keyring.shown(row["message"], job, Part.LOG) if row["sealed"] else row["message"],
             )
             for row in rows
         ]

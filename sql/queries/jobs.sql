@@ -88,6 +88,10 @@ ORDER BY id LIMIT $4
 -- What a job was called with.
 SELECT payload FROM jobs WHERE id = $1
 
+-- name: parts_that_stand
+-- Of which of these jobs payload and result are kept.
+SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM jobs WHERE id = ANY ($1)
+
 -- name: payloads_of_jobs
 -- What some of a user's jobs were called with, where that is kept.
 SELECT id, payload FROM jobs WHERE user_id = $1 AND id = ANY ($2) AND payload IS NOT NULL
