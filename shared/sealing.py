@@ -80,9 +80,9 @@ class Keyring:
     def __init__(self, keys: Sequence[SealingKey] = ()) -> None:
         self._keys = {key.id: key for key in keys}
         self._first = keys[0] if keys else None
-        self._head = b""  # of what is sealed next: the key's, and the salt
         self._left = 0  # seals until the next salt
-        self._cipher: AESGCM
+        # What the next text begins with, and the cipher that goes with it: one reference, as threads seal too.
+        self._current: tuple[bytes, AESGCM]
 
     @classmethod
     def parse(cls, text: str) -> Keyring:
@@ -125,13 +125,14 @@ class Keyring:
         """``text`` sealed with the first key; as it is if there is none, or nothing to seal."""
         if self._first is None or not text:
             return text
-        if self._left == 0:
+        if self._left <= 0:
             salt = os.urandom(_SALT_BYTES)
-            self._head, self._left = self._first.head + salt, _SEALS_A_SALT
-            self._cipher = self._first.cipher(salt)
+            self._current = (self._first.head + salt, self._first.cipher(salt))
+            self._left = _SEALS_A_SALT
         self._left -= 1
+        head, cipher = self._current
         nonce = os.urandom(_NONCE_BYTES)
-        return self._head + nonce + self._cipher.encrypt(nonce, text, _bound_to(job, part))
+        return head + nonce + cipher.encrypt(nonce, text, _bound_to(job, part))
 
     def open(self, text: bytes, job: UUID, part: Part) -> bytes:
         """What was sealed; ``text`` itself if it never was.
