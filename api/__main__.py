@@ -13,6 +13,7 @@ from aiohttp import web
 from api.app import build_app
 from api.server import Runner
 from shared.process import run
+from shared.sealing import NOT_SEALED
 from shared.settings import Settings
 
 log = logging.getLogger("api")
@@ -32,6 +33,8 @@ async def serve(settings: Settings) -> None:
         keepalive_timeout=75,
         lingering_time=2,
     )
+    if not settings.keyring.seals:
+        log.warning(NOT_SEALED)
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)

@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
 from api.once import Once
-from shared.errors import TooMany, Unavailable
+from shared.errors import ArtifactMissing, TooMany, Unavailable, Unreadable
 from shared.jobs import Job
 from shared.postgres.jobs import Jobs, Repetition
 from shared.queue.coalesce import Coalescer
 from shared.queue.message import JobMessage, message_of
 from shared.queue.queue import Enqueued, Queue
 from shared.queue.scripts import QueueClosed
+from shared.sealing import Part
+from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +32,20 @@ DEPTHS_REMEMBERED = 10_000
 
 
 class Acceptor:
-    """Takes jobs in.
+    """Takes jobs in. Here their payloads are put where they are kept: neither Postgres nor Redis gets to see them.
+
+    Every call raises ``Unavailable``, with nothing accepted, if a large payload cannot be put into the artifact store.
 
     :param patience_s: how long a synchronous call waits for a queue that is being rebuilt.
     :param max_queued: jobs of one user that may wait. :param keep_keys_s: how long an idempotency key is remembered.
     """
 
-    def __init__(self, jobs: Jobs, queue: Queue, *, patience_s: float, max_queued: int, keep_keys_s: float) -> None:
+    def __init__(
+        self, jobs: Jobs, queue: Queue, texts: Texts, *, patience_s: float, max_queued: int, keep_keys_s: float
+    ) -> None:
         self._jobs = jobs
         self._queue = queue
+        self._texts = texts
         self._patience_s = patience_s
         self._commit: Coalescer[JobMessage, None] = Coalescer(self._accept, most=MOST_IN_ONE_COMMIT, name="accept")
         self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
@@ -92,22 +100,39 @@ class Acceptor:
 
         :raises Unavailable: if Postgres cannot take it. Nothing was accepted then, or it is not known.
         """
-        await self._commit.submit(message)
+        await self._commit.submit(await self._kept(message))
 
     async def accept_many(self, messages: Sequence[JobMessage]) -> None:
         """Commit durable jobs together: all of them are accepted when this returns, or none.
 
         :raises Unavailable: as :meth:`accept`.
         """
+        messages = [await self._kept(message) for message in messages]
         await self._jobs.accept(messages)
         self.hand_over(messages)
 
     async def redrive(self, user: UUID, repetitions: Sequence[Repetition]) -> Sequence[Job]:
-        """Commit jobs that repeat failed ones, together; these. One that is repeated already is left out.
+        """Commit jobs that repeat failed ones, together; these. One that is repeated already is left out, and so is one
+        whose payload cannot be read, while there are others.
 
-        :raises Unavailable: as :meth:`accept`.
+        :raises Unavailable: as :meth:`accept`. :raises Unreadable: if no payload can be read.
         """
-        accepted = await self._jobs.redrive(user, repetitions)
+        payloads = await self._jobs.payloads(user, [one.of for one in repetitions])
+        readable: list[Repetition] = []
+        lost: Unavailable | None = None
+        for one in repetitions:
+            try:
+                if one.of in payloads:
+                    text = await self._texts.get(payloads[one.of], one.of, Part.PAYLOAD)
+                    payload = await self._texts.put(text, one.id, Part.PAYLOAD)
+                    readable.append(replace(one, payload=payload))
+            except (Unreadable, ArtifactMissing) as error:
+                log.warning("a job cannot be repeated", extra={"job": str(one.of), "error": error.message})
+                error.extra["job_id"] = str(one.of)
+                lost = error
+        if lost is not None and not readable:
+            raise lost
+        accepted = await self._jobs.redrive(user, readable)
         if accepted:
             self.hand_over([message_of(job) for job in accepted])
         return accepted
@@ -117,7 +142,7 @@ class Acceptor:
 
         :raises Unavailable: as :meth:`accept`.
         """
-        await self._jobs.accept_later(message, run_at)
+        await self._jobs.accept_later(await self._kept(message), run_at)
 
     async def accept_once(
         self, message: JobMessage, *, key: str, fingerprint: bytes, run_at: datetime | None = None
@@ -126,6 +151,7 @@ class Acceptor:
 
         :raises Conflict: if the key stands for another call. :raises Unavailable: as :meth:`accept`.
         """
+        message = await self._kept(message)
         job = await self._jobs.accept_once(
             message, key=key, fingerprint=fingerprint, keep_s=self._keep_keys_s, run_at=run_at
         )
@@ -138,6 +164,7 @@ class Acceptor:
 
         :raises Unavailable: if Redis is away, or records wait for Postgres past the bound.
         """
+        message = await self._kept(message)
         deadline = asyncio.get_running_loop().time() + self._patience_s
         while True:
             try:
@@ -168,7 +195,7 @@ class Acceptor:
 
         :raises Unavailable: if Postgres cannot take it.
         """
-        await self._jobs.accept([message])
+        await self._jobs.accept([await self._kept(message)])
 
     def abandon(self, message: JobMessage) -> None:
         """Cancel a synchronous job whose caller went away."""
@@ -179,6 +206,10 @@ class Acceptor:
         await self._send.close()
         if self._later:
             await asyncio.wait(self._later, timeout=5)
+
+    async def _kept(self, message: JobMessage) -> JobMessage:
+        payload = await self._texts.put(message.payload, message.id, Part.PAYLOAD)
+        return message if payload is message.payload else replace(message, payload=payload)
 
     async def _accept(self, messages: list[JobMessage]) -> list[None]:
         await self._jobs.accept(messages)

@@ -34,6 +34,7 @@ from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
 from shared.scratch import Scratch
 from shared.settings import Settings
+from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,13 @@ def build_app(settings: Settings) -> web.Application:
     # The one limit of aiohttp's own holds for JSON bodies; a deploy bounds its parts as it reads them.
     app = web.Application(middlewares=[around], client_max_size=settings.max_body_bytes)
     app[keys.SETTINGS] = settings
+    app[keys.KEYRING] = settings.keyring
     app[keys.CORS_ORIGINS] = frozenset(settings.cors_origins)
     app[keys.VERSION] = installed_version("containerpub")
     app[keys.API_ID] = new_id().hex
     app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
     app.on_shutdown.append(_end_feeds)
-    app.cleanup_ctx.extend((_postgres, _store, _queue))
+    app.cleanup_ctx.extend((_store, _postgres, _queue))
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, operation.handler)
     return app
@@ -83,8 +85,8 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
             await check_schema(connection)
     app[keys.POOL] = pool
     app[keys.FUNCTIONS] = Functions(pool)
-    app[keys.JOBS] = Jobs(pool)
-    app[keys.INVOCATIONS] = Invocations(pool)
+    app[keys.JOBS] = Jobs(pool, app[keys.TEXTS])
+    app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
     app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
     yield
     await close_pool(pool)
@@ -93,7 +95,8 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
 async def _store(app: web.Application) -> AsyncIterator[None]:
     app[keys.SCRATCH] = Scratch(app[keys.SETTINGS].data_dir)
     await app[keys.SCRATCH].open()
-    app[keys.STORE] = await open_store(store_config(app[keys.SETTINGS]))
+    store = app[keys.STORE] = await open_store(store_config(app[keys.SETTINGS]))
+    app[keys.TEXTS] = Texts(app[keys.KEYRING], store, inline_bytes=app[keys.SETTINGS].inline_bytes)
     yield
     await app[keys.STORE].close()
     await app[keys.SCRATCH].close()
@@ -107,10 +110,11 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         redis,
         max_stream_backlog=settings.max_stream_backlog,
         max_running_per_user=settings.max_running_per_user,
+        keyring=app[keys.KEYRING],
     )
     waiting, resolver = Waiting(), app[keys.RESOLVER]
     app[keys.WAITING] = waiting
-    feeds = app[keys.FEEDS] = Feeds(queue, waiting, most_of_user=settings.max_event_streams_per_user)
+    feeds = app[keys.FEEDS] = Feeds(queue, waiting, app[keys.KEYRING], most_of_user=settings.max_event_streams_per_user)
 
     def back() -> None:
         waiting.connection_back()
@@ -145,6 +149,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     app[keys.ACCEPTOR] = Acceptor(
         app[keys.JOBS],
         queue,
+        app[keys.TEXTS],
         patience_s=settings.dependency_timeout_seconds,
         max_queued=settings.max_queued_per_user,
         keep_keys_s=settings.idempotency_seconds,

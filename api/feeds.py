@@ -15,10 +15,11 @@ from uuid import UUID
 import orjson
 
 from api.waiting import Waiting
-from shared.errors import TooMany, Unavailable
+from shared.errors import TooMany, Unavailable, Unreadable
 from shared.jobs import Job
 from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, Queue
+from shared.sealing import Keyring, Part
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ class Feeds:
     :param most_of_user: feeds that one user may have open here.
     """
 
-    def __init__(self, queue: Queue, waiting: Waiting, *, most_of_user: int) -> None:
+    def __init__(self, queue: Queue, waiting: Waiting, keyring: Keyring, *, most_of_user: int) -> None:
         self._queue = queue
+        self._keyring = keyring
         self._waiting = waiting
         self._most_of_user = most_of_user
         self._feeds: dict[str, set[Feed]] = {}
@@ -105,7 +107,12 @@ class Feeds:
         """A push: what happened to a job."""
         feeds = self._feeds.get(message[:_ID_CHARS].decode("ascii", "replace"))
         if feeds:
-            event = orjson.loads(message[_ID_CHARS + 1 :])
+            try:
+                job = next(iter(feeds)).job
+                event = orjson.loads(self._keyring.open(message[_ID_CHARS + 1 :], job, Part.EVENT))
+            except Unreadable as error:
+                log.warning("a push cannot be read", extra={"job": str(job), "error": error.message})
+                return  # the record has everything
             for feed in feeds:
                 feed.push(event)
 

@@ -16,7 +16,9 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
 from shared.queue.queue import Queue
 from shared.scratch import Scratch
+from shared.sealing import Keyring
 from shared.settings import Settings
+from shared.texts import Texts
 
 REQUEST_ID = "containerpub.request_id"
 RATE_HEADERS = "containerpub.rate_headers"
@@ -28,6 +30,8 @@ API_ID = web.AppKey("api_id", str)  # names this process's reply channel
 POOL: web.AppKey[Pool] = web.AppKey("pool")
 CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")
 QUEUE = web.AppKey("queue", Queue)
+KEYRING = web.AppKey("keyring", Keyring)
+TEXTS = web.AppKey("texts", Texts)
 ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)

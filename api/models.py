@@ -165,6 +165,7 @@ class JobView(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     redrive_of: UUID | None
+    missing: str | None
     timings: dict[str, float | None]
 
 

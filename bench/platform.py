@@ -31,6 +31,7 @@ from shared.embedded.postgres import EmbeddedPostgres
 from shared.embedded.process import OwnedProcess
 from shared.embedded.redis import EmbeddedRedis
 from shared.postgres.migrate import migrate
+from shared.sealing import new_key
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 30.0
@@ -171,6 +172,7 @@ class Platform:
             "DATABASE_URL": self.postgres.dsn,
             "REDIS_URL": self.redis.url,
             "JWT_SECRET": secrets.token_hex(32),
+            "ENCRYPTION_KEYS": new_key(),
             "PORT": str(self.port),
             "ENGINE": self.engine_name,
             "INSTALLATION_ID": self.installation,

@@ -122,6 +122,14 @@ def check(
     return run_check(output, folder, patience_s=patience, limit=limit)
 
 
+@app.command(name="rotate-keys")
+def rotate_keys(ctx: typer.Context) -> int:
+    """Seal everything in the database with the first of ENCRYPTION_KEYS."""
+    from cli.commands.rotate_keys import run_rotate_keys
+
+    return run_rotate_keys()
+
+
 def main(args: Sequence[str], env: Environment) -> ExitStatus:
     """Run the command with ``args`` (without the program's name) and say how it ended.
 

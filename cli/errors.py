@@ -45,6 +45,7 @@ EXIT_STATUS: Mapping[str, ExitStatus] = {
     "too_many": ExitStatus.REJECTED,
     "artifact_missing": ExitStatus.UNAVAILABLE,
     "artifact_corrupt": ExitStatus.UNAVAILABLE,
+    "unreadable": ExitStatus.UNAVAILABLE,
     "error": ExitStatus.UNAVAILABLE,
     "misconfigured": ExitStatus.UNAVAILABLE,
     "dependency_down": ExitStatus.UNAVAILABLE,

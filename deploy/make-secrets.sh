@@ -10,6 +10,7 @@ user=${POSTGRES_USER:-containerpub}
 database=${POSTGRES_DB:-containerpub}
 
 random() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
+random64() { head -c "$1" /dev/urandom | base64 | tr -d '\n'; }
 
 # The folder is closed; the files in it are open, because each container reads them as a user of its own.
 write() {
@@ -19,6 +20,7 @@ write() {
 mkdir -p "$folder"
 chmod 700 "$folder"
 write jwt_secret "$(random 32)"
+write encryption_keys "key1:$(random64 32)"
 write postgres_password "$(random 24)"
 write redis_password "$(random 24)"
 write s3_secret_access_key "$(random 24)"

@@ -16,6 +16,7 @@ from scheduler.leader import Leader
 from scheduler.observer import Observer
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
+from scheduler.retention import Kept, Retention
 from scheduler.stopped import StoppedFunctions
 from shared.errors import Unavailable
 from shared.ids import new_id
@@ -39,6 +40,7 @@ _PARTITIONS_S = 3600.0
 _EXPIRE_S = 60.0
 _DUE_S = 0.25
 _EXPIRY_S = 1.0
+_RETENTION_S = 60.0
 _STOPPED_S = 1.0
 
 
@@ -70,6 +72,10 @@ async def serve(settings: Settings) -> None:
         due = Due(queue, jobs)
         expiry = Expiry(queue, jobs)
         conserve = Conserve(queue, Conservation(redis, queue, pool, share=SHARE), every_s=settings.conservation_seconds)
+        kept = Kept(
+            result_days=settings.result_days, redrive_days=settings.redrive_days, record_days=settings.record_days
+        )
+        retention = Retention(pool, kept)
         stopped = StoppedFunctions(queue, Functions(pool))
 
         async def keep_open() -> None:
@@ -86,6 +92,7 @@ async def serve(settings: Settings) -> None:
             "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
             "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
+            "retention": _while_leading(leader, retention.run_once, every_s=_RETENTION_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]

@@ -15,7 +15,8 @@
     ├── TooMany               over a quota or a rate                 429
     ├── Unavailable           a dependency is away                   503
     │   ├── ArtifactMissing   the artifact store does not have it
-    │   └── ArtifactCorrupt   what it has is not what was stored
+    │   ├── ArtifactCorrupt   what it has is not what was stored
+    │   └── Unreadable        sealed with a key that is not there
     ├── WaitTimeout           the caller's wait ran out              504
     └── Misconfigured         settings or environment are wrong      (start-up)
 
@@ -107,6 +108,10 @@ class ArtifactCorrupt(Unavailable):
     default_code = "artifact_corrupt"
 
 
+class Unreadable(Unavailable):
+    default_code = "unreadable"
+
+
 class WaitTimeout(ContainerPubError):
     default_code = "wait_timeout"
 
@@ -129,6 +134,7 @@ HTTP_STATUS: dict[type[ContainerPubError], int] = {
     Unavailable: 503,
     ArtifactMissing: 503,
     ArtifactCorrupt: 503,
+    Unreadable: 503,
     WaitTimeout: 504,
     Misconfigured: 500,
     ContainerPubError: 500,

@@ -55,10 +55,8 @@ def describe(event: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
-def describe_payload(payload: bytes | None) -> dict[str, Any]:
-    """The description of an event that is kept as JSON text."""
-    if not payload:
-        return {}
+def describe_payload(payload: bytes) -> dict[str, Any]:
+    """The description of an event that is given as JSON text."""
     event = orjson.loads(payload)
     return describe(event) if isinstance(event, dict) else {}
 

@@ -23,6 +23,11 @@ def _uuid7(unix_ms: int) -> UUID:
     return UUID(int=value)
 
 
+def lowest_id(at: datetime) -> UUID:
+    """Not above any UUIDv7 that was made at ``at`` or later."""
+    return UUID(int=(round(at.timestamp() * 1000) & 0xFFFF_FFFF_FFFF) << 80)
+
+
 def time_of(identifier: UUID) -> datetime:
     """The millisecond in which a UUIDv7 was made, aware UTC; ``ValueError`` for other UUIDs."""
     if identifier.version != 7:

@@ -128,9 +128,19 @@ PLATFORM_REASONS = frozenset(
 """Failures that are not the function's: a waited-for invoke answers them with 503."""
 
 
+class Missing(StrEnum):
+    """Why what a job ended with is not shown."""
+
+    UNREADABLE = "unreadable"  # sealed with a key that this process does not have
+    AWAY = "away"  # the artifact store does not give it just now
+    LARGE = "large"  # too large for a list
+    EXPIRED = "expired"  # not kept any more
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text; timings are in milliseconds."""
+    """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text, which may be sealed; a job that
+    is read for its user has result and error opened. Timings are in milliseconds."""
 
     id: UUID
     kind: JobKind
@@ -157,6 +167,7 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
+    missing: Missing | None = None  # why result and error, though they are there, are not here
 
     @property
     def final(self) -> bool:

@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from shared.errors import Misconfigured
+from shared.sealing import Keyring
 
 MEGABYTE = 1_000_000
 KILOBYTE = 1_000
@@ -27,6 +28,7 @@ _PLACEHOLDERS = ("secret", "change", "default", "example", "password", "your-", 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveDays = Annotated[float, Field(gt=0, le=36_500)]
 
 
 def _setting(default: object, description: str) -> Any:
@@ -50,6 +52,11 @@ class Settings(BaseModel):
         SecretStr("redis://localhost:6379/0"), "Redis; `rediss://` for TLS, `unix://` for a socket."
     )
     jwt_secret: SecretStr = _setting(SecretStr(""), "Key that signs access tokens, 32 bytes at least. No default.")
+    encryption_keys: SecretStr = _setting(
+        SecretStr(""),
+        "Keys that seal what functions are sent and answer, as `id:base64 of 32 bytes`, separated by commas: the first "
+        "seals, all open; empty: nothing is sealed.",
+    )
     installation_id: str = _setting(
         "containerpub", "Names this installation in container labels: one per set of workers."
     )
@@ -214,6 +221,13 @@ class Settings(BaseModel):
     max_stream_backlog: Positive = _setting(
         100_000, "Records waiting for Postgres past which synchronous calls get 503."
     )
+    result_days: PositiveDays = _setting(7, "Days that the result or error of a job is kept after its end.")
+    redrive_days: PositiveDays = _setting(
+        7, "Days that what a job was called with is kept after its end, if it failed: so long it can be redriven."
+    )
+    record_days: PositiveDays = _setting(
+        90, "Days that a job is kept after its end, and records and logs of its attempts after it was accepted."
+    )
     reconcile_seconds: PositiveSeconds = _setting(5, "Time between two runs of the reconciler.")
     conservation_seconds: PositiveSeconds = _setting(
         60, "Time between two checks of the leading scheduler that every job is where it belongs."
@@ -232,6 +246,9 @@ class Settings(BaseModel):
     max_path_depth: Positive = _setting(32, "Levels of a path in an archive.")
     max_body_bytes: Positive = _setting(6 * MEGABYTE, "Size of a request body.")
     max_result_bytes: Positive = _setting(6 * MEGABYTE, "Size of a function's result.")
+    inline_bytes: Positive = _setting(
+        128 * KILOBYTE, "Size above which what a job was called with, or its result, is kept in the artifact store."
+    )
     max_log_bytes: Positive = _setting(256 * KILOBYTE, "Log kept of one invocation.")
     max_json_depth: Positive = _setting(64, "Nesting of a JSON document.")
     max_delay_seconds: Positive = _setting(30 * 86_400, "Furthest time ahead for `delay` and `run_at`.")
@@ -278,6 +295,12 @@ class Settings(BaseModel):
             raise ValueError("write an absolute path, such as /builds, or the name of a slice, such as builds.slice")
         return value
 
+    @field_validator("encryption_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        Keyring.parse(value.get_secret_value())
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
@@ -291,6 +314,11 @@ class Settings(BaseModel):
         if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys in ``ENCRYPTION_KEYS``."""
+        return Keyring.parse(self.encryption_keys.get_secret_value())
 
     @property
     def base_images(self) -> dict[str, str]:

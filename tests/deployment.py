@@ -16,10 +16,12 @@ from typing import Self
 
 import aiohttp
 
+from shared.sealing import new_key
 from tests.client import Client
 
 ROOT = Path(__file__).parents[1]
 READY_S = 30.0
+KEYS = new_key()  # the same for all of a run, since some platforms share a database
 
 
 class Platform:
@@ -49,6 +51,7 @@ class Platform:
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "JWT_SECRET": secrets.token_hex(32),
+            "ENCRYPTION_KEYS": KEYS,
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
             "ENGINE": engine,

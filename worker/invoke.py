@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from dataclasses import dataclass, replace
 
-import orjson
-
-from shared.errors import ContainerPubError, Unavailable
+from shared.errors import ContainerPubError, Unavailable, Unreadable
 from shared.functions import FunctionSettings, RunnableVersion
 from shared.jobs import JobStatus, Reason
-from shared.queue.message import JobMessage, now_ms
+from shared.postgres.jobs import Jobs
+from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import Claim
 from shared.queue.records import Record
+from shared.sealing import Part
+from shared.texts import Texts
 from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
 from worker.engine.tail import Tail
@@ -21,6 +23,7 @@ from worker.onlookers import Onlookers
 from worker.outage import Outage
 from worker.pool import Lease, Pool
 from worker.retry import next_try_ms
+from worker.sealed import SealedParts, sealed_parts
 from worker.station import Cleanup
 from worker.versions import Specs, Versions
 
@@ -56,6 +59,8 @@ class Invoker:
         specs: Specs,
         outage: Outage,
         onlookers: Onlookers,
+        texts: Texts,
+        jobs: Jobs,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -66,6 +71,8 @@ class Invoker:
         self._specs = specs
         self._outage = outage
         self._onlookers = onlookers
+        self._texts = texts
+        self._jobs = jobs
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
         """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
@@ -78,10 +85,12 @@ class Invoker:
     async def _run(self, message: JobMessage, claim: Claim, tail: Tail) -> tuple[Record, Cleanup]:
         claimed_ms = now_ms()
         started = time.perf_counter()
+        event = b""
         try:
+            event = await self._event(message)
             version = await self._version(message)
             lease = await self._sandbox(version)
-            call = self._call_of(message, version, tail)
+            call = self._call_of(message, event, version, tail)
             ready, outcome, cleanup = await self._call(lease, call, version)
             if not outcome.ran and await self._is_lost(version):
                 # Its image went after the sandbox was there, which has met no code yet.
@@ -95,10 +104,34 @@ class Invoker:
                 error={"type": "PlatformError", "message": f"Function execution failed: {error}"},
                 exit_code=None,
             )
-            record = self._record(message, claim, claimed_ms, started, started, outcome, None, None)
+            parts = await sealed_parts(message.id, event, outcome, self._texts)
+            record = self._record(message, claim, claimed_ms, started, started, outcome, parts, None, None)
             return await self._judged(message, record, outcome, None), None
-        record = self._record(message, claim, claimed_ms, started, ready, outcome, lease, version)
+        try:
+            parts = await sealed_parts(message.id, event, outcome, self._texts)
+        except asyncio.CancelledError:
+            if cleanup is not None:
+                await cleanup
+            raise
+        record = self._record(message, claim, claimed_ms, started, ready, outcome, parts, lease, version)
         return await self._judged(message, record, outcome, version.settings), cleanup
+
+    async def _event(self, message: JobMessage) -> bytes:
+        try:
+            return await self._texts.get(message.payload, message.id, Part.PAYLOAD)
+        except Unreadable as error:
+            unreadable = error
+        except Unavailable as error:
+            raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {error.message}") from error
+        # While an accepted job waited, its payload may have been sealed anew where it is kept.
+        if message.reply == NO_REPLY:
+            try:
+                kept = await self._jobs.payload(message.id)
+                if kept is not None:
+                    return await self._texts.get(kept, message.id, Part.PAYLOAD)
+            except Unavailable as error:
+                raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {error.message}") from error
+        raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {unreadable.message}")
 
     async def _judged(
         self, message: JobMessage, record: Record, outcome: CallOutcome, settings: FunctionSettings | None
@@ -112,11 +145,11 @@ class Invoker:
             return record if due_ms is None else replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
 
-    def _call_of(self, message: JobMessage, version: RunnableVersion, tail: Tail) -> Call:
+    def _call_of(self, message: JobMessage, event: bytes, version: RunnableVersion, tail: Tail) -> Call:
         return Call(
             job_id=message.id,
             attempt=message.attempt,
-            event=message.payload,
+            event=event,
             timeout_ms=version.settings.timeout_ms,
             max_result_bytes=self._limits.max_result_bytes,
             max_log_bytes=self._limits.max_log_bytes,
@@ -179,15 +212,13 @@ class Invoker:
         started: float,
         ready: float,
         outcome: CallOutcome,
+        parts: SealedParts,
         lease: Lease | None,
         version: RunnableVersion | None,
     ) -> Record:
         ended = time.perf_counter()
         succeeded = outcome.reason is None
         queue_ms = max(0.0, float(claimed_ms - message.enqueued_ms))
-        logs = None
-        if outcome.logs:
-            logs = orjson.dumps([(entry.stream, entry.level, entry.message) for entry in outcome.logs])
         return Record(
             id=message.id,
             user_id=message.user_id,
@@ -214,10 +245,10 @@ class Invoker:
             timeout_ms=version.settings.timeout_ms if version else None,
             memory_mb=version.settings.memory_mb if version else None,
             logs_truncated=outcome.logs_truncated,
-            request=message.request or None,
-            result=outcome.result,
-            error=None if outcome.error is None else orjson.dumps(outcome.error),
+            request=parts.request,
+            result=parts.result,
+            error=parts.error,
             # Kept so that a failed call can be repeated; a durable job's row has it already.
             payload=None if succeeded or message.reply == "-" else message.payload,
-            logs=logs,
+            logs=parts.logs,
         )

@@ -20,6 +20,7 @@ from shared.queue.connection import redis_errors
 from shared.queue.message import JobMessage
 from shared.queue.queue import EVENTS_CHANNEL, Claim, progress_key
 from shared.queue.records import epoch_number
+from shared.sealing import Keyring, Part
 from worker.engine.contract import LogStream
 from worker.engine.tail import Tail
 
@@ -33,9 +34,10 @@ _MOST_EARLY = 10_000
 
 
 class _Call:
-    __slots__ = ("attempt", "epoch", "job", "stored_at", "tail", "told", "told_progress")
+    __slots__ = ("attempt", "epoch", "id", "job", "stored_at", "tail", "told", "told_progress")
 
     def __init__(self, message: JobMessage, claim: Claim, tail: Tail) -> None:
+        self.id = message.id
         self.job = str(message.id)
         self.attempt = message.attempt
         self.epoch = epoch_number(claim.epoch)
@@ -46,8 +48,9 @@ class _Call:
 
 
 class Onlookers:
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keyring: Keyring) -> None:
         self._redis = redis
+        self._keyring = keyring
         self._calls: dict[str, _Call] = {}
         self._by_tail: dict[Tail, _Call] = {}
         self._changed: set[_Call] = set()
@@ -112,17 +115,21 @@ class Onlookers:
                 said = {"attempt": call.attempt, "fraction": progress.fraction, "message": progress.message}
                 if now - call.stored_at >= _PROGRESS_EVERY_S or progress.fraction == 1:
                     call.stored_at = now
-                    pipe.set(progress_key(call.job), orjson.dumps(said), ex=_PROGRESS_KEPT_S)
+                    kept = self._keyring.seal(orjson.dumps(said), call.id, Part.PROGRESS)
+                    pipe.set(progress_key(call.job), kept, ex=_PROGRESS_KEPT_S)
             if not call.tail.watched:
                 continue
             if entries := self._entries(call):
-                pipe.publish(EVENTS_CHANNEL, f"{call.job} ".encode() + orjson.dumps(entries))
+                pipe.publish(EVENTS_CHANNEL, self._push(call, entries))
             if said is not None and progress is not call.told_progress:
                 call.told_progress = progress
-                pipe.publish(EVENTS_CHANNEL, f"{call.job} ".encode() + orjson.dumps({"kind": "progress", **said}))
+                pipe.publish(EVENTS_CHANNEL, self._push(call, {"kind": "progress", **said}))
         if len(pipe):
             with redis_errors():
                 await pipe.execute()
+
+    def _push(self, call: _Call, event: dict[str, object]) -> bytes:
+        return f"{call.job} ".encode() + self._keyring.seal(orjson.dumps(event), call.id, Part.EVENT)
 
     @staticmethod
     def _entries(call: _Call) -> dict[str, object] | None:

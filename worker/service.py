@@ -25,7 +25,9 @@ from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, REBUILT_CHANNEL, Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
+from shared.sealing import NOT_SEALED
 from shared.settings import Settings
+from shared.texts import Texts
 from worker.arqworker import Worker
 from worker.deploy import BuildLimits, Deployer
 from worker.engine import make_engine
@@ -37,6 +39,7 @@ from worker.outage import Outage
 from worker.policy import egress_policy
 from worker.pool import Pool, PoolLimits
 from worker.station import Cleanup, Station
+from worker.textsweep import TextSweep
 from worker.versions import Specs, Versions
 from worker.warmth import Warmth
 
@@ -115,7 +118,7 @@ class Service:
         )
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
-        onlookers = Onlookers(self._redis)
+        onlookers = Onlookers(self._redis, settings.keyring)
         outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
@@ -143,6 +146,8 @@ class Service:
             specs=specs,
             outage=outage,
             onlookers=onlookers,
+            texts=Texts(settings.keyring, store, inline_bytes=settings.inline_bytes),
+            jobs=jobs,
         )
         stations = tuple(
             Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
@@ -197,7 +202,10 @@ class Service:
             "outage": outage.run,
             "onlookers": onlookers.run,
             "sweep": self._sweep,
+            "texts": TextSweep(postgres, store, self.id).run,
         }
+        if not settings.keyring.seals:
+            log.warning(NOT_SEALED)
         log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
 
     def drain(self) -> None:

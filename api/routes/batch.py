@@ -14,7 +14,7 @@ from api.keys import ACCEPTOR, RESOLVER, SETTINGS
 from api.rates import within_rate
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Invalid
-from shared.event import complete, describe
+from shared.event import complete
 from shared.ids import new_id
 from shared.jobs import JobKind
 from shared.jsontext import elements, member
@@ -65,7 +65,6 @@ async def invoke_batch(request: web.Request) -> web.Response:
             reply=NO_REPLY,
             enqueued_ms=accepted_ms,
             payload=complete(text, item),
-            request=describe(item),
         )
         messages.append(message)
         entries.append({"job_id": job_id})

@@ -12,18 +12,19 @@ from aiohttp import web
 
 from api import documents, models
 from api.contract import DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
-from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
+from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, TEXTS, WAITING
 from api.rates import within_rate
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
-from shared.errors import BadRequest, Unavailable, WaitTimeout
-from shared.event import complete, describe
+from shared.errors import BadRequest, Unavailable, Unreadable, WaitTimeout
+from shared.event import complete
 from shared.ids import new_id
-from shared.jobs import PLATFORM_REASONS, Job, JobKind
+from shared.jobs import PLATFORM_REASONS, Job, JobKind, Missing
 from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import CancelledWhere
 from shared.queue.records import Record
 from shared.queue.scripts import QueueClosed
+from shared.sealing import Part
 
 _LATE_REPLY_S = 1.0
 
@@ -81,7 +82,6 @@ async def invoke(request: web.Request) -> web.Response:
         reply=NO_REPLY if durable else app[API_ID],
         enqueued_ms=accepted_ms,
         payload=complete(data, event),
-        request=describe(event),
     )
     if key is not None:
         asked = sha256(target.function_id.bytes + request.query_string.encode() + b"\n" + data).digest()
@@ -111,7 +111,7 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
         async with asyncio.timeout(wait_s):
             await app[ACCEPTOR].send(message)
             waiting.sent(message.id)
-            return _reply_answer(await reply)
+            data = await reply
     except TimeoutError:
         return await (_make_durable(app, message) if durable else _give_up(app, message, reply))
     except asyncio.CancelledError:
@@ -120,6 +120,7 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
         raise
     finally:
         waiting.drop_reply(message.id)
+    return await _reply_answer(app, data)
 
 
 async def _make_durable(app: web.Application, message: JobMessage) -> web.Response:
@@ -150,10 +151,11 @@ async def _give_up(app: web.Application, message: JobMessage, reply: asyncio.Fut
     # It ended in the very moment: its reply is here or about to be.
     try:
         async with asyncio.timeout(_LATE_REPLY_S):
-            return _reply_answer(await reply)
+            data = await reply
     except TimeoutError:
         extra["may_have_run"] = True
         raise Unavailable("The call was lost on the queue.", retry_after_s=1, extra=extra) from None
+    return await _reply_answer(app, data)
 
 
 def _accepted(job: UUID) -> web.Response:
@@ -162,12 +164,23 @@ def _accepted(job: UUID) -> web.Response:
     )
 
 
-def _reply_answer(data: bytes) -> web.Response:
-    record = Record.decode(data)
-    return _answer(record.id, record.status, record.reason, record.result, record.error)
+async def _reply_answer(app: web.Application, data: bytes) -> web.Response:
+    record, texts = Record.decode(data), app[TEXTS]
+    try:
+        result = record.result and await texts.get(record.result, record.id, Part.RESULT)
+        error = record.error and await texts.get(record.error, record.id, Part.ERROR)
+    except Unavailable as mistake:
+        mistake.extra["job_id"] = str(record.id)
+        raise
+    return _answer(record.id, record.status, record.reason, result, error)
 
 
 def _job_answer(job: Job) -> web.Response:
+    extra: dict[str, object] = {"job_id": str(job.id)}
+    if job.missing is Missing.UNREADABLE:
+        raise Unreadable("What the job ended with is sealed with a key that the server does not have.", extra=extra)
+    if job.missing is Missing.AWAY:
+        raise Unavailable("The artifact store, which has the result, is away; read the job later.", extra=extra)
     return _answer(job.id, job.status, job.reason, job.result, job.error)
 
 

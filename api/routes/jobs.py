@@ -21,7 +21,7 @@ from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Missing, Reason
 from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
 from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
@@ -56,6 +56,7 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "redrive_of": job.redrive_of,
+        "missing": _missing(job),
         "timings": {
             "queue_ms": job.queue_ms,
             "sandbox_ms": job.sandbox_ms,
@@ -63,6 +64,12 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
             "total_ms": job.total_ms,
         },
     }
+
+
+def _missing(job: Job) -> Missing | None:
+    if job.missing is None and job.status is JobStatus.SUCCEEDED and job.result is None:
+        return Missing.EXPIRED
+    return job.missing
 
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from cli.supervisor.supervisor import Supervisor
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.embedded.redis import EmbeddedRedis
 from shared.embedded.server import EmbeddedServer
-from shared.errors import ContainerPubError, Misconfigured
+from shared.errors import ContainerPubError, Misconfigured, Unavailable
+from shared.settings import load
 
 READY_POLL_S = 0.1
 READY_ANSWER_TIMEOUT_S = 2.0
@@ -135,12 +136,25 @@ async def _serve(
     await supervisor.start_parts(parts, environment)
 
     url = _url(host, port)
-    announcing = asyncio.create_task(_announce(url, installation, console), name="announce")
+    beside = [
+        asyncio.create_task(_announce(url, installation, console), name="announce"),
+        asyncio.create_task(_rotate_keys(supervisor, environment, console), name="rotate keys"),
+    ]
     try:
         await supervisor.watch()
     finally:
-        announcing.cancel()
-        await asyncio.gather(announcing, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _rotate_keys(supervisor: Supervisor, environment: Mapping[str, str], console: Console) -> None:
+    """Seal everything with the first key, where there are others, so that these can be taken out."""
+    if len(load(environment).keyring) > 1:
+        try:
+            await supervisor.run_once("rotate-keys", "cli", "rotate-keys", environment=environment)
+        except Unavailable as error:
+            console.say(error.message)
 
 
 def _introduce(engine: Engine, installation: Installation, console: Console) -> None:

@@ -49,6 +49,8 @@ def part_environment(
     environment |= user
     if not is_given("JWT_SECRET", user):
         environment["JWT_SECRET_FILE"] = str(installation.jwt_secret_file)
+    if not is_given("ENCRYPTION_KEYS", user):
+        environment["ENCRYPTION_KEYS_FILE"] = str(installation.encryption_keys_file)
     if database_url is not None:
         environment["DATABASE_URL"] = database_url
     if redis_url is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.embedded.folder import FolderLock, kept_secret, private_folder, short_folder
 from shared.errors import Misconfigured
+from shared.sealing import Keyring, new_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,10 @@ class Installation:
     @property
     def jwt_secret_file(self) -> Path:
         return self.folder / "jwt_secret"
+
+    @property
+    def encryption_keys_file(self) -> Path:
+        return self.folder / "encryption_keys"
 
     @property
     def artifacts(self) -> Path:
@@ -65,6 +70,7 @@ def open_installation(folder: Path) -> Installation:
     try:
         identity = _identity(folder / "installation_id")
         kept_secret(folder / "jwt_secret")
+        _check_keys(folder / "encryption_keys")
         installation = Installation(
             folder=folder, id=identity, socket_dir=short_folder(f"containerpub-{identity[:8]}", 0o711), lock=lock
         )
@@ -74,6 +80,13 @@ def open_installation(folder: Path) -> Installation:
         lock.release()
         raise
     return installation
+
+
+def _check_keys(file: Path) -> None:
+    try:
+        Keyring.parse(kept_secret(file, draw=new_key))
+    except ValueError as error:
+        raise Misconfigured(f"{file}: {error}.") from None
 
 
 def _identity(file: Path) -> str:

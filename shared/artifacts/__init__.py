@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.artifacts.local import LocalStore
-from shared.artifacts.store import ArtifactStore, artifact_key
+from shared.artifacts.store import ArtifactStore, artifact_key, text_name, text_owner
 from shared.errors import ArtifactCorrupt, ArtifactMissing
 from shared.settings import Settings
 
@@ -19,6 +19,8 @@ __all__ = [
     "artifact_key",
     "open_store",
     "store_config",
+    "text_name",
+    "text_owner",
 ]
 
 

@@ -8,11 +8,21 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from shared.artifacts.store import CHUNK_BYTES, bounded, corrupt, file_sha256, key_digest, replacing
+from shared.artifacts.store import (
+    CHUNK_BYTES,
+    TEXTS_A_PORTION,
+    bounded,
+    corrupt,
+    file_sha256,
+    key_digest,
+    replacing,
+    text_owner,
+)
 from shared.errors import ArtifactMissing
 
 T = TypeVar("T")
@@ -57,6 +67,24 @@ class LocalStore:
         path = self._path(key)
         await self._run("delete an artifact", lambda _: self._delete(path))
 
+    async def write_text(self, name: str, content: bytes) -> None:
+        path = self._text_path(name)
+        await self._run("store a text", lambda _: self._write_text(path, content))
+
+    async def read_text(self, name: str) -> bytes:
+        path = self._text_path(name)
+        return await self._run("read a text", lambda _: self._read_text(path))
+
+    async def delete_texts(self, names: Sequence[str]) -> None:
+        paths = [self._text_path(name) for name in names]
+        await self._run("delete texts", lambda _: _unlink(paths))
+
+    async def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+        for folder in await self._run("list texts", lambda _: sorted((self._folder / "texts").iterdir())):
+            found = await self._run("list texts", lambda _, folder=folder: _texts_in(folder))  # type: ignore[misc]
+            for start in range(0, len(found), TEXTS_A_PORTION):
+                yield found[start : start + TEXTS_A_PORTION]
+
     async def check(self) -> None:
         await self._run("write to its folder", self._probe)
 
@@ -66,6 +94,10 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         digest = key_digest(key)
         return self._folder / "sha256" / digest[:2] / digest
+
+    def _text_path(self, name: str) -> Path:
+        job, _ = text_owner(name)
+        return self._folder / "texts" / job.hex[-2:] / name.removeprefix("texts/").replace("/", ".")
 
     async def _run(self, action: str, step: Callable[[threading.Event], T]) -> T:
         abandoned = threading.Event()
@@ -78,7 +110,7 @@ class LocalStore:
 
     def _prepare(self, _: threading.Event) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self._folder / "sha256", self._incoming):
+        for folder in (self._folder / "sha256", self._folder / "texts", self._incoming):
             folder.mkdir(mode=0o700, exist_ok=True)
         oldest = time.time() - STALE_S
         for left_over in self._incoming.iterdir():
@@ -104,6 +136,19 @@ class LocalStore:
             if _copy(path, file, abandoned) != key_digest(key):
                 raise corrupt(key, "stored copy")
 
+    def _write_text(self, path: Path, content: bytes) -> None:
+        with replacing(path, self._incoming) as file:
+            file.write(content)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(path.parent)
+
+    def _read_text(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            (self._folder / "texts").stat()
+            raise ArtifactMissing("What is asked for is not in the artifact store any more.") from None
+
     def _exists(self, path: Path) -> bool:
         if path.is_file():
             return True
@@ -121,6 +166,22 @@ class LocalStore:
         with tempfile.TemporaryFile(dir=self._incoming) as file:
             file.write(b"probe")
             file.flush()
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _texts_in(folder: Path) -> list[tuple[str, datetime]]:
+    found = []
+    for path in folder.iterdir():
+        try:
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            continue
+        found.append((f"texts/{path.name.replace('.', '/')}", written))
+    return found
 
 
 def _copy(source: Path, file: BinaryIO, abandoned: threading.Event) -> str:

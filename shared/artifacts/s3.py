@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +18,15 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError
 
-from shared.artifacts.store import CHUNK_BYTES, bounded, corrupt, key_digest, replacing_off_loop
+from shared.artifacts.store import (
+    CHUNK_BYTES,
+    TEXTS_A_PORTION,
+    bounded,
+    corrupt,
+    key_digest,
+    replacing_off_loop,
+    text_owner,
+)
 from shared.errors import ArtifactMissing, Misconfigured, Unavailable
 
 PART_BYTES = 5 * 1024 * 1024
@@ -165,6 +175,43 @@ class S3Store:
             except ClientError as error:
                 if _code(error) not in _ABSENT:
                     raise
+
+    async def write_text(self, name: str, content: bytes) -> None:
+        text_owner(name)
+        async with self._bounded("store a text"):
+            await self._client.put_object(**self._object(name), Body=content)
+
+    async def read_text(self, name: str) -> bytes:
+        text_owner(name)
+        async with self._bounded("read a text"):
+            try:
+                answer = await self._client.get_object(**self._object(name))
+            except ClientError as error:
+                if _code(error) in _ABSENT:
+                    raise ArtifactMissing("What is asked for is not in the artifact store any more.") from error
+                raise
+            async with answer["Body"] as body:
+                content: bytes = await body.read()
+                return content
+
+    async def delete_texts(self, names: Sequence[str]) -> None:
+        for name in names:
+            text_owner(name)
+        async with self._bounded("delete texts"):
+            for name in names:  # not all services know the call that deletes many
+                await self._client.delete_object(**self._object(name))
+
+    async def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+        more: dict[str, str] = {}
+        while True:
+            async with self._bounded("list texts"):
+                answer = await self._client.list_objects_v2(
+                    **self._bucket, Prefix="texts/", MaxKeys=TEXTS_A_PORTION, **more
+                )
+            yield [(item["Key"], item["LastModified"]) for item in answer.get("Contents", ())]
+            if not answer.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": answer["NextContinuationToken"]}
 
     async def check(self) -> None:
         async with self._bounded("reach its bucket"):

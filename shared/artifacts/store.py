@@ -6,21 +6,27 @@ import asyncio
 import hashlib
 import os
 import re
+import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from uuid import UUID
 
 from shared.errors import ArtifactCorrupt, Unavailable
 
 CHUNK_BYTES = 1024 * 1024
 
 _KEY = re.compile(r"sha256/([0-9a-f]{64})")
+_TEXT = re.compile(r"texts/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([a-z]+)-[0-9a-f]{16}")
+TEXTS_A_PORTION = 1000
 
 
 class ArtifactStore(Protocol):
     """Immutable files by the SHA-256 of their content; keys are ``sha256/<hex>``, anything else is a ``ValueError``.
+    Beside them texts of jobs that are too large for a database (:mod:`shared.texts`), by names.
 
     Every call ends within the store's ``timeout_s``, give or take a short clean-up, and raises
     :class:`shared.errors.Unavailable`, cause kept, for whatever goes wrong on the store's account.
@@ -45,6 +51,21 @@ class ArtifactStore(Protocol):
     async def delete(self, key: str) -> None:
         """Drop ``key``; absent is fine."""
 
+    async def write_text(self, name: str, content: bytes) -> None:
+        """Keep ``content`` under ``name``, completely or not at all, in place of what was there.
+
+        Names of texts are those of :func:`text_name`, anything else is a ``ValueError``.
+        """
+
+    async def read_text(self, name: str) -> bytes:
+        """Raises :class:`ArtifactMissing`."""
+
+    async def delete_texts(self, names: Sequence[str]) -> None:
+        """Drop these, a thousand at most; absent is fine."""
+
+    def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+        """All names in portions of a thousand at most, each with the time of its writing."""
+
     async def check(self) -> None:
         """Return if the store can be used at this moment, raise :class:`Unavailable` if not."""
 
@@ -65,6 +86,19 @@ def key_digest(key: str) -> str:
     if not match:
         raise ValueError("an artifact's key is sha256/ and 64 lower-case hex digits")
     return match[1]
+
+
+def text_name(job: UUID, part: str) -> str:
+    """A name for a text of ``job``, never the same twice."""
+    return f"texts/{job}/{part}-{secrets.token_hex(8)}"
+
+
+def text_owner(name: str) -> tuple[UUID, str]:
+    """The job and the part in the name of a text; ``ValueError`` if it is not one."""
+    match = _TEXT.fullmatch(name)
+    if not match:
+        raise ValueError("a text's name is texts/, its job's id, / and what it is of that job")
+    return UUID(match[1]), match[2]
 
 
 def corrupt(key: str, where: str) -> ArtifactCorrupt:

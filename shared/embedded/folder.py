@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -60,14 +61,18 @@ def private_folder(path: Path, mode: int = 0o700) -> Path:
     return path
 
 
-def kept_secret(path: Path, owner: Account | None = None) -> str:
-    """The 64 hexadecimal digits in ``path``, drawn once and kept readable for its owner only."""
+def _64_digits() -> str:
+    return secrets.token_hex(32)
+
+
+def kept_secret(path: Path, owner: Account | None = None, *, draw: Callable[[], str] = _64_digits) -> str:
+    """What stands in ``path``: drawn once, 64 hexadecimal digits by default, and kept readable for its owner only."""
     if not path.exists():
         fresh = path.with_name(path.name + ".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
+            file.write(draw())
             file.flush()
             os.fsync(descriptor)
             if owner:

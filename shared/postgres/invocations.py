@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import orjson
+
+from shared.errors import Unreadable
 from shared.postgres.jobs import HIGHEST_ID
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
+from shared.sealing import Keyring, Part
 
 _SQL = queries("jobs")
 NEWEST_LOG = (datetime(9999, 1, 1, tzinfo=UTC), HIGHEST_ID, 2**62, 2**30)
@@ -31,8 +35,11 @@ class LogLine:
 
 
 class Invocations:
-    def __init__(self, pool: Pool) -> None:
+    """:param keyring: opens what is sealed; what it cannot open is shown as a sentence that says so."""
+
+    def __init__(self, pool: Pool, keyring: Keyring | None = None) -> None:
         self._pool = pool
+        self._keyring = keyring or Keyring()
 
     async def logs(
         self,
@@ -52,7 +59,7 @@ class Invocations:
                 attempt=row["attempt"],
                 stream=row["stream"],
                 level=row["level"],
-                message=row["message"],
+                message=self._message(row),
                 at=row["logged_at"],
                 position=(row["accepted_at"], row["job_id"], row["epoch"], row["seq"]),
             )
@@ -73,5 +80,35 @@ class Invocations:
             )
         lines: dict[tuple[UUID, int], list[tuple[str, str, str]]] = {}
         for row in printed:
-            lines.setdefault((row["job_id"], row["epoch"]), []).append((row["stream"], row["level"], row["message"]))
-        return [dict(row) | {"lines": lines.get((row["job_id"], row["epoch"]), [])} for row in rows]
+            line = (row["stream"], row["level"], self._message(row))
+            lines.setdefault((row["job_id"], row["epoch"]), []).append(line)
+        return [
+            dict(row)
+            | {
+                "lines": lines.get((row["job_id"], row["epoch"]), []),
+                "error": self._error(row),
+                "request": self._request(row),
+            }
+            for row in rows
+        ]
+
+    def _message(self, row: Any) -> str:
+        message: str = row["message"]
+        return self._keyring.shown(message, row["job_id"], Part.LOG) if row["sealed"] else message
+
+    def _error(self, row: Any) -> str | None:
+        if row["error"] is None:
+            return None
+        try:
+            return self._keyring.open_column(row["error"], row["job_id"], Part.ERROR)
+        except Unreadable as error:
+            return orjson.dumps({"type": "Unreadable", "message": error.message}).decode()
+
+    def _request(self, row: Any) -> str:
+        request: str = row["request"]
+        if not request.startswith('"'):  # an object, as it was before there were keys
+            return request
+        try:
+            return self._keyring.open_column(orjson.loads(request), row["job_id"], Part.REQUEST)
+        except Unreadable:
+            return "{}"

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from shared.errors import Conflict
+from shared.errors import Conflict, Unavailable, Unreadable
 from shared.ids import time_of
-from shared.jobs import Job, JobKind, JobStatus
+from shared.jobs import Job, JobKind, JobStatus, Missing
 from shared.postgres.pool import Connection, Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.message import JobMessage
 from shared.queue.records import Record, epoch_number
+from shared.sealing import Keyring, Part, to_column
+from shared.texts import Texts, is_reference
 
 _SQL = queries("jobs")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
@@ -36,12 +38,13 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repetition:
-    """A job that is to repeat the failed job ``of``, on a version of the same function."""
+    """A job that is to repeat the failed job ``of``, on a version of the same function; ``payload`` is its own."""
 
     id: UUID
     of: UUID
     version_id: UUID
     concurrency: int
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,11 @@ class LogLine:
 
 
 class Jobs:
-    def __init__(self, pool: Pool) -> None:
+    """:param texts: opens the results of jobs that a user reads; without, as all else, they pass as they stand."""
+
+    def __init__(self, pool: Pool, texts: Texts | None = None) -> None:
         self._pool = pool
+        self._texts = texts
 
     async def accept(self, messages: Sequence[JobMessage]) -> None:
         """Commit invoke jobs; returns only after the one commit that they share."""
@@ -126,9 +132,10 @@ class Jobs:
             await self._pool.execute(_SQL["expire_idempotency_keys"])
 
     async def get(self, user: UUID, job: UUID) -> Job | None:
+        """The user's job, opened; without result and error, and with what is ``missing``, if they cannot be."""
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["job_of_user"], job, user)
-        return None if row is None else _job(row)
+        return None if row is None else await self._opened(_job(row))
 
     async def list(
         self,
@@ -138,17 +145,56 @@ class Jobs:
         before: UUID = HIGHEST_ID,
         limit: int,
     ) -> Sequence[Job]:
-        """A page of jobs, newest first."""
+        """A page of jobs, newest first, opened as by :meth:`get` but for what is in the artifact store."""
         asked = (where.function, where.statuses, where.among, where.except_for, where.reason)
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit)
-        return [_job(row) for row in rows]
+        return [await self._opened(_job(row), in_list=True) for row in rows]
+
+    async def _opened(self, job: Job, *, in_list: bool = False) -> Job:
+        texts = self._texts
+        if texts is None:
+            return job
+        try:
+            result = job.result and texts.keyring.open(job.result, job.id, Part.RESULT)
+            error = job.error and texts.keyring.open(job.error, job.id, Part.ERROR)
+            if result and is_reference(result):
+                if in_list:
+                    return replace(job, result=None, missing=Missing.LARGE)
+                result = await texts.get(result, job.id, Part.RESULT)
+        except Unreadable:
+            return replace(job, result=None, error=None, missing=Missing.UNREADABLE)
+        except Unavailable:
+            return replace(job, result=None, error=None, missing=Missing.AWAY)
+        return job if result is job.result and error is job.error else replace(job, result=result, error=error)
+
+    async def payload(self, job: UUID) -> bytes | None:
+        """What an accepted job was called with, as it stands now."""
+        with postgres_errors():
+            payload: bytes | None = await self._pool.fetchval(_SQL["payload_of_job"], job)
+        return payload
+
+    async def payloads(self, user: UUID, jobs: Sequence[UUID]) -> dict[UUID, bytes]:
+        """What these jobs were called with, as it stands, where that is kept."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["payloads_of_jobs"], user, jobs)
+        return {row["id"]: row["payload"] for row in rows}
 
     async def logs(self, job: UUID) -> Sequence[LogLine]:
         """What the attempts of a job printed, in order."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["logs_of_job"], time_of(job), job)
-        return [LogLine(**dict(row)) for row in rows]
+        keyring = Keyring() if self._texts is None else self._texts.keyring
+        return [
+            LogLine(
+                epoch=row["epoch"],
+                attempt=row["attempt"],
+                stream=row["stream"],
+                level=row["level"],
+                message=keyring.shown(row["message"], job, Part.LOG) if row["sealed"] else row["message"],
+            )
+            for row in rows
+        ]
 
     async def redrivable(
         self, user: UUID, *, function: UUID | None, reason: str | None, limit: int
@@ -168,6 +214,7 @@ class Jobs:
                 [one.of for one in repetitions],
                 [one.version_id for one in repetitions],
                 [one.concurrency for one in repetitions],
+                [one.payload for one in repetitions],
             )
         return [_job(row) for row in rows]
 
@@ -294,7 +341,7 @@ async def _insert_invocations(connection: Connection, records: Sequence[Record])
         [epoch_number(r.epoch or "0-0") for r in records],
         [r.outcome for r in records],
         [r.reason for r in records],
-        [_text(r.error) for r in records],
+        [None if r.error is None else _text(to_column(r.error)) for r in records],
         [r.start_kind for r in records],
         [r.exit_code for r in records],
         [r.queue_ms for r in records],
@@ -318,9 +365,7 @@ async def _insert_logs(connection: Connection, records: Sequence[Record]) -> Non
         if r.logs is None:
             continue
         at = from_unix_ms(r.at_ms)
-        for seq, (stream, level, message) in enumerate(orjson.loads(r.logs)):
-            # Postgres text cannot hold U+0000; it is shown the way the log shows other bytes that are not text.
-            clean = message.replace("\x00", "\\x00")
+        for seq, (stream, level, message, *sealed) in enumerate(orjson.loads(r.logs)):
             rows.append(
                 (
                     time_of(r.id),
@@ -331,16 +376,18 @@ async def _insert_logs(connection: Connection, records: Sequence[Record]) -> Non
                     r.function_id,
                     stream,
                     level,
-                    clean,
+                    _text(message),
                     at,
+                    bool(sealed),
                 )
             )
     if rows:
         await connection.execute(_SQL["insert_logs"], *(list(column) for column in zip(*rows, strict=True)))
 
 
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else data.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
+def _text(text: str) -> str:
+    """Postgres text cannot hold U+0000; it is shown the way the log shows other bytes that are not text."""
+    return text.replace("\x00", "\\x00")
 
 
 def _job(row: Any) -> Job:

@@ -1,20 +1,18 @@
 """A job as it travels through Redis.
 
 Three parts, so that each reader touches only its own: a line of fields for the Lua scripts (see ``lua/prelude.lua``),
-a line with the job in arq's format as JSON, and the payload, which nobody parses on the way to the sandbox.
+a line with the job in arq's format as JSON, and the payload, which nobody opens on the way to the worker.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
 from arq.jobs import serialize_job
 
-from shared.event import describe_payload
 from shared.jobs import Job, JobKind
 
 NO_REPLY = "-"
@@ -35,8 +33,8 @@ class JobMessage:
     :param priority: -1, 0 or 1: among its user's jobs it stands as if accepted ten minutes later, then, or earlier.
     :param reply: channel of the API process that waits for the outcome, ``-`` for none.
     :param enqueued_ms: Unix time at which the job was accepted.
-    :param payload: the event as JSON text; empty for jobs whose arguments are in Postgres.
-    :param request: the event's description for the record (:func:`shared.event.describe`).
+    :param payload: the event as JSON text, sealed if there are keys (:mod:`shared.sealing`); empty for jobs whose
+        arguments are in Postgres.
     """
 
     id: UUID
@@ -52,15 +50,13 @@ class JobMessage:
     reply: str = NO_REPLY
     enqueued_ms: int
     payload: bytes = b""
-    request: dict[str, Any] = field(default_factory=dict)
 
     @property
     def queue(self) -> str:
         return queue_of(self.kind)
 
     def encode(self) -> bytes:
-        details = {"request": self.request} if self.request else {}
-        job = serialize_job(self.kind.value, (), details, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
+        job = serialize_job(self.kind.value, (), {}, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
         return (
             f"{self.user_id} {self.function_id} {self.version_id} {self.concurrency} {self.attempt} {self.lost} "
             f"{self.deadline_ms} {self.reply} {self.priority}\n"
@@ -88,7 +84,6 @@ class JobMessage:
                 reply=reply,
                 enqueued_ms=int(job["et"]),
                 payload=payload,
-                request=job["k"].get("request", {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableMessage(f"job {identifier}: {error}") from error
@@ -109,7 +104,6 @@ def message_of(job: Job) -> JobMessage:
         priority=job.priority,
         enqueued_ms=round((job.run_at or job.created_at).timestamp() * 1000),
         payload=job.payload or b"",
-        request=describe_payload(job.payload),
     )
 
 

@@ -13,11 +13,13 @@ import orjson
 import redis.exceptions
 from redis.asyncio import Redis
 
+from shared.errors import Unreadable
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
 from shared.queue.link import Link
 from shared.queue.message import NO_VERSION, JobMessage
 from shared.queue.scripts import QueueClosed, Script
+from shared.sealing import Keyring, Part
 
 QUEUES = ("invoke", "build")
 RECORDS = "cp:records"
@@ -125,8 +127,16 @@ class Queue:
     :class:`~shared.errors.Unavailable` when Redis does not answer in time.
     """
 
-    def __init__(self, redis: Redis, *, max_stream_backlog: int = 100_000, max_running_per_user: int = 100) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        max_stream_backlog: int = 100_000,
+        max_running_per_user: int = 100,
+        keyring: Keyring | None = None,
+    ) -> None:
         self.redis = redis
+        self._keyring = keyring or Keyring()
         pool = redis.connection_pool
         self._link = Link(pool, timeout_s=pool.connection_kwargs.get("socket_timeout") or _STEP_S)
         self._max_backlog = max_stream_backlog
@@ -305,7 +315,13 @@ class Queue:
             return []
         with redis_errors():
             found = await self.redis.mget([progress_key(str(job)) for job in jobs])
-        return [None if one is None else orjson.loads(one) for one in found]
+        return [None if one is None else self._opened(one, job) for one, job in zip(found, jobs, strict=True)]
+
+    def _opened(self, progress: bytes, job: UUID) -> Any:
+        try:
+            return orjson.loads(self._keyring.open(progress, job, Part.PROGRESS))
+        except Unreadable:
+            return None
 
     async def stop_function(self, function: UUID) -> None:
         """Let the jobs of a function wait; those that run go on."""

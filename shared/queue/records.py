@@ -27,7 +27,8 @@ class Record:
     """The end of an attempt, or of a job that had none.
 
     ``status`` is where the job is now. ``outcome`` is the attempt's (``None`` if there was none). Times are Unix
-    milliseconds, durations milliseconds. ``request`` describes the call without its body.
+    milliseconds, durations milliseconds. ``request`` describes the call without its body. With keys, result, error and
+    payload are sealed (:mod:`shared.sealing`), and so are, in base64, ``request`` and the messages within ``logs``.
     """
 
     id: UUID
@@ -56,7 +57,7 @@ class Record:
     timeout_ms: int | None = None
     memory_mb: int | None = None
     logs_truncated: bool = False
-    request: dict[str, Any] | None = None
+    request: dict[str, Any] | str | None = None
     kind: str = "invoke"
     result: bytes | None = None
     error: bytes | None = None

@@ -84,15 +84,28 @@ WHERE user_id = $1 AND status = 'failed' AND kind = 'invoke' AND payload IS NOT 
   AND EXISTS (SELECT FROM functions f WHERE f.id = j.function_id AND f.deleted_at IS NULL)
 ORDER BY id LIMIT $4
 
+-- name: payload_of_job
+-- What a job was called with.
+SELECT payload FROM jobs WHERE id = $1
+
+-- name: parts_that_stand
+-- Of which of these jobs payload and result are kept.
+SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM jobs WHERE id = ANY ($1)
+
+-- name: payloads_of_jobs
+-- What some of a user's jobs were called with, where that is kept.
+SELECT id, payload FROM jobs WHERE user_id = $1 AND id = ANY ($2) AND payload IS NOT NULL
+
 -- name: redrive
--- Accept jobs $2 that repeat the failed invokes $3 of user $1, on versions $4 with concurrency $5; the new ones. A job
--- that is repeated already is left out.
+-- Accept jobs $2 that repeat the failed invokes $3 of user $1, on versions $4 with concurrency $5 and payloads $6; the
+-- new ones. A job that is repeated already, or whose payload was dropped meanwhile, is left out.
 WITH repeated AS (
     INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, priority,
                       redrive_of)
-    SELECT new.id, 'invoke', j.user_id, j.function_id, new.version_id, 'queued', new.concurrency, j.payload, now(),
+    SELECT new.id, 'invoke', j.user_id, j.function_id, new.version_id, 'queued', new.concurrency, new.payload, now(),
            j.priority, j.id
-    FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::int[]) AS new (id, old, version_id, concurrency)
+    FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[])
+         AS new (id, old, version_id, concurrency, payload)
     JOIN jobs j ON j.id = new.old
     WHERE j.user_id = $1 AND j.status = 'failed' AND j.kind = 'invoke' AND j.payload IS NOT NULL
     ON CONFLICT (redrive_of) WHERE redrive_of IS NOT NULL DO NOTHING
@@ -141,9 +154,9 @@ ON CONFLICT (accepted_at, job_id, epoch) DO NOTHING
 
 -- name: insert_logs
 -- What attempts printed.
-INSERT INTO logs (accepted_at, job_id, epoch, seq, attempt, function_id, stream, level, message, logged_at)
+INSERT INTO logs (accepted_at, job_id, epoch, seq, attempt, function_id, stream, level, message, logged_at, sealed)
 SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::uuid[], $7::text[],
-                     $8::text[], $9::text[], $10::timestamptz[])
+                     $8::text[], $9::text[], $10::timestamptz[], $11::bool[])
 ON CONFLICT (accepted_at, job_id, epoch, seq) DO NOTHING
 
 -- name: cancel_job
@@ -179,7 +192,7 @@ WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running')
 
 -- name: list_logs
 -- A page of a function's log, newest first; filters that are null match everything.
-SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at
+SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at, sealed
 FROM logs
 WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND ($3::text[] IS NULL OR level = ANY ($3))
   AND (accepted_at, job_id, epoch, seq) < ($4, $5, $6, $7)
@@ -193,9 +206,10 @@ ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
 
 -- name: logs_of_job
 -- What the attempts of a job printed, in order.
-SELECT epoch, attempt, stream, level, message FROM logs WHERE accepted_at = $1 AND job_id = $2 ORDER BY epoch, seq
+SELECT epoch, attempt, stream, level, message, sealed FROM logs
+WHERE accepted_at = $1 AND job_id = $2 ORDER BY epoch, seq
 
 -- name: logs_of_invocations
 -- What some attempts printed, in order.
-SELECT job_id, epoch, stream, level, message FROM logs
+SELECT job_id, epoch, stream, level, message, sealed FROM logs
 WHERE accepted_at = ANY ($1) AND job_id = ANY ($2) ORDER BY job_id, epoch, seq

@@ -12,12 +12,15 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from shared.sealing import Keyring
+
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim"
 BUILD_S = 900
 
 REQUIRED = {
     "JWT_SECRET": "a" * 64,
+    "ENCRYPTION_KEYS": f"key1:{'A' * 43}=",
     "POSTGRES_PASSWORD": "b" * 48,
     "REDIS_PASSWORD": "c" * 48,
     "S3_SECRET_ACCESS_KEY": "d" * 48,
@@ -87,6 +90,7 @@ def test_production_starts_from_files_that_one_command_makes(compose: tuple[str,
     env.write_text(env.read_text().replace("DOCKER_GID=\n", "DOCKER_GID=999\n"))
     secrets = {path.name: path.read_text() for path in (project / "secrets").iterdir()}
     assert len(secrets["jwt_secret"]) == 64
+    assert len(Keyring.parse(secrets["encryption_keys"])) == 1
     assert secrets["postgres_password"] in secrets["database_url"]
     assert secrets["redis_password"] in secrets["redis_url"]
     assert (project / "secrets").stat().st_mode & 0o777 == 0o700

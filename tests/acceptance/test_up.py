@@ -21,6 +21,7 @@ import pytest
 from cli.supervisor.engine import ANSWER_TIMEOUT_S, choose_engine
 from cli.supervisor.ledger import Ledger
 from shared.embedded.postgres import EmbeddedPostgres
+from shared.sealing import new_key
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60
@@ -125,10 +126,11 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
     assert await is_ready(await up.url())
     for name in ("", "postgres", "redis", "artifacts"):
         assert stat.S_IMODE((up.data / name).stat().st_mode) == 0o700
-    for name in ("jwt_secret", "installation_id", "lock", "postgres/password", "redis/password"):
+    for name in ("jwt_secret", "encryption_keys", "installation_id", "lock", "postgres/password", "redis/password"):
         assert stat.S_IMODE((up.data / name).stat().st_mode) == 0o600
     assert len((up.data / "jwt_secret").read_text()) == 64
-    secrets = [(up.data / name).read_text() for name in ("jwt_secret", "postgres/password", "redis/password")]
+    kept = ("jwt_secret", "encryption_keys", "postgres/password", "redis/password")
+    secrets = [(up.data / name).read_text() for name in kept]
     shown = up.text() + " ".join(word for process in up.family() for word in process.cmdline())
     assert [secret for secret in secrets if secret in shown] == []
     await up.says("containerpub register")
@@ -136,7 +138,7 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
 
 
 async def test_secrets_and_identity_are_drawn_once(start: Start) -> None:
-    kept = ("jwt_secret", "installation_id", "postgres/password", "redis/password")
+    kept = ("jwt_secret", "encryption_keys", "installation_id", "postgres/password", "redis/password")
     up = start()
     await up.url()
     before = [(up.data / name).read_text() for name in kept]
@@ -144,6 +146,23 @@ async def test_secrets_and_identity_are_drawn_once(start: Start) -> None:
     again = start()
     await again.url()
     assert [(up.data / name).read_text() for name in kept] == before
+
+
+async def test_a_new_key_before_the_old_one_seals_everything_at_the_next_start(start: Start) -> None:
+    up = start()
+    await up.url()
+    file = up.data / "encryption_keys"
+    old = file.read_text()
+    assert await up.end(signal.SIGTERM) == 0
+    file.write_text(f"new:{new_key().partition(':')[2]}\n{old}")
+    again = start()
+    await again.url()
+    await again.says("sealed anew: 0 jobs, 0 invocations, 0 log entries")
+    assert await again.end(signal.SIGTERM) == 0
+    file.write_text("new:short")
+    refused = start()
+    await refused.says('encryption_keys: key 1 ("new") is not base64')
+    assert await asyncio.to_thread(refused.process.wait, 20) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,7 +14,13 @@ ROOMS = ("api", "worker", "scheduler")
 PACKAGES = (*ROOMS, "shared", "cli", "sql", "runtimes", "bench", "tests", "scripts")
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "base"}
 UNSAFE_FORMATS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle", "joblib"}
-CLI_ON_THE_SERVER = ("cli/commands/up.py", "cli/commands/migrate.py", "cli/commands/check.py", "cli/supervisor/")
+CLI_ON_THE_SERVER = (
+    "cli/commands/up.py",
+    "cli/commands/migrate.py",
+    "cli/commands/check.py",
+    "cli/commands/rotate_keys.py",
+    "cli/supervisor/",
+)
 BEHIND_THE_API = ("shared.postgres", "shared.queue", "shared.artifacts", "shared.embedded", "asyncpg", "redis", "arq")
 
 

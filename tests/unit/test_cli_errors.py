@@ -60,7 +60,7 @@ def test_the_page_lists_which_code_leads_to_which_status() -> None:
 
 
 def test_the_page_describes_every_command_with_every_option() -> None:
-    sections = dict(re.findall(r"^### `containerpub (\w+)[^`]*`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^### `containerpub ([a-z-]+)[^`]*`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
     commands = get_command(app).commands  # type: ignore[attr-defined]
     assert sections.keys() == commands.keys()
     for name, command in commands.items():

@@ -38,7 +38,7 @@ RECORDS = st.builds(
     run_ms=NUMBER,
     peak_memory_bytes=st.none() | st.integers(0, 2**40),
     logs_truncated=st.booleans(),
-    request=st.none() | st.just({"path": "/ü\n", "query": {"id": '"id":"x'}}),
+    request=st.none() | st.just({"path": "/ü\n", "query": {"id": '"id":"x'}}) | st.just("AQNrZXk="),
     kind=st.sampled_from(["invoke", "deploy", "delete"]),
     result=PART,
     error=PART,

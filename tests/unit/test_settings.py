@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ MISTAKES = {
     "DOCKERFILE_RUNTIME": "perhaps",
     "DOCKERFILE_CGROUP_PARENT": "builds/../..",
     "LOG_LEVEL": "loud",
+    "ENCRYPTION_KEYS": "a:c2hvcnQ=",
 }
 
 
@@ -42,7 +44,7 @@ def test_every_mistake_is_reported_at_once_by_name_and_without_its_value() -> No
         load({**MISTAKES, "JWT_SECRET": "short"}, needs_jwt=True)
     for name in (*MISTAKES, "JWT_SECRET"):
         assert f"\n  {name}: " in raised.value.message
-    for hostile in ("pw-of-the-database", "pw-of-the-redis", "short"):
+    for hostile in ("pw-of-the-database", "pw-of-the-redis", "short", "c2hvcnQ"):
         assert hostile not in raised.value.message
 
 
@@ -112,9 +114,11 @@ def test_secrets_print_as_stars() -> None:
     assert {"jwt_secret", "database_url", "redis_url", "s3_secret_access_key"} <= set(secrets)
     values = {name.upper(): SECRET for name in secrets}
     values |= {"DATABASE_URL": f"postgresql://u:{SECRET}@h/d", "REDIS_URL": f"redis://:{SECRET}@h"}
+    values |= {"ENCRYPTION_KEYS": f"a:{b64encode(SECRET.encode()).decode()}"}
     settings = load(values)
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert SECRET not in shown
+        assert b64encode(SECRET.encode()).decode() not in shown
         assert "***" in shown
 
 

@@ -1,0 +1,40 @@
+-- What is not kept any longer, in portions of $2 rows. Times are counted in seconds before now.
+
+-- name: drop_results
+-- What jobs ended with that are over for longer than $1.
+UPDATE jobs SET result = NULL, error = NULL
+WHERE id IN (SELECT id FROM jobs
+             WHERE finished_at < now() - make_interval(secs => $1) AND (result IS NOT NULL OR error IS NOT NULL)
+             ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+
+-- name: drop_payloads
+-- What jobs were called with that are over for longer than $1.
+UPDATE jobs SET payload = NULL
+WHERE id IN (SELECT id FROM jobs
+             WHERE finished_at < now() - make_interval(secs => $1) AND payload IS NOT NULL
+             ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+
+-- name: delete_jobs
+-- Jobs that are over for longer than $1; those with an id from $3 on are younger for certain.
+DELETE FROM jobs
+WHERE id IN (SELECT id FROM jobs
+             WHERE id < $3 AND finished_at < now() - make_interval(secs => $1)
+             ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED)
+
+-- name: drop_months
+-- Whole months of records of jobs that were accepted longer than $1 ago.
+SELECT drop_month_partitions(now() - make_interval(secs => $1))
+
+-- name: delete_invocations
+-- Records of attempts of jobs that were accepted longer than $1 ago.
+DELETE FROM invocations
+WHERE (accepted_at, job_id, epoch) IN (
+    SELECT accepted_at, job_id, epoch FROM invocations
+    WHERE accepted_at < now() - make_interval(secs => $1) ORDER BY accepted_at LIMIT $2)
+
+-- name: delete_logs
+-- What attempts printed of jobs that were accepted longer than $1 ago.
+DELETE FROM logs
+WHERE (accepted_at, job_id, epoch, seq) IN (
+    SELECT accepted_at, job_id, epoch, seq FROM logs
+    WHERE accepted_at < now() - make_interval(secs => $1) ORDER BY accepted_at LIMIT $2)

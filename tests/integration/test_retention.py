@@ -1,0 +1,133 @@
+"""What is dropped when, and what stays."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+import pytest
+
+from scheduler.retention import Dropped, Kept, Retention
+from shared.ids import lowest_id, new_id, time_of
+from shared.jobs import JobStatus
+from shared.postgres.jobs import Jobs
+from shared.postgres.pool import Pool
+from tests.seeds import message, new_user, record
+
+KEPT = Kept(result_days=7, redrive_days=14, record_days=90)
+NOTHING = Dropped(results=0, payloads=0, jobs=0, months=0, invocations=0, logs=0)
+
+
+def id_of(days_ago: float) -> UUID:
+    """An id of a job that was accepted so long ago."""
+    tail = new_id().int & ((1 << 80) - 1)
+    return UUID(int=lowest_id(datetime.now(UTC) - timedelta(days=days_ago)).int | tail)
+
+
+async def ended(pool: Pool, user: UUID, days_ago: float, status: str = JobStatus.SUCCEEDED, **fields: Any) -> UUID:
+    """A job that ended so long ago, a moment after it was accepted."""
+    job = message(user, id=id_of(days_ago))
+    at_ms = time_of(job.id).timestamp() * 1000 + 5
+    failed = {} if status == JobStatus.SUCCEEDED else {"error": b'{"message":"no"}', "payload": b'{"body":1}'}
+    logs = orjson.dumps([("stdout", "info", "said")])
+    await Jobs(pool).settle([record(job, status=status, at_ms=at_ms, logs=logs, **{**failed, **fields})])
+    return job.id
+
+
+@pytest.fixture
+async def user(pool: Pool) -> UUID:
+    return await new_user(pool)
+
+
+async def content(pool: Pool, job: UUID) -> tuple[bool, ...] | None:
+    """Whether there are payload, result and error; None without the job."""
+    row = await pool.fetchrow(
+        "SELECT payload IS NOT NULL, result IS NOT NULL, error IS NOT NULL FROM jobs WHERE id = $1", job
+    )
+    return None if row is None else tuple(row)
+
+
+async def records(pool: Pool, job: UUID) -> tuple[int, int]:
+    return (
+        await pool.fetchval("SELECT count(*) FROM invocations WHERE job_id = $1", job),
+        await pool.fetchval("SELECT count(*) FROM logs WHERE job_id = $1", job),
+    )
+
+
+async def test_results_go_before_payloads_and_jobs_go_last_with_their_records(pool: Pool, user: UUID) -> None:
+    good = {days: await ended(pool, user, days) for days in (1, 6.9, 7.1, 89.9, 90.1)}
+    bad = {days: await ended(pool, user, days, JobStatus.FAILED) for days in (1, 7.1, 13.9, 14.1, 89.9, 90.1)}
+    dropped = await Retention(pool, KEPT).run_once()
+    assert (dropped.results, dropped.payloads, dropped.jobs) == (8, 3, 2)
+    assert (dropped.invocations, dropped.logs) == (2, 2)
+    assert [await content(pool, job) for job in good.values()] == [
+        *((False, True, False), (False, True, False), (False, False, False), (False, False, False)),
+        None,
+    ]
+    assert [await content(pool, job) for job in bad.values()] == [
+        *((True, False, True), (True, False, False), (True, False, False), (False, False, False)),
+        *((False, False, False), None),
+    ]
+    for jobs in (good, bad):
+        assert [await records(pool, job) for job in jobs.values()] == [(1, 1)] * (len(jobs) - 1) + [(0, 0)]
+    assert await Retention(pool, KEPT).run_once() == NOTHING
+
+
+async def test_a_job_that_did_not_end_is_kept_however_old(pool: Pool, user: UUID) -> None:
+    jobs = Jobs(pool)
+    waiting, late = message(user, id=id_of(200)), message(user, id=id_of(200))
+    await jobs.accept([waiting, late])
+    await pool.execute("UPDATE jobs SET status = 'scheduled', run_at = now() WHERE id = $1", late.id)
+    assert await Retention(pool, KEPT).run_once() == NOTHING
+    assert await content(pool, waiting.id) == await content(pool, late.id) == (True, False, False)
+    # What waited for months counts from its end.
+    await jobs.settle([record(waiting, status=JobStatus.FAILED, error=b"{}")])
+    assert (await Retention(pool, KEPT).run_once()).jobs == 0
+    assert await content(pool, waiting.id) == (True, False, True)
+
+
+async def test_a_backlog_goes_in_portions(pool: Pool, user: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(7):
+        await ended(pool, user, 100)
+    monkeypatch.setattr("scheduler.retention._PORTIONS_A_RUN", 2)
+    runs = [await Retention(pool, KEPT, portion=2).run_once() for _ in range(3)]
+    assert [run.jobs for run in runs] == [4, 3, 0]
+    assert [run.logs for run in runs] == [4, 3, 0]
+
+
+async def test_months_that_are_over_go_as_a_whole(pool: Pool, user: UUID) -> None:
+    first = (datetime.now(UTC) - timedelta(days=200)).date()
+    await pool.execute("SELECT make_month_partitions($1, 3)", first)
+    job = await ended(pool, user, 200)
+    assert await records(pool, job) == (1, 1)
+    dropped = await Retention(pool, KEPT).run_once()
+    assert dropped.months >= 4, "those that are wholly over, of records and of logs"
+    assert (dropped.jobs, dropped.invocations, dropped.logs) == (1, 0, 0)
+    assert await records(pool, job) == (0, 0)
+    left = {row[0] for row in await pool.fetch("SELECT relname FROM pg_class WHERE relname ~ '_\\d{4}_\\d{2}$'")}
+    assert f"logs_{first:%Y_%m}" not in left
+    assert f"logs_{datetime.now(UTC):%Y_%m}" in left
+
+
+async def test_a_month_that_is_in_use_waits_for_the_next_run(pool: Pool, database: str) -> None:
+    first = (datetime.now(UTC) - timedelta(days=200)).date()
+    await pool.execute("SELECT make_month_partitions($1, 1)", first)
+    other = await asyncpg.connect(database)
+    try:
+        async with other.transaction():
+            await other.execute("SELECT count(*) FROM logs")
+            assert (await Retention(pool, KEPT).run_once()).months == 1, "that of the invocations"
+        assert (await Retention(pool, KEPT).run_once()).months == 1
+    finally:
+        await other.close()
+
+
+async def test_what_is_to_be_dropped_is_found_by_an_index(pool: Pool, user: UUID) -> None:
+    plan = await pool.fetch(
+        "EXPLAIN SELECT id FROM jobs WHERE finished_at < now() - make_interval(secs => 1)"
+        " AND (result IS NOT NULL OR error IS NOT NULL) ORDER BY finished_at LIMIT 10"
+    )
+    assert any("jobs_with_content" in row[0] for row in plan)
