@@ -165,6 +165,9 @@ class JobView(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     redrive_of: UUID | None
+    callback_url: str | None
+    chained_from: UUID | None
+    chain_refused: str | None
     timings: dict[str, float | None]
 
 
@@ -181,6 +184,32 @@ class RedrivenPage(BaseModel):
 class CancelledPage(BaseModel):
     cancelled: int
     more: bool
+
+
+class DeliveryView(BaseModel):
+    id: UUID
+    job_id: UUID
+    url: str
+    event: str
+    status: str
+    attempts: int
+    next_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    attempted_at: datetime | None
+    delivered_at: datetime | None
+
+
+class DeliveryPage(BaseModel):
+    items: list[DeliveryView]
+    next: str | None
+
+
+class WebhookSecretView(BaseModel):
+    secret: str
+    created_at: datetime
+    previous_until: datetime | None
 
 
 class JobPage(BaseModel):

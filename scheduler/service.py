@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
+from scheduler.callbacks import Callbacks
 from scheduler.conserve import SHARE, Conserve
 from scheduler.due import Due
 from scheduler.expire import Expiry
@@ -19,6 +21,7 @@ from scheduler.reconcile import Reconciler
 from scheduler.stopped import StoppedFunctions
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
@@ -40,6 +43,7 @@ _EXPIRE_S = 60.0
 _DUE_S = 0.25
 _EXPIRY_S = 1.0
 _STOPPED_S = 1.0
+_CALLBACKS_S = 0.25
 
 
 async def serve(settings: Settings) -> None:
@@ -53,6 +57,7 @@ async def serve(settings: Settings) -> None:
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
     queue = Queue(redis)
     stop = asyncio.Event()
+    stack = AsyncExitStack()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
@@ -63,7 +68,7 @@ async def serve(settings: Settings) -> None:
         jobs = Jobs(pool)
         holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
         leader = Leader(pool, holder, life_s=settings.leader_seconds)
-        drain = Drain(redis, jobs, consumer=f"scheduler-{holder}")
+        drain = Drain(redis, jobs, consumer=f"scheduler-{holder}", queue=queue)
         rebuild = Rebuild(redis, queue, jobs, pool)
         observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
         reconciler = Reconciler(queue, jobs, drain)
@@ -71,6 +76,7 @@ async def serve(settings: Settings) -> None:
         expiry = Expiry(queue, jobs)
         conserve = Conserve(queue, Conservation(redis, queue, pool, share=SHARE), every_s=settings.conservation_seconds)
         stopped = StoppedFunctions(queue, Functions(pool))
+        callbacks = await stack.enter_async_context(Callbacks(jobs, Deliveries(pool), settings))
 
         async def keep_open() -> None:
             if await rebuild.needed():
@@ -85,6 +91,7 @@ async def serve(settings: Settings) -> None:
             "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
             "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
             "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
+            "callbacks": _while_leading(leader, callbacks.step, every_s=_CALLBACKS_S),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }
@@ -97,6 +104,7 @@ async def serve(settings: Settings) -> None:
             task.result()
         await leader.resign()
     finally:
+        await stack.aclose()
         await queue.aclose()
         await redis.aclose()
         await close_pool(pool)

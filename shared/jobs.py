@@ -157,6 +157,9 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
+    callback_url: str | None = None  # asked for with the job itself; its function's settings may have another
+    chained_from: UUID | None = None  # the job whose end brought this one about
+    chain_refused: str | None = None  # why none follows although its function asks for it
 
     @property
     def final(self) -> bool:

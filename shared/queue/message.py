@@ -37,6 +37,7 @@ class JobMessage:
     :param enqueued_ms: Unix time at which the job was accepted.
     :param payload: the event as JSON text; empty for jobs whose arguments are in Postgres.
     :param request: the event's description for the record (:func:`shared.event.describe`).
+    :param callback_url: where its end is told; for Postgres alone, it does not travel.
     """
 
     id: UUID
@@ -53,6 +54,7 @@ class JobMessage:
     enqueued_ms: int
     payload: bytes = b""
     request: dict[str, Any] = field(default_factory=dict)
+    callback_url: str | None = None
 
     @property
     def queue(self) -> str:
