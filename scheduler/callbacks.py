@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 from aiohttp.abc import AbstractResolver
 
+from scheduler.names import Names
 from shared.addresses import may_be_called
 from shared.callbacks.signature import signed_headers
 from shared.callbacks.url import checked_url
@@ -34,6 +35,7 @@ _REPLY_BYTES = 64 * 1024
 _FACTOR = 3.0
 _HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of an attempt
 _GONE = 410  # the receiver wants no more of it
+_THREADS = 2  # a callback at a time: a look-up may outlast the attempt that it was for
 _USER_SHARE = 4  # of all at a time, a fourth at most are one user's
 
 
@@ -76,7 +78,7 @@ class Callbacks:
     async def __aenter__(self) -> Self:
         # Every attempt connects anew, so that every attempt's address is judged.
         connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
+            resolver=self._resolver or Names(threads=_THREADS * self._at_once),
             socket_factory=self._socket,
             use_dns_cache=False,
             force_close=True,

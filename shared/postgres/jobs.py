@@ -234,7 +234,7 @@ class Jobs:
                 if attempts:
                     await _insert_invocations(connection, attempts)
                     await _insert_logs(connection, attempts)
-                return await bring_about(connection, ended) if ended else ()
+                return await bring_about(connection, ended) if ended else []
 
 
 def _columns(message: JobMessage) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -204,6 +205,26 @@ async def test_callback_is_dead_after_its_attempts_or_at_410_and_can_be_sent_aga
         await deliveries.redeliver(user, dead.id)
         assert await sender.run_once() == Counter({DeliveryStatus.DELIVERED: 1})
     assert {got.id for got in receiver.received} == {str(dead.id)}
+
+
+async def test_f25_attempts_reach_over_about_a_day_and_soon_past_ten_minutes(
+    pool: Pool, jobs: Jobs, deliveries: Deliveries, receiver: Receiver, user: UUID
+) -> None:
+    await ended_job(pool, user, receiver.url)
+    receiver.status = 500
+    waits: list[float] = []
+    async with Callbacks(jobs, deliveries, load({"CALLBACK_ALLOW": "127.0.0.1"})) as sender:
+        while (await sender.run_once())[DeliveryStatus.PENDING]:
+            found = await only(deliveries, user)
+            assert found.attempted_at is not None
+            waits.append((found.next_at - found.attempted_at).total_seconds())
+            await pool.execute("UPDATE deliveries SET next_at = now()")
+    assert len(waits) == 13
+    assert waits[0] < 7
+    assert 16 * 3600 < sum(waits) < 32 * 3600
+    assert sum(waits[:6]) > 600
+    assert all(later > earlier for earlier, later in pairwise(waits[:9]))
+    assert (await only(deliveries, user)).status is DeliveryStatus.DEAD
 
 
 async def test_two_senders_never_take_the_same_callback_and_one_that_died_leaves_it_to_the_next(
