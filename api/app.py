@@ -17,11 +17,12 @@ from api.feeds import Feeds
 from api.middleware import around
 from api.openapi import document
 from api.resolver import Resolver
-from api.routes import accounts, batch, deploy, events, functions, invoke, jobs, operations, records
+from api.routes import accounts, batch, deliveries, deploy, events, functions, invoke, jobs, operations, records
 from api.waiting import Waiting
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
 from shared.postgres.jobs import Jobs
@@ -45,6 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *invoke.OPERATIONS,
     *batch.OPERATIONS,
     *jobs.OPERATIONS,
+    *deliveries.OPERATIONS,
     *events.OPERATIONS,
     *records.OPERATIONS,
     *operations.OPERATIONS,
@@ -87,6 +89,7 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
     app[keys.FUNCTIONS] = Functions(pool)
     app[keys.JOBS] = Jobs(pool, app[keys.TEXTS])
     app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
+    app[keys.DELIVERIES] = Deliveries(pool)
     app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
     yield
     await close_pool(pool)

@@ -79,6 +79,11 @@ PRIORITY = Parameter(
     description="Before or after others of yours.",
     schema={"type": "string", "enum": ["low", "normal", "high"]},
 )
+CALLBACK_URL = Parameter(
+    name="callback_url",
+    description="Where the job's end is told: a POST, signed with your webhook secret.",
+    schema={"type": "string", "format": "uri", "maxLength": 2048},
+)
 WAIT = Parameter(
     name="wait",
     description="Seconds to wait for the job's end.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -12,7 +13,10 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from shared.addresses import Network
+from shared.callbacks.url import checked_url
 from shared.errors import BadRequest, Invalid
+from shared.jobview import PRIORITIES
 
 Model = TypeVar("Model", bound=BaseModel)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -146,9 +150,6 @@ def due_time(request: web.Request, *, max_delay: float) -> datetime | None:
     return due if due > now else None
 
 
-PRIORITIES = {"low": -1, "normal": 0, "high": 1}
-
-
 def priority(request: web.Request) -> int:
     """Of an invoke among its caller's; 0 unless the query says otherwise. Raises :class:`BadRequest`."""
     text = request.query.get("priority", "normal")
@@ -171,6 +172,14 @@ def expiry(request: web.Request, *, due: datetime | None, max_delay: float) -> d
         sentence = f"expires_at is more than {max_delay:g} s after the time at which the job is due."
         raise BadRequest(sentence, code="invalid_parameter", field="expires_at")
     return expires
+
+
+def callback_url(request: web.Request, allow: Sequence[Network]) -> str | None:
+    """Where the end of an invoke is told; None if nowhere. :raises Invalid: for where no callback may go."""
+    text = request.query.get("callback_url")
+    if text is not None:
+        checked_url(text, allow)
+    return text
 
 
 def _time(text: str, field: str) -> datetime:

@@ -10,6 +10,7 @@ from api.feeds import Feeds
 from api.resolver import Resolver
 from api.waiting import Waiting
 from shared.artifacts import ArtifactStore
+from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
 from shared.postgres.jobs import Jobs
@@ -36,6 +37,7 @@ ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)
 INVOCATIONS = web.AppKey("invocations", Invocations)
+DELIVERIES = web.AppKey("deliveries", Deliveries)
 STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
 SCRATCH = web.AppKey("scratch", Scratch)
 RESOLVER = web.AppKey("resolver", Resolver)

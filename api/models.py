@@ -166,6 +166,9 @@ class JobView(BaseModel):
     finished_at: datetime | None
     redrive_of: UUID | None
     missing: str | None
+    callback_url: str | None
+    chained_from: UUID | None
+    chain_refused: str | None
     timings: dict[str, float | None]
 
 
@@ -182,6 +185,32 @@ class RedrivenPage(BaseModel):
 class CancelledPage(BaseModel):
     cancelled: int
     more: bool
+
+
+class DeliveryView(BaseModel):
+    id: UUID
+    job_id: UUID
+    url: str
+    event: str
+    status: str
+    attempts: int
+    next_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    attempted_at: datetime | None
+    delivered_at: datetime | None
+
+
+class DeliveryPage(BaseModel):
+    items: list[DeliveryView]
+    next: str | None
+
+
+class WebhookSecretView(BaseModel):
+    secret: str
+    created_at: datetime
+    previous_until: datetime | None
 
 
 class JobPage(BaseModel):

@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from cli.commands import JsonFlag, Run, at_least, output_of
 from cli.commands.accounts import login, logout, me, register
+from cli.commands.deliveries import deliveries, redeliver, webhook_secret
 from cli.commands.deploy import deploy
 from cli.commands.functions import delete, list_functions, start, stop
 from cli.commands.init import init
@@ -49,6 +50,9 @@ app.command()(job)
 app.command()(jobs)
 app.command()(cancel)
 app.command()(redrive)
+app.command()(deliveries)
+app.command()(redeliver)
+app.command(name="webhook-secret")(webhook_secret)
 app.command()(logs)
 app.command()(stop)
 app.command()(start)

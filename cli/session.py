@@ -168,6 +168,10 @@ def job_path(job_id: str, *rest: str) -> str:
     return "/".join(("/api/jobs", *(_segment(part) for part in (job_id, *rest))))
 
 
+def delivery_path(delivery_id: str, *rest: str) -> str:
+    return "/".join(("/api/deliveries", *(_segment(part) for part in (delivery_id, *rest))))
+
+
 def _segment(part: str) -> str:
     if part in ("", ".", ".."):
         raise UsageError(f"{part!r} is not a name or an id.")

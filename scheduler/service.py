@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
+from scheduler.callbacks import Callbacks
 from scheduler.conserve import SHARE, Conserve
 from scheduler.due import Due
 from scheduler.expire import Expiry
@@ -18,8 +20,10 @@ from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.retention import Kept, Retention
 from scheduler.stopped import StoppedFunctions
+from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
@@ -32,6 +36,7 @@ from shared.queue.drain import Drain
 from shared.queue.queue import Queue
 from shared.queue.scripts import QueueClosed
 from shared.settings import Settings
+from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ _DUE_S = 0.25
 _EXPIRY_S = 1.0
 _RETENTION_S = 60.0
 _STOPPED_S = 1.0
+_CALLBACKS_S = 0.25
 
 
 async def serve(settings: Settings) -> None:
@@ -55,6 +61,7 @@ async def serve(settings: Settings) -> None:
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
     queue = Queue(redis)
     stop = asyncio.Event()
+    stack = AsyncExitStack()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
@@ -65,7 +72,7 @@ async def serve(settings: Settings) -> None:
         jobs = Jobs(pool)
         holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
         leader = Leader(pool, holder, life_s=settings.leader_seconds)
-        drain = Drain(redis, jobs, consumer=f"scheduler-{holder}")
+        drain = Drain(redis, jobs, consumer=f"scheduler-{holder}", queue=queue)
         rebuild = Rebuild(redis, queue, jobs, pool)
         observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
         reconciler = Reconciler(queue, jobs, drain)
@@ -77,6 +84,10 @@ async def serve(settings: Settings) -> None:
         )
         retention = Retention(pool, kept)
         stopped = StoppedFunctions(queue, Functions(pool))
+        store = await open_store(store_config(settings))
+        stack.push_async_callback(store.close)
+        texts = Texts(settings.keyring, store, inline_bytes=settings.inline_bytes)
+        callbacks = await stack.enter_async_context(Callbacks(Jobs(pool, texts), Deliveries(pool), settings))
 
         async def keep_open() -> None:
             if await rebuild.needed():
@@ -91,6 +102,7 @@ async def serve(settings: Settings) -> None:
             "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
             "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
             "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
+            "callbacks": _while_leading(leader, callbacks.step, every_s=_CALLBACKS_S),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "retention": _while_leading(leader, retention.run_once, every_s=_RETENTION_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
@@ -104,6 +116,7 @@ async def serve(settings: Settings) -> None:
             task.result()
         await leader.resign()
     finally:
+        await stack.aclose()
         await queue.aclose()
         await redis.aclose()
         await close_pool(pool)

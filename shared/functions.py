@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.callbacks.url import checked_url
 from shared.errors import Invalid
 from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
@@ -73,6 +74,16 @@ class FunctionSettings(BaseModel):
         float, Field(gt=0, le=30 * 86_400, description="Age of a job after which no further attempt begins.")
     ] = 86_400
 
+    callback_url: Annotated[
+        str | None, Field(description="Where the end of every job is told, unless the job itself has another.")
+    ] = None
+    on_success: Annotated[
+        str | None, Field(pattern=NAME_PATTERN, description="Function that is invoked with what a job answered.")
+    ] = None
+    on_failure: Annotated[
+        str | None, Field(pattern=NAME_PATTERN, description="Function that is invoked with why a job failed.")
+    ] = None
+
     @property
     def timeout_ms(self) -> int:
         return round(self.timeout_s * 1000)
@@ -126,6 +137,8 @@ def project_settings(
     if result.memory_mb > settings.function_memory_limit_mb:
         most = settings.function_memory_limit_mb
         raise Invalid(f"memory_mb may be at most {most:g} here.", code="invalid_settings", field="memory_mb")
+    if result.callback_url is not None:
+        checked_url(result.callback_url, settings.callback_networks)
     if result.network == "egress":
         _check_egress(settings)
     return result, name

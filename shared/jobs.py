@@ -168,6 +168,9 @@ class Job:
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
     missing: Missing | None = None  # why result and error, though they are there, are not here
+    callback_url: str | None = None  # asked for with the job itself; its function's settings may have another
+    chained_from: UUID | None = None  # the job whose end brought this one about
+    chain_refused: str | None = None  # why none follows although its function asks for it
 
     @property
     def final(self) -> bool:

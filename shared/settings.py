@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -238,6 +238,26 @@ class Settings(BaseModel):
     dependency_timeout_seconds: Annotated[float, Field(ge=2)] = _setting(5, "Bound on one call to Postgres or Redis.")
     database_pool_size: Positive = _setting(5, "Postgres connections of one process.")
 
+    # Callbacks of finished jobs
+    callback_allow: tuple[str, ...] = _setting(
+        (), "Networks (IPv4 or IPv6) that callbacks may go to although they are not public, separated by commas."
+    )
+    callback_timeout_seconds: Annotated[float, Field(gt=0, le=15)] = _setting(
+        15, "Time of one attempt, from the look-up of the name to the end of the answer."
+    )
+    callback_max_attempts: Positive = _setting(14, "Attempts after which a callback is dead.")
+    callback_retry_seconds: PositiveSeconds = _setting(
+        5, "Wait after the first attempt; it is three times as long after each further one."
+    )
+    callback_retry_max_seconds: PositiveSeconds = _setting(14_400, "Longest wait between two attempts.")
+    callback_concurrency: Positive = _setting(32, "Callbacks sent at a time, at most a fourth of them one user's.")
+    callback_max_result_bytes: Positive = _setting(
+        256 * KILOBYTE, "Largest result or error that a callback carries; a larger one is left out."
+    )
+    callback_secret_overlap_seconds: PositiveSeconds = _setting(
+        86_400, "Time for which a webhook secret that was rotated signs along."
+    )
+
     # Limits
     max_upload_bytes: Positive = _setting(50 * MEGABYTE, "Size of an uploaded archive.")
     max_unpacked_bytes: Positive = _setting(250 * MEGABYTE, "Size of its unpacked content.")
@@ -264,7 +284,12 @@ class Settings(BaseModel):
     )
 
     @field_validator(
-        "cors_origins", "function_egress_allow", "function_egress_deny", "dockerfile_base_images", mode="before"
+        "cors_origins",
+        "function_egress_allow",
+        "function_egress_deny",
+        "dockerfile_base_images",
+        "callback_allow",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -278,6 +303,16 @@ class Settings(BaseModel):
                 IPv4Network(part)
             except ValueError as error:
                 raise ValueError(f"{part} is no IPv4 network; write it as 10.1.2.0/24 or 10.1.2.3") from error
+        return value
+
+    @field_validator("callback_allow")
+    @classmethod
+    def _are_networks_of_either_kind(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            try:
+                ip_network(part)
+            except ValueError as error:
+                raise ValueError(f"{part} is no network; write it as 10.1.2.0/24, 10.1.2.3 or fd00::/8") from error
         return value
 
     @field_validator("docker_base_image")
@@ -325,6 +360,11 @@ class Settings(BaseModel):
         """Runtime name to image reference, from ``DOCKER_BASE_IMAGE``."""
         pairs = (part.split("=", 1) for part in self.docker_base_image.split(",") if part)
         return {runtime.strip(): image.strip() for runtime, image in pairs}
+
+    @property
+    def callback_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Those of ``CALLBACK_ALLOW``."""
+        return tuple(map(ip_network, self.callback_allow))
 
     @property
     def index_hosts(self) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass, replace
 
+from shared.chains import envelope, referred
 from shared.errors import ContainerPubError, Unavailable, Unreadable
 from shared.functions import FunctionSettings, RunnableVersion
 from shared.jobs import JobStatus, Reason
@@ -118,7 +119,7 @@ class Invoker:
 
     async def _event(self, message: JobMessage) -> bytes:
         try:
-            return await self._texts.get(message.payload, message.id, Part.PAYLOAD)
+            return await self._following(await self._texts.get(message.payload, message.id, Part.PAYLOAD))
         except Unreadable as error:
             unreadable = error
         except Unavailable as error:
@@ -128,10 +129,20 @@ class Invoker:
             try:
                 kept = await self._jobs.payload(message.id)
                 if kept is not None:
-                    return await self._texts.get(kept, message.id, Part.PAYLOAD)
+                    return await self._following(await self._texts.get(kept, message.id, Part.PAYLOAD))
             except Unavailable as error:
                 raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {error.message}") from error
         raise _NotStarted(Reason.DEPENDENCY_DOWN, f"its payload cannot be read: {unreadable.message}")
+
+    async def _following(self, payload: bytes) -> bytes:
+        """The event in ``payload``, or of the job that it names. :raises Unavailable: if that cannot be read now."""
+        before = referred(payload)
+        if before is None:
+            return payload
+        end = await self._jobs.end_of(before)
+        if end is None:
+            raise Unavailable("the job that it follows is gone")
+        return await envelope(end, self._texts)
 
     async def _judged(
         self, message: JobMessage, record: Record, outcome: CallOutcome, settings: FunctionSettings | None

@@ -191,7 +191,7 @@ class Service:
         )
         await push.start()
         self._open.push_async_callback(push.stop)
-        drain = Drain(self._redis, jobs, consumer=self.id)
+        drain = Drain(self._redis, jobs, consumer=self.id, queue=self._queue)
         self._open.push_async_callback(drain.leave)
         self.worker.stations = stations
         self.worker.loops = {

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from api import documents, models
-from api.contract import Operation
+from api.contract import CALLBACK_URL, Operation
 from api.keys import ACCEPTOR, RESOLVER, SETTINGS
 from api.rates import within_rate
 from api.session import authenticated, read_body
@@ -37,8 +37,9 @@ async def invoke_batch(request: web.Request) -> web.Response:
     items = documents.validate(models.InvokeBatchBody, document).items
     if not 1 <= len(items) <= settings.max_batch:
         raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
-    for name in (*request.query, *({"Idempotency-Key"} & set(request.headers))):
+    for name in ({*request.query} - {"callback_url"}) | ({"Idempotency-Key"} & set(request.headers)):
         raise BadRequest(f"{name} is not a parameter of a batch.", code="unknown_parameter", field=name)
+    callback_url = documents.callback_url(request, settings.callback_networks)
     texts = await asyncio.to_thread(_texts, data)
     if len(texts) != len(items):
         raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
@@ -65,6 +66,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
             reply=NO_REPLY,
             enqueued_ms=accepted_ms,
             payload=complete(text, item),
+            callback_url=callback_url,
         )
         messages.append(message)
         entries.append({"job_id": job_id})
@@ -89,6 +91,7 @@ OPERATIONS = (
         handler=invoke_batch,
         summary="Accept many jobs of a function at once",
         body=models.InvokeBatchBody,
+        parameters=(CALLBACK_URL,),
         responses={202: models.BatchAccepted},
     ),
 )

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from api import documents, models
-from api.contract import DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
+from api.contract import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, TEXTS, WAITING
 from api.rates import within_rate
 from api.routes.jobs import await_end
@@ -44,15 +44,16 @@ async def invoke(request: web.Request) -> web.Response:
     event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
     documents.validate(models.InvokeBody, event)
     for name in request.query:
-        if name not in ("delay", "run_at", "expires_at", "priority"):
+        if name not in ("delay", "run_at", "expires_at", "priority", "callback_url"):
             raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
     key = documents.idempotency_key(request)
     respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
-    run_at, expires_at, priority = None, None, 0
+    run_at, expires_at, priority, callback_url = None, None, 0, None
     if request.query:
         run_at = documents.due_time(request, max_delay=settings.max_delay_seconds)
         expires_at = documents.expiry(request, due=run_at, max_delay=settings.max_delay_seconds)
         priority = documents.priority(request)
+        callback_url = documents.callback_url(request, settings.callback_networks)
         respond_async = respond_async or set(request.query) != {"priority"}
     if wait_s == 0:
         respond_async, wait_s = True, None
@@ -82,6 +83,7 @@ async def invoke(request: web.Request) -> web.Response:
         reply=NO_REPLY if durable else app[API_ID],
         enqueued_ms=accepted_ms,
         payload=complete(data, event),
+        callback_url=callback_url,
     )
     if key is not None:
         asked = sha256(target.function_id.bytes + request.query_string.encode() + b"\n" + data).digest()
@@ -219,7 +221,7 @@ OPERATIONS = (
         handler=invoke,
         summary="Run a function and wait for its result, or accept it as a job",
         body=models.InvokeBody,
-        parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT, EXPIRES_AT, PRIORITY),
+        parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT, EXPIRES_AT, PRIORITY, CALLBACK_URL),
         responses={200: models.InvokeResult, 202: models.Accepted},
     ),
 )

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-import orjson
 from aiohttp import web
 
 from api import documents, models
@@ -21,7 +20,8 @@ from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Missing, Reason
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason
+from shared.jobview import job_view
 from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
 from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
@@ -30,46 +30,7 @@ from shared.queue.scripts import QueueClosed
 _RECORD_S = 1.0
 _FRESH_S = 60.0
 _AT_ONCE = 100
-_PRIORITY_NAMES = {value: name for name, value in documents.PRIORITIES.items()}
 _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
-
-
-def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``running``: a worker holds the job's lease just now, which Postgres is not told of. ``progress``: what the job
-    said last."""
-    status = JobStatus.RUNNING if running and job.status is JobStatus.QUEUED else job.status
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "status": status,
-        "reason": job.reason,
-        "function_id": job.function_id,
-        "version": job.version,
-        "attempt": job.attempt + 1 if status is JobStatus.RUNNING else job.attempt,
-        "progress": progress,
-        "result": orjson.Fragment(job.result) if job.result is not None else None,
-        "error": orjson.Fragment(job.error) if job.error is not None else None,
-        "created_at": job.created_at,
-        "priority": _PRIORITY_NAMES[job.priority],
-        "run_at": job.run_at,
-        "expires_at": job.expires_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "redrive_of": job.redrive_of,
-        "missing": _missing(job),
-        "timings": {
-            "queue_ms": job.queue_ms,
-            "sandbox_ms": job.sandbox_ms,
-            "run_ms": job.run_ms,
-            "total_ms": job.total_ms,
-        },
-    }
-
-
-def _missing(job: Job) -> Missing | None:
-    if job.missing is None and job.status is JobStatus.SUCCEEDED and job.result is None:
-        return Missing.EXPIRED
-    return job.missing
 
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:

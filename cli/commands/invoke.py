@@ -44,11 +44,16 @@ def invoke(
         str | None,
         typer.Option("--idempotency-key", metavar="KEY", help="A call that is repeated with the same key runs once."),
     ] = None,
+    callback_url: Annotated[
+        str | None,
+        typer.Option("--callback-url", metavar="URL", help="Where the job's end is told; implies --async."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Run a function and print its result."""
     output = output_of(ctx, as_json)
     at_least("--wait", wait, 0)
+    asynchronous = asynchronous or (callback_url is not None and wait is None)
     if asynchronous and wait is not None:
         raise UsageError(
             "--async and --wait exclude each other.", hint="Use `containerpub job ID --wait N` afterwards."
@@ -79,6 +84,7 @@ def invoke(
             Request(
                 method="POST",
                 path=function_path(name, "invoke"),
+                params={} if callback_url is None else {"callback_url": callback_url},
                 headers=headers,
                 body=event,
                 wait_s=LONGEST_RUN_S if wait is None else wait,

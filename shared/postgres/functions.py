@@ -14,6 +14,7 @@ from shared.errors import NotFound
 from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
 from shared.ids import new_id
 from shared.jobs import JobKind
+from shared.postgres.consequences import bring_about
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 
@@ -78,7 +79,9 @@ class Functions:
             async with self._pool.acquire() as connection, connection.transaction():
                 if await connection.execute(_SQL["delete_function"], function) == "UPDATE 0":
                     return None
-                await connection.execute(_JOBS["cancel_scheduled"], function)
+                cancelled = await connection.fetch(_JOBS["cancel_scheduled"], function)
+                if cancelled:
+                    await bring_about(connection, [row["id"] for row in cancelled])
                 await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
         return job
 

@@ -10,9 +10,11 @@ from uuid import UUID
 
 import orjson
 
+from shared.chains import End
 from shared.errors import Conflict, Unavailable, Unreadable
 from shared.ids import time_of
 from shared.jobs import Job, JobKind, JobStatus, Missing
+from shared.postgres.consequences import bring_about
 from shared.postgres.pool import Connection, Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.message import JobMessage
@@ -21,6 +23,7 @@ from shared.sealing import Keyring, Part, to_column
 from shared.texts import Texts, is_reference
 
 _SQL = queries("jobs")
+_CONSEQUENCES = queries("consequences")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
 LOWEST_ID = UUID(int=0)
 
@@ -79,6 +82,7 @@ class Jobs:
                 [time_of(message.id) for message in messages],
                 [_expiry(message) for message in messages],
                 [message.priority for message in messages],
+                [message.callback_url for message in messages],
             )
 
     async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
@@ -174,6 +178,12 @@ class Jobs:
             payload: bytes | None = await self._pool.fetchval(_SQL["payload_of_job"], job)
         return payload
 
+    async def end_of(self, job: UUID) -> End | None:
+        """How a job ended, as it is kept; None if it was deleted."""
+        with postgres_errors():
+            row = await self._pool.fetchrow(_CONSEQUENCES["end_of_job"], job)
+        return None if row is None else End(**dict(row))
+
     async def payloads(self, user: UUID, jobs: Sequence[UUID]) -> dict[UUID, bytes]:
         """What these jobs were called with, as it stands, where that is kept."""
         with postgres_errors():
@@ -226,8 +236,7 @@ class Jobs:
 
     async def cancel(self, job: UUID) -> bool:
         """End a job that is in no queue; False if it ended or started before."""
-        with postgres_errors():
-            return bool(await self._pool.execute(_SQL["cancel_job"], job) == "UPDATE 1")
+        return await self._end("cancel_job", job)
 
     async def expired(self, *, after: UUID, limit: int) -> Sequence[tuple[UUID, JobKind]]:
         """A page of jobs that have not ended and whose time to start is over, in the order of their ids."""
@@ -237,8 +246,16 @@ class Jobs:
 
     async def expire(self, job: UUID) -> bool:
         """End a job that is in no queue and whose time to start is over; False if it ended before."""
+        return await self._end("expire_job", job)
+
+    async def _end(self, query: str, job: UUID) -> bool:
+        """What follows such a job is put on the queue by the reconciler."""
         with postgres_errors():
-            return bool(await self._pool.execute(_SQL["expire_job"], job) == "UPDATE 1")
+            async with self._pool.acquire() as connection, connection.transaction():
+                ended = await connection.fetchval(_SQL[query], job)
+                if ended is not None:
+                    await bring_about(connection, [ended])
+        return ended is not None
 
     async def open_jobs(self, *, after: UUID, limit: int, age_s: float = 0.0) -> Sequence[Job]:
         """A page of the jobs that are not final, in order of their arrival, without those younger than ``age_s``.
@@ -254,8 +271,11 @@ class Jobs:
             rows = await self._pool.fetch(_SQL["still_open"], jobs)
         return [_job(row) for row in rows]
 
-    async def settle(self, records: Sequence[Record]) -> None:
-        """Write records of attempts in one transaction. Repeating it changes nothing."""
+    async def settle(self, records: Sequence[Record]) -> Sequence[JobMessage]:
+        """Write records of attempts in one transaction. Repeating it changes nothing.
+
+        :returns: jobs that came into being because others ended, to be put on the queue.
+        """
         latest: dict[UUID, Record] = {}
         for record in records:
             before = latest.get(record.id)
@@ -265,10 +285,11 @@ class Jobs:
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 # One order of row locks for all workers, so that two batches cannot wait for each other.
-                await _upsert_jobs(connection, sorted(latest.values(), key=lambda record: record.id))
+                ended = await _upsert_jobs(connection, sorted(latest.values(), key=lambda record: record.id))
                 if attempts:
                     await _insert_invocations(connection, attempts)
                     await _insert_logs(connection, attempts)
+                return await bring_about(connection, ended) if ended else []
 
 
 def _columns(message: JobMessage) -> tuple[object, ...]:
@@ -282,6 +303,7 @@ def _columns(message: JobMessage) -> tuple[object, ...]:
         time_of(message.id),
         _expiry(message),
         message.priority,
+        message.callback_url,
     )
 
 
@@ -299,9 +321,10 @@ def from_unix_ms(value: float | None) -> datetime | None:
     return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
 
 
-async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> None:
+async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> list[UUID]:
+    """:returns: jobs that ended by this and whose end brings something about."""
     final = ("succeeded", "failed", "cancelled")
-    await connection.execute(
+    rows = await connection.fetch(
         _SQL["settle_jobs"],
         [r.id for r in records],
         [r.kind for r in records],
@@ -326,6 +349,7 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> Non
         [from_unix_ms(r.at_ms) if r.status in final else None for r in records],
         [from_unix_ms(r.run_at_ms) for r in records],
     )
+    return [row["id"] for row in rows]
 
 
 async def _insert_invocations(connection: Connection, records: Sequence[Record]) -> None:
@@ -417,4 +441,7 @@ def _job(row: Any) -> Job:
         priority=row["priority"],
         expires_at=row["expires_at"],
         redrive_of=row["redrive_of"],
+        callback_url=row["callback_url"],
+        chained_from=row["chained_from"],
+        chain_refused=row["chain_refused"],
     )

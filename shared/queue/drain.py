@@ -14,8 +14,10 @@ from shared.errors import Unavailable
 from shared.jobs import FINAL, JobStatus, Reason
 from shared.postgres.jobs import Jobs
 from shared.queue.connection import redis_errors
-from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
+from shared.queue.message import JobMessage
+from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP, Queue
 from shared.queue.records import Record
+from shared.queue.scripts import QueueClosed
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +38,13 @@ class Drain:
     """One consumer of the stream. Every worker has one; the entries of one that died are taken over by the others.
 
     An entry is acknowledged only after its batch was committed, and waiters are told only after that.
+
+    :param queue: where jobs go that follow others; without it the reconciler puts them there.
     """
 
-    def __init__(self, redis: Redis, jobs: Jobs, *, consumer: str) -> None:
+    def __init__(self, redis: Redis, jobs: Jobs, *, consumer: str, queue: Queue | None = None) -> None:
         self._redis = redis
+        self._queue = queue
         self._jobs = jobs
         self._consumer = consumer
         self.written = 0
@@ -152,7 +157,7 @@ class Drain:
         if not good:
             return
         try:
-            await self._jobs.settle([record for _, record in good])
+            following = await self._jobs.settle([record for _, record in good])
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one record that Postgres refuses must not hold up the others
@@ -165,6 +170,7 @@ class Drain:
             return
         self.written += len(good)
         await self._acknowledge(good)
+        await self._follow(following)
 
     async def _write_bare(self, entry: Entry, record: Record, error: Exception) -> None:
         """End a job whose record Postgres refuses: without what may be wrong with it, and the record put aside."""
@@ -182,15 +188,25 @@ class Drain:
             exit_code=None,
         )
         try:
-            await self._jobs.settle([bare])
+            following = await self._jobs.settle([bare])
         except Unavailable:
             raise
         except Exception:
             log.exception("not even a bare record can be written", extra={"job": str(record.id)})
+        else:
+            await self._follow(following)
         await self._reject(entry, f"{type(error).__name__}: {error}")
         if bare.status in FINAL:
             with redis_errors():
                 await self._redis.publish(FINAL_CHANNEL, str(record.id))
+
+    async def _follow(self, messages: Sequence[JobMessage]) -> None:
+        if not messages or self._queue is None:
+            return
+        try:
+            await self._queue.enqueue("invoke", messages)
+        except (Unavailable, QueueClosed) as error:
+            log.warning("following jobs are left to the reconciler", extra={"error": str(error)})
 
     async def _acknowledge(self, written: Sequence[tuple[Entry, Record]]) -> None:
         ids = [entry[0] for entry, _ in written]

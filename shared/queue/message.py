@@ -35,6 +35,7 @@ class JobMessage:
     :param enqueued_ms: Unix time at which the job was accepted.
     :param payload: the event as JSON text, sealed if there are keys (:mod:`shared.sealing`); empty for jobs whose
         arguments are in Postgres.
+    :param callback_url: where its end is told; for Postgres alone, it does not travel.
     """
 
     id: UUID
@@ -50,6 +51,7 @@ class JobMessage:
     reply: str = NO_REPLY
     enqueued_ms: int
     payload: bytes = b""
+    callback_url: str | None = None
 
     @property
     def queue(self) -> str:

@@ -3,18 +3,19 @@
 -- name: insert_jobs
 -- Accept many jobs in one commit.
 INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                  priority)
-SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at, expires_at, priority
+                  priority, callback_url)
+SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at, expires_at, priority,
+       callback_url
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[],
-            $8::timestamptz[], $9::smallint[])
-     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at, expires_at, priority)
+            $8::timestamptz[], $9::smallint[], $10::text[])
+     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at, expires_at, priority, callback_url)
 ON CONFLICT (id) DO NOTHING
 
 -- name: insert_job_later
 -- Accept a job that is due at a time.
 INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                  priority, run_at)
-VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10)
+                  priority, callback_url, run_at)
+VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10, $11)
 
 -- name: count_scheduled
 -- Jobs of a user that are due later, counted up to $2.
@@ -34,23 +35,23 @@ SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = mo
 -- another call took the key in this moment.
 WITH claimed AS (
     INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
-    VALUES ($2::uuid, $10::text, $11::bytea, $1::uuid, now() + make_interval(secs => $12))
+    VALUES ($2::uuid, $11::text, $12::bytea, $1::uuid, now() + make_interval(secs => $13))
     ON CONFLICT (user_id, key) DO UPDATE
     SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, expires_at = excluded.expires_at
     WHERE known.expires_at <= now()
     RETURNING job_id, fingerprint
 ), accepted AS (
     INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                      priority, run_at)
+                      priority, callback_url, run_at)
     SELECT $1::uuid, 'invoke', $2::uuid, $3::uuid, $4::uuid,
-           CASE WHEN $13::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
-           $8::timestamptz, $9::smallint, $13::timestamptz
+           CASE WHEN $14::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
+           $8::timestamptz, $9::smallint, $10::text, $14::timestamptz
     FROM claimed
 )
 SELECT job_id, fingerprint FROM claimed
 UNION ALL
 SELECT job_id, fingerprint FROM idempotency_keys
-WHERE user_id = $2::uuid AND key = $10::text AND NOT EXISTS (SELECT FROM claimed)
+WHERE user_id = $2::uuid AND key = $11::text AND NOT EXISTS (SELECT FROM claimed)
 
 -- name: expire_idempotency_keys
 -- Make keys free again whose time is over.
@@ -101,9 +102,9 @@ SELECT id, payload FROM jobs WHERE user_id = $1 AND id = ANY ($2) AND payload IS
 -- new ones. A job that is repeated already, or whose payload was dropped meanwhile, is left out.
 WITH repeated AS (
     INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, priority,
-                      redrive_of)
+                      callback_url, chain_depth, redrive_of)
     SELECT new.id, 'invoke', j.user_id, j.function_id, new.version_id, 'queued', new.concurrency, new.payload, now(),
-           j.priority, j.id
+           j.priority, j.callback_url, j.chain_depth, j.id
     FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[])
          AS new (id, old, version_id, concurrency, payload)
     JOIN jobs j ON j.id = new.old
@@ -121,6 +122,8 @@ SELECT id FROM jobs WHERE redrive_of = $1
 -- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are. A record
 -- that comes again must not take a job back to where it was: an epoch's end counts once, unless it is final.
 -- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
+-- Returns the jobs that ended now and whose end is to bring something about.
+WITH settled AS (
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
                        error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
@@ -140,6 +143,13 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE j.status IN ('scheduled', 'queued', 'running')
   AND (j.epoch IS NULL OR excluded.epoch IS NULL OR j.epoch < excluded.epoch
        OR (j.epoch = excluded.epoch AND excluded.finished_at IS NOT NULL))
+RETURNING j.id, j.kind, j.version_id, j.status, j.callback_url
+)
+SELECT settled.id FROM settled
+LEFT JOIN versions v ON v.id = settled.version_id
+    AND coalesce(v.settings ->> 'callback_url', v.settings ->> 'on_success', v.settings ->> 'on_failure') IS NOT NULL
+WHERE settled.status IN ('succeeded', 'failed', 'cancelled') AND settled.kind = 'invoke'
+  AND (settled.callback_url IS NOT NULL OR v.id IS NOT NULL)
 
 -- name: insert_invocations
 -- The records of attempts; one that is there already stays.
@@ -162,10 +172,12 @@ ON CONFLICT (accepted_at, job_id, epoch, seq) DO NOTHING
 -- name: cancel_job
 -- End a job that is in no queue: the reconciler had not put it there yet.
 UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = $1 AND status IN ('scheduled', 'queued')
+RETURNING id
 
 -- name: cancel_scheduled
 -- End the jobs of a function that are not due yet.
 UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE function_id = $1 AND status = 'scheduled'
+RETURNING id
 
 -- name: expired
 -- A page of jobs that have not ended and whose time to start is over, in the order of their ids.
@@ -176,6 +188,7 @@ WHERE expires_at <= now() AND status IN ('scheduled', 'queued') AND id > $1 ORDE
 -- End a job that is in no queue and whose time to start is over.
 UPDATE jobs SET status = 'failed', reason = 'expired', finished_at = now()
 WHERE id = $1 AND status IN ('scheduled', 'queued')
+RETURNING id
 
 -- name: open_jobs
 -- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler; without those accepted

@@ -147,7 +147,16 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
             await witness.call("GET", f"/api/jobs/{job}/events", headers={"Last-Event-ID": "end"})
         items = {"items": [{"body": 1}, 2]}
         assert (await witness.call("POST", f"{url}/invoke-batch", json=items)).status == 202
+        called = (
+            await witness.call("POST", f"{url}/invoke?callback_url=https://receiver.invalid/", json={"body": 1})
+        ).json["job_id"]
+        await witness.call("GET", f"/api/jobs/{called}?wait=10")
+        page = (await witness.call("GET", f"/api/jobs/{called}/deliveries?status=pending")).json
+        await witness.call("POST", f"/api/deliveries/{page['items'][0]['id']}/redeliver")
         for path in (
+            "/api/deliveries",
+            "/api/deliveries?limit=1",
+            "/api/webhook-secret",
             "/api/functions",
             "/api/functions?limit=1",
             url,
@@ -174,6 +183,7 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
         await witness.call("POST", f"/api/jobs/{job}/redrive")
         await witness.call("POST", "/api/jobs/redrive?function=f")
         assert (await witness.call("POST", f"/api/jobs/{job}/cancel")).status == 409
+        await witness.call("POST", "/api/webhook-secret/rotate")
         await witness.call("POST", f"{url}/stop")
         await witness.call("POST", f"{url}/start")
         await witness.call("DELETE", url)

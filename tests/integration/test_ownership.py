@@ -25,6 +25,8 @@ FILLED = {
     "read_events": ("job",),
     "cancel_job": ("job",),
     "redrive_job": ("job",),
+    "list_job_deliveries": ("job",),
+    "redeliver": ("delivery",),
     "read_function": ("function",),
     "delete_function": ("function",),
     "stop_function": ("function",),
@@ -38,7 +40,9 @@ FILLED = {
 }
 BODIES: dict[str, dict[str, Any]] = {"invoke_batch": {"items": [{}]}}
 """Of those that look at their body first."""
-LISTS = {"list_functions", "list_jobs", "cancel_jobs", "redrive_jobs"}
+LISTS = {"list_functions", "list_jobs", "cancel_jobs", "redrive_jobs", "list_deliveries"}
+OWN = {"read_webhook_secret", "rotate_webhook_secret"}
+"""Of the caller's alone, whoever that is."""
 NOBODYS = {"register", "login", "refresh", "logout", "me", "deploy", "health", "ready", "openapi", "metrics"}
 """Operations that name nothing of anybody's. A deploy's name is the caller's own: see the test of it."""
 
@@ -51,6 +55,7 @@ class Owned:
     function_name: str
     job_id: str
     open_job_id: str
+    delivery_id: str
 
 
 def name_of(operation: Operation) -> str:
@@ -75,16 +80,24 @@ async def stranger(shared_platform: Platform) -> AsyncIterator[Client]:
 @pytest.fixture
 async def owned(owner: Client) -> Owned:
     deployed = (await owner.deploy("private", {"main.py": CODE})).json
-    finished = (await owner.invoke("private", prefer="respond-async")).json["job_id"]
+    invoke = "/api/functions/private/invoke?callback_url=https://receiver.invalid/"
+    finished = (await owner.call("POST", invoke, json={})).json["job_id"]
     assert (await owner.job(finished, wait=10))["result"] == SECRET
     await owner.deploy("slow", {"main.py": "def handler(e, c):\n    import time\n    time.sleep(3)\n"})
     running = (await owner.invoke("slow", prefer="respond-async")).json["job_id"]
-    return Owned(function_id=deployed["function_id"], function_name="private", job_id=finished, open_job_id=running)
+    (delivery,) = (await owner.call("GET", "/api/deliveries")).json["items"]
+    return Owned(
+        function_id=deployed["function_id"],
+        function_name="private",
+        job_id=finished,
+        open_job_id=running,
+        delivery_id=delivery["id"],
+    )
 
 
 def test_a12_every_operation_is_in_the_table() -> None:
     names = {name_of(operation) for operation in OPERATIONS}
-    assert names == set(FILLED) | LISTS | NOBODYS
+    assert names == set(FILLED) | LISTS | OWN | NOBODYS
     for operation in WITH_PATH:
         assert tuple(re.findall(r"{([a-z_]+)}", operation.path)) == FILLED[name_of(operation)], operation.path
 
@@ -98,6 +111,7 @@ async def test_a12_stranger_gets_the_same_404_as_for_what_does_not_exist(
             "function": [owned.function_id, owned.function_id.upper(), owned.function_name],
             "job": [owned.job_id, owned.open_job_id, owned.job_id.replace("-", "")],
             "number": ["1"],
+            "delivery": [owned.delivery_id, owned.delivery_id.upper(), owned.delivery_id.replace("-", "")],
         }
         first, *others = FILLED[name_of(operation)]
         for value in foreign[first]:
@@ -126,7 +140,7 @@ def _is_uuid(text: str) -> bool:
 
 async def test_a12_every_operation_but_the_public_ones_needs_a_token(stranger: Client, owned: Owned) -> None:
     for operation in OPERATIONS:
-        path = operation.path.format(function=owned.function_id, job=owned.job_id, number=1)
+        path = operation.path.format(function=owned.function_id, job=owned.job_id, number=1, delivery=owned.delivery_id)
         answer = await stranger.call(operation.method, path, token="", json={} if operation.method != "GET" else None)
         if operation.public:
             assert answer.status != 401 or name_of(operation) in ("login", "refresh"), path
@@ -138,9 +152,17 @@ async def test_a12_lists_show_only_one_s_own(owner: Client, stranger: Client, ow
     await stranger.deploy("mine", {"main.py": CODE.replace(SECRET, "mine")})
     mine = (await stranger.invoke("mine", prefer="respond-async")).json["job_id"]
     await stranger.job(mine, wait=10)
-    for path in ("/api/functions", "/api/jobs", "/api/jobs?status=succeeded", "/api/jobs?status=running"):
+    lists = (
+        "functions",
+        "jobs",
+        "jobs?status=succeeded",
+        "jobs?status=running",
+        "deliveries",
+        "deliveries?status=pending",
+    )
+    for path in (f"/api/{each}" for each in lists):
         body = (await stranger.call("GET", path)).body.decode()
-        for foreign in (owned.function_id, owned.job_id, owned.open_job_id, SECRET):
+        for foreign in (owned.function_id, owned.job_id, owned.open_job_id, owned.delivery_id, SECRET):
             assert foreign not in body, path
     for reference in (owned.function_id, owned.function_name):
         assert (await stranger.call("GET", f"/api/jobs?function={reference}")).status == 404
@@ -148,6 +170,8 @@ async def test_a12_lists_show_only_one_s_own(owner: Client, stranger: Client, ow
         answer = await stranger.call("GET", f"/api/functions/mine/{path}?job_id={owned.job_id}")
         assert answer.json["items"] == []
     assert {item["name"] for item in (await stranger.call("GET", "/api/functions")).json["items"]} == {"mine"}
+    secrets = [(await each.call("GET", "/api/webhook-secret")).json["secret"] for each in (owner, stranger, owner)]
+    assert secrets[0] == secrets[2] != secrets[1]
 
 
 async def test_a12_cursor_of_somebody_else_s_list_opens_nothing(owner: Client, stranger: Client, owned: Owned) -> None:

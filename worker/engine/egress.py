@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.addresses import embedded_in
+
 _REQUEST = re.compile(rb"CONNECT ([A-Za-z0-9.-]{1,253}):([0-9]{1,5}) HTTP/1\.[01]\r?\n", re.ASCII)
 _MAX_HEAD_BYTES = 8 * 1024
 _HEAD_TIMEOUT_S = 10.0
@@ -28,7 +30,6 @@ _NOBODYS = tuple(
     ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 )
 _UNICAST = ipaddress.ip_network("2000::/3")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def leads_outside(address: str) -> bool:
@@ -38,9 +39,7 @@ def leads_outside(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        carried = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if carried is None and ip in _NAT64:
-            carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        carried = embedded_in(ip)
         if carried is not None:
             return leads_outside(str(carried))
         if ip not in _UNICAST:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
+from shared.addresses import NOT_PUBLIC
+
 Range = tuple[int, int]
 """The first and the last of consecutive addresses, as numbers."""
 
@@ -16,11 +18,6 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(one) for one in text.split())
 
 
-# The registry of special-purpose addresses (RFC 6890 and its successors): what is no single machine of the public net.
-_NOT_PUBLIC = _networks(
-    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24"
-    " 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
-)
 # What nobody can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
 # link-local addresses, and at those that three of them have elsewhere.
 _NEVER = _networks(
@@ -50,7 +47,7 @@ def outside(policy: EgressPolicy, own: Iterable[IPv4Network]) -> list[Range]:
     """What may be reached, in order, without overlaps: public addresses and ``allow``, less ``deny``, ``own``
     and what nobody can allow."""
     ranges = [_ALL]
-    for network in _NOT_PUBLIC:
+    for network in NOT_PUBLIC:
         ranges = _without(ranges, network)
     ranges = _joined(ranges, policy.allow)
     for network in (*policy.deny, *own, *_NEVER):

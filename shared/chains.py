@@ -1,0 +1,65 @@
+"""Jobs that follow others: what the next function is called with.
+
+Such a job is written in the transaction that ends the one before, where nothing may be fetched or opened. So its
+payload only names that job: the byte ``03`` and the id. The worker that runs it makes the event of what is kept of the
+other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+
+from shared.errors import Unreadable
+from shared.event import complete
+from shared.jobs import JobStatus, Missing
+from shared.sealing import Part
+from shared.texts import Texts
+
+_MARK = b"\x03"  # no JSON text begins with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a job ended, as it is kept."""
+
+    job: UUID
+    function: str | None
+    status: str
+    reason: str | None
+    result: bytes | None
+    error: bytes | None
+
+
+def reference(job: UUID) -> bytes:
+    """The payload of the job that follows ``job``."""
+    return _MARK + str(job).encode("ascii")
+
+
+def referred(payload: bytes) -> UUID | None:
+    """The job that an opened payload names; None for one that is an event itself."""
+    return UUID(payload[1:].decode("ascii")) if payload[:1] == _MARK else None
+
+
+async def envelope(end: End, texts: Texts) -> bytes:
+    """The event that the next function gets. :raises Unavailable: if the artifact store does not give the result."""
+    succeeded = end.status == JobStatus.SUCCEEDED
+    kept, part = (end.result, Part.RESULT) if succeeded else (end.error, Part.ERROR)
+    missing: Missing | None = Missing.EXPIRED if succeeded and kept is None else None
+    text = None
+    try:
+        text = kept and await texts.get(kept, end.job, part)
+    except Unreadable:
+        missing = Missing.UNREADABLE
+    body = {
+        "job_id": str(end.job),
+        "function": end.function,
+        "status": end.status,
+        "reason": end.reason,
+        "result" if succeeded else "error": orjson.Fragment(text) if text else None,
+    }
+    if missing is not None:
+        body["missing"] = missing
+    return complete(orjson.dumps({"body": body}), {"body": body})

@@ -1,0 +1,53 @@
+"""A job as its owner sees it: in the API's answers, and in callbacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from shared.jobs import Job, JobStatus, Missing
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+_PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
+
+
+def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``running``: a worker holds the job's lease just now, which Postgres is not told of. ``progress``: what the job
+    said last."""
+    status = JobStatus.RUNNING if running and job.status is JobStatus.QUEUED else job.status
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "status": status,
+        "reason": job.reason,
+        "function_id": job.function_id,
+        "version": job.version,
+        "attempt": job.attempt + 1 if status is JobStatus.RUNNING else job.attempt,
+        "progress": progress,
+        "result": orjson.Fragment(job.result) if job.result is not None else None,
+        "error": orjson.Fragment(job.error) if job.error is not None else None,
+        "created_at": job.created_at,
+        "priority": _PRIORITY_NAMES[job.priority],
+        "run_at": job.run_at,
+        "expires_at": job.expires_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "redrive_of": job.redrive_of,
+        "callback_url": job.callback_url,
+        "chained_from": job.chained_from,
+        "chain_refused": job.chain_refused,
+        "missing": _missing(job),
+        "timings": {
+            "queue_ms": job.queue_ms,
+            "sandbox_ms": job.sandbox_ms,
+            "run_ms": job.run_ms,
+            "total_ms": job.total_ms,
+        },
+    }
+
+
+def _missing(job: Job) -> Missing | None:
+    if job.missing is None and job.status is JobStatus.SUCCEEDED and job.result is None:
+        return Missing.EXPIRED
+    return job.missing
