@@ -22,7 +22,7 @@ from shared.addresses import may_be_called
 from shared.callbacks.signature import signed_headers
 from shared.callbacks.url import checked_url
 from shared.errors import Invalid, Unavailable
-from shared.jobs import Job, Missing
+from shared.jobs import Job
 from shared.jobview import job_view
 from shared.postgres.deliveries import Deliveries, Delivery, DeliveryStatus
 from shared.postgres.jobs import Jobs
@@ -135,11 +135,8 @@ class Callbacks:
             job = await self._jobs.get(delivery.user_id, delivery.job_id)
             if job is None:
                 return None  # deleted with its delivery
-            if job.missing is Missing.AWAY:
-                outcome = _Outcome(error="The artifact store does not give the job's result.")
-            else:
-                secret = await self._deliveries.secret(delivery.user_id)
-                outcome = await self._send(delivery, self._body(delivery, job), secret.signing)
+            secret = await self._deliveries.secret(delivery.user_id)
+            outcome = await self._send(delivery, self._body(delivery, job), secret.signing)
             status = self._status_after(delivery, outcome)
             noted = await self._deliveries.end(
                 delivery,
@@ -171,7 +168,7 @@ class Callbacks:
         """The same text at every attempt, since a job that ended does not change."""
         data = job_view(job)
         size = len(job.result or b"") + len(job.error or b"")
-        data["result_omitted"] = size > self._max_outcome_bytes
+        data["result_omitted"] = size > self._max_outcome_bytes or job.missing is not None
         if data["result_omitted"]:
             data["result"] = data["error"] = None
         return orjson.dumps({"type": delivery.event, "timestamp": job.finished_at, "data": data}, default=_plain)

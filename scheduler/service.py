@@ -20,7 +20,6 @@ from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.retention import Kept, Retention
 from scheduler.stopped import StoppedFunctions
-from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.ids import new_id
 from shared.postgres.deliveries import Deliveries
@@ -36,7 +35,6 @@ from shared.queue.drain import Drain
 from shared.queue.queue import Queue
 from shared.queue.scripts import QueueClosed
 from shared.settings import Settings
-from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ async def serve(settings: Settings) -> None:
             async with pool.acquire() as connection:
                 await check_schema(connection)
         await refuse_evicting_policy(redis)
-        jobs = Jobs(pool)
+        jobs = Jobs(pool, keyring=settings.keyring)
         holder = f"{socket.gethostname()[:32]}-{os.getpid()}-{new_id().hex[-8:]}"
         leader = Leader(pool, holder, life_s=settings.leader_seconds)
         drain = Drain(redis, jobs, consumer=f"scheduler-{holder}", queue=queue)
@@ -84,10 +82,7 @@ async def serve(settings: Settings) -> None:
         )
         retention = Retention(pool, kept)
         stopped = StoppedFunctions(queue, Functions(pool))
-        store = await open_store(store_config(settings))
-        stack.push_async_callback(store.close)
-        texts = Texts(settings.keyring, store, inline_bytes=settings.inline_bytes)
-        callbacks = await stack.enter_async_context(Callbacks(Jobs(pool, texts), Deliveries(pool), settings))
+        callbacks = await stack.enter_async_context(Callbacks(jobs, Deliveries(pool), settings))
 
         async def keep_open() -> None:
             if await rebuild.needed():

@@ -252,7 +252,8 @@ class Settings(BaseModel):
     callback_retry_max_seconds: PositiveSeconds = _setting(14_400, "Longest wait between two attempts.")
     callback_concurrency: Positive = _setting(32, "Callbacks sent at a time, at most a fourth of them one user's.")
     callback_max_result_bytes: Positive = _setting(
-        256 * KILOBYTE, "Largest result or error that a callback carries; a larger one is left out."
+        128 * KILOBYTE,
+        "Largest result or error that a callback carries; one that is larger or in the artifact store is left out.",
     )
     callback_secret_overlap_seconds: PositiveSeconds = _setting(
         86_400, "Time for which a webhook secret that was rotated signs along."

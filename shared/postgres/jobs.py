@@ -62,11 +62,14 @@ class LogLine:
 
 
 class Jobs:
-    """:param texts: opens the results of jobs that a user reads; without, as all else, they pass as they stand."""
+    """:param texts: opens the results of jobs that a user reads; without, as all else, they pass as they stand.
+    :param keyring: in place of ``texts`` where there is no artifact store: opens what stands in Postgres.
+    """
 
-    def __init__(self, pool: Pool, texts: Texts | None = None) -> None:
+    def __init__(self, pool: Pool, texts: Texts | None = None, *, keyring: Keyring | None = None) -> None:
         self._pool = pool
         self._texts = texts
+        self._keyring = keyring if texts is None else texts.keyring
 
     async def accept(self, messages: Sequence[JobMessage]) -> None:
         """Commit invoke jobs; returns only after the one commit that they share."""
@@ -156,14 +159,14 @@ class Jobs:
         return [await self._opened(_job(row), in_list=True) for row in rows]
 
     async def _opened(self, job: Job, *, in_list: bool = False) -> Job:
-        texts = self._texts
-        if texts is None:
+        texts, keyring = self._texts, self._keyring
+        if keyring is None:
             return job
         try:
-            result = job.result and texts.keyring.open(job.result, job.id, Part.RESULT)
-            error = job.error and texts.keyring.open(job.error, job.id, Part.ERROR)
+            result = job.result and keyring.open(job.result, job.id, Part.RESULT)
+            error = job.error and keyring.open(job.error, job.id, Part.ERROR)
             if result and is_reference(result):
-                if in_list:
+                if in_list or texts is None:
                     return replace(job, result=None, missing=Missing.LARGE)
                 result = await texts.get(result, job.id, Part.RESULT)
         except Unreadable:
@@ -194,7 +197,7 @@ class Jobs:
         """What the attempts of a job printed, in order."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["logs_of_job"], time_of(job), job)
-        keyring = Keyring() if self._texts is None else self._texts.keyring
+        keyring = self._keyring or Keyring()
         return [
             LogLine(
                 epoch=row["epoch"],

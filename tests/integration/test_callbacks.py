@@ -28,7 +28,9 @@ from shared.postgres.deliveries import Deliveries, Delivery, DeliveryStatus
 from shared.postgres.jobs import HIGHEST_ID, Jobs
 from shared.postgres.pool import Pool
 from shared.queue.message import JobMessage
+from shared.sealing import Keyring, Part, new_key
 from shared.settings import Settings, load
+from shared.texts import REFERENCE
 from tests.receiver import Receiver
 from tests.seeds import message, new_user, record
 
@@ -263,6 +265,27 @@ async def test_large_result_is_left_out_and_said_to_be(
         await sender.run_once()
     data = receiver.received[0].json["data"]
     assert (data["result"], data["result_omitted"]) == (None, True)
+
+
+async def test_sealed_result_is_told_in_the_clear_and_never_as_it_stands(
+    pool: Pool, deliveries: Deliveries, receiver: Receiver, user: UUID
+) -> None:
+    keyring = Keyring.parse(new_key())
+    for kept in (b'{"n":1}', REFERENCE + b"\x00result"):
+        job = message(user, callback_url=receiver.url)
+        await Jobs(pool).accept([job])
+        await Jobs(pool).settle([record(job, result=keyring.seal(kept, job.id, Part.RESULT))])
+        async with Callbacks(Jobs(pool, keyring=keyring), deliveries, settings()) as sender:
+            await sender.run_once()
+    await deliveries.redeliver(user, (await deliveries.list(user, before=HIGHEST_ID, limit=2))[1].id)
+    async with Callbacks(Jobs(pool, keyring=Keyring()), deliveries, settings()) as sender:
+        await sender.run_once()
+    told = [got.json["data"] for got in receiver.received]
+    assert [(data["result"], data["result_omitted"], data["missing"]) for data in told] == [
+        ({"n": 1}, False, None),
+        (None, True, "large"),
+        (None, True, "unreadable"),
+    ]
 
 
 async def test_s5_rotated_secret_signs_along_until_its_time_is_over(

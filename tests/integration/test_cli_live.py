@@ -175,6 +175,22 @@ def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> No
     assert greeter("cancel", job_id).returncode == 5
 
 
+def test_callbacks_are_asked_for_listed_and_sent_again(greeter: Command) -> None:
+    url = "https://receiver.invalid/hook"
+    job_id = greeter("invoke", "greeter", "--body", "7", "--callback-url", url).stdout.strip()
+    assert json.loads(greeter("job", job_id, "--wait", "30", "--json").stdout)["callback_url"] == url
+    (delivery,) = json.loads(greeter("deliveries", "--job", job_id, "--json").stdout)["items"]
+    assert (delivery["event"], delivery["status"], delivery["url"]) == ("job.succeeded", "pending", url)
+    assert delivery["id"] in greeter("deliveries", "--status", "pending").stdout
+    assert json.loads(greeter("redeliver", delivery["id"], "--json").stdout)["id"] == delivery["id"]
+    assert greeter("redeliver", job_id).returncode == 4
+    refused = greeter("invoke", "greeter", "--body", "7", "--callback-url", "http://127.0.0.1/")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    secret = greeter("webhook-secret").stdout
+    assert secret.startswith("whsec_")
+    assert greeter("webhook-secret", "--rotate").stdout != secret != greeter("webhook-secret").stdout
+
+
 def test_failed_jobs_are_repeated_and_open_ones_cancelled_by_filter(greeter: Command) -> None:
     def failed() -> list[str]:
         listed = greeter("jobs", "--function", "greeter", "--reason", "handler_error", "--json")
