@@ -17,7 +17,7 @@ from shared.errors import Unreadable
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
 from shared.queue.link import Link
-from shared.queue.message import NO_VERSION, JobMessage
+from shared.queue.message import NO_VERSION, JobMessage, now_ms
 from shared.queue.scripts import QueueClosed, Script
 from shared.sealing import Keyring, Part
 
@@ -175,7 +175,7 @@ class Queue:
         args: list[str | bytes] = []
         for message in messages:
             args += (str(message.id), message.encode())
-        answer = await self._run(scripts.ENQUEUE, queue, self._max_backlog, *args)
+        answer = await self._run(scripts.ENQUEUE, queue, self._max_backlog, now_ms(), *args)
         return [_ENQUEUED[code] for code in answer]
 
     async def exchange(

@@ -324,9 +324,10 @@ async def test_f18_clocks_that_jump_by_an_hour_expire_no_lease_and_delay_no_job(
             await on.accept_many(3, LEASE_S + 1)
             await on.busy()
             await jump(to)
-            async with Load(on, synchronous=0) as load:
+            async with Load(on, asynchronous=1, synchronous=1) as load:
                 await load.served(LEASE_S * 5)
             assert {answer.status for answer in load.accepts} == {202}
+            assert {answer.status for answer in load.invokes} == {200}
             await on.all_ended(15)
         assert {row["attempt"] for row in (await on.jobs()).values()} == {1}
         assert "worker lost" not in on.platform.logs()

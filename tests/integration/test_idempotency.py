@@ -64,7 +64,7 @@ async def test_a_repeated_call_that_waits_gets_the_first_ones_result(client: Cli
     assert await jobs_of(client) == [first.json["job_id"]]
 
 
-async def test_many_at_once_make_one_job(client: Client) -> None:
+async def test_f7_many_at_once_make_one_job(client: Client) -> None:
     answers = await asyncio.gather(*(invoke(client, "k", prefer="respond-async") for _ in range(30)))
     assert {answer.status for answer in answers} == {202}
     assert len({answer.json["job_id"] for answer in answers}) == 1

@@ -51,6 +51,7 @@ PROFILES = {
 }
 USER_MAX = 3
 MAX_LOST = 3
+REBUILD_AFTER = 8
 REST_AFTER = 12
 HOUR_MS = 3_600_000
 WORKERS = ("worker-a", "worker-b")
@@ -117,7 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.beats = dict.fromkeys(WORKERS, 0)
         self.highest = 0
         self.run_at_ms = 1_000_000_000_000
-        self.registered: set[str] = set()  # epochs that came into an emptied queue, whatever limits say
+        self.registered: set[UUID] = set()  # jobs that came into an emptied queue, whatever limits say
         self.outcomes: dict[UUID, str] = {}
         self.steps = 0
 
@@ -142,12 +143,21 @@ class QueueMachine(RuleBasedStateMachine):
         function=st.integers(0, len(CONCURRENCY) - 1),
         priority=st.integers(-1, 1),
         skew_ms=st.sampled_from((0, 0, -HOUR_MS, HOUR_MS)),
-        deadline=st.sampled_from((0, 0, 0, 1)),
+        deadline=st.sampled_from((*[0] * 7, 1)),
         durable=st.sampled_from((True, True, True, False)),
         count=st.integers(1, 3),
+        at_once=st.sampled_from((True, True, False)),
     )
     def accept(
-        self, user: int, function: int, priority: int, skew_ms: int, deadline: int, durable: bool, count: int
+        self,
+        user: int,
+        function: int,
+        priority: int,
+        skew_ms: int,
+        deadline: int,
+        durable: bool,
+        count: int,
+        at_once: bool,
     ) -> None:
         batch = [self._job(user, function, priority, skew_ms, deadline, durable) for _ in range(count)]
         if durable:
@@ -155,6 +165,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.unsent |= {job.id: job for job in batch}
             for job in batch:
                 self.model.rows[job.id] = Row(job=job)
+            if at_once:
+                self.send(duplicate=True)
         else:
             self._enqueue(batch)
 
@@ -171,6 +183,18 @@ class QueueMachine(RuleBasedStateMachine):
         expected = [self.model.enqueue(job) for job in batch]
         answers = self.run(self.queue.enqueue("invoke", batch)) if batch else []
         assert [answer is Enqueued.QUEUED for answer in answers] == expected
+
+    @rule(user=st.integers(0, 1), worker=workers, verb=st.sampled_from(Verb), due=st.booleans())
+    def pass_through(self, user: int, worker: str, verb: Verb, due: bool) -> None:
+        """The common way, so that there is always something that has gone some of it."""
+        self.accept(user, 0, 0, 0, 0, durable=True, count=1, at_once=True)
+        self.work(worker, verb, want=2)
+        self.write(due)
+
+    @rule(user=st.integers(0, 1), worker=workers)
+    def accept_and_claim(self, user: int, worker: str) -> None:
+        self.accept(user, 0, 0, 0, 0, durable=True, count=1, at_once=True)
+        self.claim(worker, want=2, kept=0)
 
     # Working
 
@@ -237,21 +261,27 @@ class QueueMachine(RuleBasedStateMachine):
         """It forgets everything; what it had stays its own until it is expired."""
         self.held[worker].clear()
 
-    @rule(worker=workers)
-    def expire_one_that_beats(self, worker: str) -> None:
-        self.run(self.queue.beat(worker))
-        self.beats[worker] += 1
-        seen = self.beats[worker] - 1
-        assert self.run(self.queue.expire_worker(worker, seen=seen, max_lost=MAX_LOST)) is None
-
     @precondition(lambda self: self.model.running)
-    @rule(worker=workers)
-    def expire(self, worker: str) -> None:
-        """Its lease is over; it may have crashed, or sleep and settle later."""
+    @rule(worker=workers, beats=st.sampled_from((False, False, False, True)))
+    def expire(self, worker: str, beats: bool) -> None:
+        """Its lease is over, unless it beats just then; it may have crashed, or sleep and settle later."""
+        if beats:
+            self.run(self.queue.beat(worker))
+            self.beats[worker] += 1
+            seen = self.beats[worker] - 1
+            assert self.run(self.queue.expire_worker(worker, seen=seen, max_lost=MAX_LOST)) is None
+            return
         answer = self.run(self.queue.expire_worker(worker, seen=self.beats[worker], max_lost=MAX_LOST))
         assert answer == self.model.expire(worker, max_lost=MAX_LOST)
         self.beats[worker] = 0
         self.run(self._adopt_lines())
+
+    @precondition(lambda self: self.model.running)
+    @rule(worker=workers)
+    def overtake(self, worker: str) -> None:
+        """One sleeps beyond its lease, and another gets what it runs."""
+        self.expire(worker, beats=False)
+        self.claim(next(other for other in WORKERS if other != worker), want=4, kept=0)
 
     # Deciding
 
@@ -269,32 +299,37 @@ class QueueMachine(RuleBasedStateMachine):
             if row.status in ("scheduled", "queued"):
                 row.status = "cancelled"
 
-    @rule(user=st.integers(0, 1), function=st.integers(0, len(CONCURRENCY) - 1), stop=st.booleans())
-    def stop_or_start(self, user: int, function: int, stop: bool) -> None:
+    @precondition(lambda self: not self.model.stopped)
+    @rule(user=st.integers(0, 1), function=st.integers(0, len(CONCURRENCY) - 1))
+    def stop(self, user: int, function: int) -> None:
         which = self.world.functions[self.world.users[user]][function]
-        if stop:
-            self.run(self.queue.stop_function(which))
-            self.model.stop(which)
-        else:
+        self.run(self.queue.stop_function(which))
+        self.model.stop(which)
+
+    @precondition(lambda self: self.model.stopped)
+    @rule()
+    def start(self) -> None:
+        for which in sorted(self.model.stopped):
             assert self.run(self.queue.start_function(which))
             self.model.start(which)
 
     # Keeping whole
 
     @precondition(lambda self: self.model.stream)
-    @rule()
-    def write(self) -> None:
+    @rule(due=st.booleans())
+    def write(self, due: bool) -> None:
         self.run(self._write())
         self._compare_rows()
+        if due and any(row.status == "scheduled" for row in self.model.rows.values()):
+            self.fall_due()
 
     @precondition(lambda self: self.written)
-    @rule(pick=st.integers(0, 1000), count=st.integers(1, 3))
-    def write_again(self, pick: int, count: int) -> None:
+    @rule(count=st.integers(1, 6))
+    def write_again(self, count: int) -> None:
         """Records whose acknowledgement was lost."""
 
         async def again() -> None:
-            for offset in range(count):
-                data = self.written[(pick + offset) % len(self.written)]
+            for data in self.written[-count:]:
                 await self.redis.xadd(RECORDS, {"r": data})
             await self.world.drain.run_once()
 
@@ -331,8 +366,11 @@ class QueueMachine(RuleBasedStateMachine):
         for job in missing:
             self.model.enqueue(self._again(job))
 
-    @rule(living=st.sets(workers), emptied=st.booleans())
+    @precondition(lambda self: self.steps > REBUILD_AFTER)
+    @rule(living=st.sampled_from((set(WORKERS), set(WORKERS), {WORKERS[0]}, set())), emptied=st.booleans())
     def rebuild(self, living: set[str], emptied: bool) -> None:
+        self.steps = 0
+
         async def rebuild() -> None:
             if emptied:
                 await self.redis.flushall()
@@ -355,7 +393,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def register(self, worker: str) -> None:
         claims = list(self.held[worker].values())
-        self.registered.update(one.epoch for one in claims)
+        self.registered.update(UUID(one.id) for one in claims)
         expected = sum(self.model.register(worker, one.decode(), one.epoch) for one in claims)
         assert await self.queue.register("invoke", worker, claims) == expected
 
@@ -382,7 +420,7 @@ class QueueMachine(RuleBasedStateMachine):
         }
         assert balance.running == len(self.model.running)
         assert balance.parked == sum(len(jobs) for jobs in self.model.parked.values())
-        registered = sum(epoch in self.registered for epoch, _ in self.model.running.values())
+        registered = len(self.registered & self.model.running.keys())
         for user in self.world.users:
             assert len(self.model.running_of(user)) <= USER_MAX + registered
             for function, limit in zip(self.world.functions[user], CONCURRENCY, strict=True):
@@ -395,12 +433,10 @@ class QueueMachine(RuleBasedStateMachine):
         """Once everybody did what is theirs, all jobs have ended, once each, and the books balance."""
         self.steps = 0
         self.send(duplicate=False)
-        for user in range(len(self.world.users)):
-            for function in range(len(CONCURRENCY)):
-                self.stop_or_start(user, function, stop=False)
+        self.start()
         for worker in WORKERS:
             self.crash(worker)
-            self.expire(worker)
+            self.expire(worker, beats=False)
         for _ in range(100):
             self.reconcile()
             self.fall_due()
@@ -408,7 +444,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.end(WORKERS[0], Verb.FINAL, most=4, again=False)
             if not self.model.messages and not any(row.status in OPEN for row in self.model.rows.values()):
                 break
-        self.write()
+        self.run(self._write())
+        self._compare_rows()
         assert {row.status for row in self.model.rows.values()} <= {"succeeded", "failed", "cancelled"}
         balance = self.run(self.world.conservation.run_once(patience_s=0))
         assert (balance.findings, balance.open, balance.later) == (set(), 0, 0)

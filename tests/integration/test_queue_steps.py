@@ -407,6 +407,15 @@ async def test_job_past_its_deadline_is_dropped_with_a_record_and_a_reply(
     await conserved(redis, pool)
 
 
+@pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000])
+async def test_f18_a_caller_waits_as_long_as_it_said_by_whatever_clock(queue: Queue, ahead_ms: int) -> None:
+    now = now_ms() + ahead_ms
+    waiting, over = (message(reply="api-1", deadline_ms=now + left_ms) for left_ms in (60_000, -60_000))
+    for job in (waiting, over):
+        await queue._run(scripts.ENQUEUE, "invoke", 100, now, str(job.id), job.encode())
+    assert [UUID(one.id) for one in await claim(queue, 5)] == [waiting.id]
+
+
 async def test_many_expired_jobs_do_not_hide_a_live_one(queue: Queue) -> None:
     user = uuid4()
     for _ in range(3):
@@ -745,7 +754,7 @@ async def test_priority_holds_among_parked_jobs_and_gives_nothing_over_other_use
 async def test_a_message_of_the_release_before_is_understood(queue: Queue, redis: Redis, pool: Pool) -> None:
     job = message(concurrency=1)
     line, rest = job.encode().split(b"\n", 1)
-    await queue._run(scripts.ENQUEUE, "invoke", 100, str(job.id), line.rpartition(b" ")[0] + b"\n" + rest)
+    await queue._run(scripts.ENQUEUE, "invoke", 100, now_ms(), str(job.id), line.rpartition(b" ")[0] + b"\n" + rest)
     (one,) = await claim(queue)
     assert one.decode() == job
     assert await end(queue, settle(one, Verb.LOSE, status="queued", outcome="lost")) == [True]

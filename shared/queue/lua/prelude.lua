@@ -36,6 +36,7 @@ local RECORDS = 'cp:records'
 local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
 local STOPPED, STARTING = K .. 'stopped', K .. 'starting'
 local HEAD_START_MS = 600000
+local CLOCKS_AGREE_MS = 1000
 
 local function clock_ms()
     local t = redis.call('TIME')
