@@ -325,6 +325,18 @@ function describe(error, folder) {
   return described;
 }
 
+/** What an expected failure says of another attempt: false for none, or seconds until it. Reading it may throw. */
+function wishOf(error) {
+  try {
+    if (!error?.[EXPECTED]) return undefined;
+    if (error.retry === false) return false;
+    const seconds = error.retryAfterS;
+    return typeof seconds === 'number' && seconds >= 0 && seconds < 1e9 ? seconds : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** For JSON.stringify, which would turn all of these into null or {} or nothing without a word. */
 function strict(key, value) {
   switch (typeof value) {
@@ -378,6 +390,8 @@ async function answer(handler, call, context, folder) {
     }
   } catch (error) {
     Object.assign(meta, { reason: 'handler_error', error: describe(error, folder) });
+    const wish = wishOf(error);
+    if (wish !== undefined) meta.retry = wish;
   }
   meta.cpu_ms = Math.max(0, cpuMs() - before);
   meta.peak_memory_bytes = process.resourceUsage().maxRSS * 1024;

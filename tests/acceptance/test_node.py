@@ -254,6 +254,23 @@ async def test_an_expected_failure_has_no_stack(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "wish"),
+    [
+        ({"retryAfterS": 30}, 30),
+        ({"retry": False}, False),
+        ({}, None),
+        ({"retryAfterS": -1}, None),
+        ({"retryAfterS": "soon"}, None),
+    ],
+)
+async def test_an_expected_failure_says_what_it_wants_of_another_attempt(
+    node: Node, options: dict[str, object], wish: object
+) -> None:
+    outcome = await node.run("failAndWish", options)
+    assert (outcome.reason, outcome.retry) == ("handler_error", wish)
+
+
+@pytest.mark.parametrize(
     ("what", "kind", "message"),
     [
         ("text", "string", "a string"),

@@ -136,6 +136,10 @@ export const failOnPurpose = () => {
   throw new FunctionError('no such customer');
 };
 
+export const failAndWish = (event) => {
+  throw new FunctionError('busy', event.body);
+};
+
 export const throwAnything = (event) => {
   throw { text: 'a string', nothing: undefined, null: null, surrogate: new Error('lone \ud800'), number: 7,
     unreadable: Object.defineProperty(new Error('x'), 'message', { get() { throw new Error('no'); } }) }[event.body];

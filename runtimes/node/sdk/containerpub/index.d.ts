@@ -7,7 +7,13 @@ export class Response {
 }
 
 /** Throw it to fail a call on purpose: the caller gets its message, without a stack. */
-export class FunctionError extends Error {}
+export class FunctionError extends Error {
+  constructor(message?: string, options?: { retry?: boolean; retryAfterS?: number; cause?: unknown });
+  /** False if trying again would be of no use. */
+  retry: boolean;
+  /** Seconds until the next attempt. */
+  retryAfterS?: number;
+}
 
 /** What a call was made with. */
 export interface Event {

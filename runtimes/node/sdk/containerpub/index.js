@@ -36,8 +36,24 @@ class Response {
   }
 }
 
-/** Throw it to fail a call on purpose: the caller gets its message, without a stack. */
+/**
+ * Throw it to fail a call on purpose: the caller gets its message, without a stack.
+ *
+ * What it says of another attempt goes before what the function's settings say, within their `max_attempts`; it is for
+ * accepted jobs, not for calls that are waited for.
+ */
 class FunctionError extends Error {
+  /**
+   * @param {string} message
+   * @param {{ retry?: boolean, retryAfterS?: number, cause?: unknown }} options `retry: false` if trying again would be
+   *   of no use; `retryAfterS` for the seconds until the next attempt.
+   */
+  constructor(message, options = {}) {
+    super(message, options);
+    this.retry = options.retry ?? true;
+    this.retryAfterS = options.retryAfterS;
+  }
+
   get name() {
     return 'FunctionError';
   }
