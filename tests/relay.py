@@ -63,26 +63,26 @@ class Relay:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        writers = [writer]
+        passing: list[asyncio.Task[None]] = []
         try:
             there, back = await asyncio.open_unix_connection(self._server)
-        except OSError:
-            writer.close()
-            return
-        asked = asyncio.Event()
-        passing = [
-            asyncio.create_task(self._pass_requests(reader, back, asked)),
-            asyncio.create_task(self._pass_answers(there, writer, asked)),
-        ]
-        try:
+            writers.append(back)
+            asked = asyncio.Event()
+            passing.append(asyncio.create_task(self._pass_requests(reader, back, asked)))
+            passing.append(asyncio.create_task(self._pass_answers(there, writer, asked)))
             await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+        except OSError:
+            pass
         except asyncio.CancelledError:
             pass  # by us, and a cancelled callback would be logged as a mistake
         finally:
+            # All at once: to be cut here as well must leave nothing open.
             for one in passing:
                 one.cancel()
+            for end in writers:
+                end.transport.abort()
             await asyncio.gather(*passing, return_exceptions=True)
-            back.close()
-            writer.close()
 
     async def _pass_requests(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, asked: asyncio.Event
