@@ -328,7 +328,7 @@ async def test_other_parameters_are_checked(client: Client) -> None:
     ):
         answer = await client.call("GET", path)
         assert (answer.status, answer.json["field"]) == (400, field)
-    for query in ("alias=5", "callback_url=x", "%00=1", "%ff=1"):
+    for query in ("alias=5", "callback=x", "%00=1", "%ff=1"):
         answer = await client.call("POST", f"/api/functions/{name}/invoke?{query}", json={})
         assert (answer.status, answer.json["code"]) == (400, "unknown_parameter")
 
