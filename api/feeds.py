@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _ID_CHARS = 36
 _AGAIN_S = 15.0
-_MOST_UNREAD = 1000
+_MOST_UNREAD_BYTES = 1024 * 1024
 
 
 class Feed(asyncio.Event):
@@ -40,22 +39,26 @@ class Feed(asyncio.Event):
         self.user = job.user_id
         self.queue = queue_of(job.kind)
         self.look = True
-        self._unread: deque[dict[str, Any]] = deque()
+        self._unread: list[dict[str, Any]] = []
+        self._unread_bytes = 0
 
     def set(self) -> None:
         self.look = True
         super().set()
 
-    def push(self, event: dict[str, Any]) -> None:
-        if len(self._unread) < _MOST_UNREAD:  # one who reads slowly misses some, sees that, and asks again
+    def push(self, event: dict[str, Any], size_bytes: int) -> None:
+        # One who reads slowly misses some, sees that, and asks again: what is told anew has no bound.
+        if self._unread_bytes + size_bytes <= _MOST_UNREAD_BYTES:
             self._unread.append(event)
+            self._unread_bytes += size_bytes
+        else:
+            self.look = True
         super().set()
 
     def take(self) -> list[dict[str, Any]]:
         """What came since the last call."""
         self.clear()
-        taken = list(self._unread)
-        self._unread.clear()
+        taken, self._unread, self._unread_bytes = self._unread, [], 0
         return taken
 
 
@@ -74,10 +77,6 @@ class Feeds:
         self._of_user: dict[UUID, int] = {}
         self._lost = asyncio.Event()
         self.closing = False
-
-    @property
-    def count(self) -> int:
-        return sum(self._of_user.values())
 
     def open(self, job: Job) -> Feed:
         """A feed of ``job``; :meth:`close` it in any case. :raises TooMany: when its user has as many as one may."""
@@ -114,7 +113,7 @@ class Feeds:
                 log.warning("a push cannot be read", extra={"job": str(job), "error": error.message})
                 return  # the record has everything
             for feed in feeds:
-                feed.push(event)
+                feed.push(event, len(message))
 
     def connection_back(self) -> None:
         """Pushes may have been missed: ask again for everything that is looked on."""

@@ -27,6 +27,7 @@ from shared.errors import ContainerPubError
 from shared.jobs import JobStatus
 
 _BEAT_S = 15.0
+_READ_WITHIN_S = 30.0
 _LAST = "end"
 _LOGGER = "logger"
 _RETRY_MS = 1000
@@ -87,10 +88,18 @@ async def read_events(request: web.Request) -> web.StreamResponse:
         mark(request, response)
         await response.prepare(request)
         await response.write(b"retry: %d\n\n" % _RETRY_MS)
-        await _Stream(request, response, feed, _Sent(last_id)).run()
+        try:
+            await _Stream(request, response, feed, _Sent(last_id)).run()
+        except _DoesNotRead:
+            if request.transport is not None:
+                request.transport.abort()  # an orderly end would wait for it as well
         return response
     finally:
         feeds.close(feed)
+
+
+class _DoesNotRead(Exception):
+    """A client that takes nothing in: it would hold its stream for ever, whatever becomes of its session."""
 
 
 class _Stream:
@@ -132,7 +141,7 @@ class _Stream:
                     await authenticated(self._request)
                 except ContainerPubError:
                     return
-                await self._response.write(b": %d\n\n" % time.time())
+                await self._write(b": %d\n\n" % time.time())
 
     async def _tell(self, event: dict[str, Any]) -> None:
         """Pass a push on."""
@@ -183,7 +192,14 @@ class _Stream:
     async def _send(self, event: str, data: object, event_id: str | None = None) -> None:
         body = orjson.dumps(data, default=documents.plain)
         name = f"id: {event_id}\n" if event_id is not None else ""
-        await self._response.write(f"event: {event}\n{name}data: ".encode() + body + b"\n\n")
+        await self._write(f"event: {event}\n{name}data: ".encode() + body + b"\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(_READ_WITHIN_S):
+                await self._response.write(data)
+        except TimeoutError as error:
+            raise _DoesNotRead from error
 
 
 OPERATIONS = (
