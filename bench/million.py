@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -101,4 +102,7 @@ async def _drain(platform: Platform, count: int) -> float:
 
 
 async def _used(redis: Redis) -> float:
+    """Redis's memory at rest: while it rewrites its file, it also holds everything that is written meanwhile."""
+    while (await redis.info("persistence"))["aof_rewrite_in_progress"]:
+        await asyncio.sleep(0.1)
     return float((await redis.info("memory"))["used_memory"])

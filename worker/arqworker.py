@@ -1,7 +1,7 @@
 """arq's worker with our queue in the place of its own.
 
-Kept of arq: the registry of job functions, the context and its start-up and shutdown hooks, the job format and the
-health record in Redis. Replaced: polling, claiming, retries and results, for the reasons in ``docs/decisions/0001``.
+Kept of arq: the registry of job functions, the context and its start-up and shutdown hooks, and the health record in
+Redis. Replaced: the format of jobs, polling, claiming, retries and results, for the reasons in ``docs/decisions/0001``.
 """
 
 from __future__ import annotations

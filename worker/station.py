@@ -17,6 +17,7 @@ from uuid import UUID
 import orjson
 
 from shared.errors import Unavailable
+from shared.ids import from_short
 from shared.jobs import FINAL, JobStatus, Reason
 from shared.queue.message import JobMessage, UnreadableMessage, now_ms
 from shared.queue.queue import Claim, Queue, Settle, Verb
@@ -287,9 +288,9 @@ def _closing(claim: Claim, queue: str, worker: str) -> Record:
     return Record(
         id=UUID(claim.id),
         kind="invoke" if queue == "invoke" else "deploy",
-        user_id=UUID(user),
-        function_id=UUID(function),
-        version_id=UUID(version),
+        user_id=from_short(user),
+        function_id=from_short(function),
+        version_id=from_short(version),
         queue=queue,
         status=JobStatus.FAILED,
         outcome="failed",

@@ -21,6 +21,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from shared.errors import Unavailable
+from shared.ids import from_short
 from shared.jobs import JobKind
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.postgres.pool import Connection, Pool, postgres_errors
@@ -128,7 +129,7 @@ class Conservation:
             page = await self._inspect(queue, key, cursor, most)
             subjects = [part.decode() for part in page[1]]
             balance.add(
-                Finding(queue=queue, subject=subject, what=what)
+                Finding(queue=queue, subject=_subject(subject), what=what)
                 for subject, what in zip(subjects[::2], subjects[1::2], strict=True)
             )
             yield page
@@ -221,6 +222,15 @@ class Conservation:
     async def _rest(self, took_s: float) -> None:
         if self._share < 1:
             await asyncio.sleep(took_s * (1 / self._share - 1))
+
+
+def _subject(text: str) -> str:
+    """A job, or a user, whom the queue knows by the short name."""
+    kind, space, name = text.rpartition(" ")
+    try:
+        return f"{kind}{space}{from_short(name)}" if space else text
+    except ValueError:
+        return text  # a damaged name is told as it is
 
 
 def _stays(one: Finding, present: Collection[UUID], now: Mapping[UUID, str], before: Mapping[UUID, str]) -> bool:

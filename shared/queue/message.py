@@ -1,7 +1,7 @@
 """A job as it travels through Redis.
 
-Three parts, so that each reader touches only its own: a line of fields for the Lua scripts (see ``lua/prelude.lua``),
-a line with the job in arq's format as JSON, and the payload, which nobody opens on the way to the worker.
+A line of fields, then the payload, which nobody opens on the way to the worker. The Lua scripts read the first fields
+(see ``lua/prelude.lua``). A million of them may wait in memory, so identifiers are written short.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
-import orjson
-from arq.jobs import serialize_job
-
+from shared.ids import from_short, short
 from shared.jobs import Job, JobKind
 
 NO_REPLY = "-"
@@ -58,36 +56,36 @@ class JobMessage:
         return queue_of(self.kind)
 
     def encode(self) -> bytes:
-        job = serialize_job(self.kind.value, (), {}, self.attempt, self.enqueued_ms, serializer=orjson.dumps)
         return (
-            f"{self.user_id} {self.function_id} {self.version_id} {self.concurrency} {self.attempt} {self.lost} "
-            f"{self.deadline_ms} {self.reply} {self.priority}\n"
-        ).encode() + b"%b\n%b" % (job, self.payload)
+            f"{short(self.user_id)} {short(self.function_id)} {short(self.version_id)} {self.concurrency} "
+            f"{self.attempt} {self.lost} {self.deadline_ms} {self.reply} {self.priority} {self.kind.value} "
+            f"{self.enqueued_ms}\n"
+        ).encode() + self.payload
 
     @classmethod
     def decode(cls, identifier: str, message: bytes) -> JobMessage:
         """:raises UnreadableMessage: also for a job kind that this process does not know."""
         try:
-            fields, rest = message.split(b"\n", 1)
-            job_line, payload = rest.split(b"\n", 1)
-            user, function, version, concurrency, attempt, lost, deadline, reply, *priority = fields.decode().split(" ")
-            job = orjson.loads(job_line)
+            fields, payload = message.split(b"\n", 1)
+            user, function, version, concurrency, attempt, lost, deadline, reply, priority, kind, enqueued = (
+                fields.decode().split(" ")
+            )
             return cls(
                 id=UUID(identifier),
-                kind=JobKind(job["f"]),
-                user_id=UUID(user),
-                function_id=UUID(function),
-                version_id=UUID(version),
+                kind=JobKind(kind),
+                user_id=from_short(user),
+                function_id=from_short(function),
+                version_id=from_short(version),
                 concurrency=int(concurrency),
                 attempt=int(attempt),
                 lost=int(lost),
                 deadline_ms=int(deadline),
-                priority=int(priority[0]) if priority else 0,
+                priority=int(priority),
                 reply=reply,
-                enqueued_ms=int(job["et"]),
+                enqueued_ms=int(enqueued),
                 payload=payload,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise UnreadableMessage(f"job {identifier}: {error}") from error
 
 

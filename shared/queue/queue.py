@@ -14,6 +14,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from shared.errors import Unreadable
+from shared.ids import from_short, short
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
 from shared.queue.link import Link
@@ -325,11 +326,11 @@ class Queue:
 
     async def stop_function(self, function: UUID) -> None:
         """Let the jobs of a function wait; those that run go on."""
-        await self._run(scripts.STOP, "invoke", str(function))
+        await self._run(scripts.STOP, "invoke", short(function))
 
     async def start_function(self, function: UUID) -> bool:
         """Let the jobs of a function run again; False if many wait and this is to be called again."""
-        return int(await self._run(scripts.START, "invoke", str(function), _MOST_STARTED)) == 0
+        return int(await self._run(scripts.START, "invoke", short(function), _MOST_STARTED)) == 0
 
     async def stopped_functions(self) -> tuple[set[UUID], set[UUID]]:
         """The functions whose jobs wait, and those that were started and have jobs that wait still."""
@@ -338,7 +339,7 @@ class Queue:
             pipe.smembers("cp:invoke:stopped")
             pipe.smembers("cp:invoke:starting")
             stopped, starting = await pipe.execute()
-        return {UUID(one.decode()) for one in stopped}, {UUID(one.decode()) for one in starting}
+        return {from_short(one.decode()) for one in stopped}, {from_short(one.decode()) for one in starting}
 
     async def retire(self, worker: str) -> None:
         """Forget a worker that ends in good order."""
@@ -354,8 +355,8 @@ class Queue:
         """Jobs of ``user`` that wait for a slot, those of ``function`` over its concurrency limit among them."""
         with redis_errors():
             pipe = self.redis.pipeline(transaction=False)
-            pipe.zcard(f"cp:{queue}:user:{user}")
-            pipe.zcard(f"cp:{queue}:parked:{function}")
+            pipe.zcard(f"cp:{queue}:user:{short(user)}")
+            pipe.zcard(f"cp:{queue}:parked:{short(function)}")
             return sum(await pipe.execute())
 
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
@@ -376,7 +377,7 @@ class Queue:
 
     async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
         with redis_errors():
-            answer = await self.redis.smembers(f"cp:{queue}:using:{user}")  # type: ignore[misc]
+            answer = await self.redis.smembers(f"cp:{queue}:using:{short(user)}")  # type: ignore[misc]
         return [UUID(member.decode()) for member in answer]
 
     async def announce_change(self, change: Change) -> None:

@@ -13,6 +13,8 @@ from uuid import UUID
 
 import orjson
 
+from shared.ids import from_short
+
 EPOCH_COUNTER_BITS = 40
 
 
@@ -98,9 +100,9 @@ class Record:
             result, error, payload, logs = blobs
             return cls(
                 id=UUID(head["id"]),
-                user_id=UUID(head["user"]),
-                function_id=UUID(head["function"]),
-                version_id=UUID(head["version"]),
+                user_id=_identifier(head["user"]),
+                function_id=_identifier(head["function"]),
+                version_id=_identifier(head["version"]),
                 queue=head["queue"],
                 status=head["status"],
                 at_ms=head["at_ms"],
@@ -112,6 +114,11 @@ class Record:
             )
         except (KeyError, TypeError, AttributeError) as mistake:
             raise ValueError(f"not a record: {mistake}") from mistake
+
+
+def _identifier(text: str) -> UUID:
+    """Scripts write identifiers short."""
+    return from_short(text) if len(text) == 22 else UUID(text)
 
 
 _OPTIONAL = (

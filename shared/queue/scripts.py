@@ -14,7 +14,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-LAYOUT = "1"
+LAYOUT = "2"
 """Another one when scripts of two releases could not work on the same data: then the older one's steps fail until its
 process is replaced."""
 USABLE = b"usable"

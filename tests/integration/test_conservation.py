@@ -19,6 +19,7 @@ from api.exposition import exposition
 from scheduler.conserve import Conserve
 from scheduler.due import Due
 from scheduler.rebuild import Rebuild
+from shared.ids import short
 from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
@@ -67,7 +68,7 @@ class Books:
         await queue.enqueue("invoke", batch)
 
     def key(self, place: str, owner: UUID | None = None) -> str:
-        return f"cp:invoke:{place}" + (f":{owner}" if owner else "")
+        return f"cp:invoke:{place}" + (f":{short(owner)}" if owner else "")
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ DAMAGES: dict[str, tuple[Damage, Callable[[Books], set[str]]]] = {
     "job with another user": (
         lambda b: b.redis.eval(
             "redis.call('ZADD', KEYS[1], 1, ARGV[1]) redis.call('ZADD', KEYS[2], 1, ARGV[2])",
-            2, b.key("user", STRANGER), b.key("newcomers"), str(b.free.id), str(STRANGER),
+            2, b.key("user", STRANGER), b.key("newcomers"), str(b.free.id), short(STRANGER),
         ),
         lambda b: {f"{b.free.id} stands in the queue of another user"},
     ),
@@ -172,14 +173,14 @@ DAMAGES: dict[str, tuple[Damage, Callable[[Books], set[str]]]] = {
         lambda b: {f"{b.waits.id} is admitted and does not count against its function"},
     ),
     "user in both lines": (
-        lambda b: b.redis.zadd(b.key("newcomers"), {str(b.user): 1}),
+        lambda b: b.redis.zadd(b.key("newcomers"), {short(b.user): 1}),
         lambda b: {f"user {b.user} stands in both lines"},
     ),
     "newcomer in no line": (
         lambda b: b.redis.eval(
             "redis.call('ZREM', KEYS[1], ARGV[1]) redis.call('DEL', KEYS[2]) redis.call('HDEL', KEYS[3], ARGV[2])"
             " redis.call('ZADD', KEYS[4], 1, ARGV[2])",
-            4, b.key("ring"), b.key("using", b.user), b.key("running"), b.key("user", b.user), str(b.user),
+            4, b.key("ring"), b.key("using", b.user), b.key("running"), b.key("user", b.user), short(b.user),
             str(b.runs.id),
         ),
         lambda b: {f"user {b.user} has jobs, runs nothing and does not stand in line for that"},
@@ -322,10 +323,10 @@ async def test_running_platform_checks_itself(database: str, redis_url: str, red
                     await asyncio.sleep(0.05)
 
         await shows("0.0")
-        await redis.sadd(f"cp:invoke:using:{STRANGER}", "ghost")  # type: ignore[misc]
+        await redis.sadd(f"cp:invoke:using:{short(STRANGER)}", "ghost")  # type: ignore[misc]
         await shows("1.0")
         assert "jobs are out of place" in platform.log("scheduler").read_text()
-        await redis.delete(f"cp:invoke:using:{STRANGER}")
+        await redis.delete(f"cp:invoke:using:{short(STRANGER)}")
         await shows("0.0")
 
 

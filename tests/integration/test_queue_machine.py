@@ -32,7 +32,7 @@ from redis.asyncio import Redis
 from scheduler.due import Due
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
-from shared.ids import new_id
+from shared.ids import from_short, new_id
 from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool, close_pool, open_pool
@@ -502,7 +502,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def _lines(self) -> tuple[list[UUID], list[UUID]]:
         found = [await self.redis.zrange(f"cp:invoke:{line}", 0, -1) for line in ("newcomers", "ring")]
-        newcomers, ring = ([UUID(user.decode()) for user in line] for line in found)
+        newcomers, ring = ([from_short(user.decode()) for user in line] for line in found)
         return newcomers, ring
 
     async def _adopt_lines(self) -> None:

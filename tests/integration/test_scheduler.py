@@ -19,7 +19,7 @@ from scheduler.reconcile import Reconciler
 from scheduler.service import make_partitions
 from shared.embedded.redis import EmbeddedRedis
 from shared.errors import Unavailable
-from shared.ids import new_id
+from shared.ids import new_id, short
 from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
@@ -273,7 +273,7 @@ async def test_f9_emptied_redis_is_filled_from_postgres(
     assert await rebuild.run_once() == 6
     assert not await rebuild.needed()
     assert await complaints(redis, pool) == []
-    assert await redis.zcard(f"cp:invoke:parked:{function}") == 2
+    assert await redis.zcard(f"cp:invoke:parked:{short(function)}") == 2
     assert len(await claim(queue, 10)) == 4
 
 

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from scheduler.rebuild import Rebuild
 from scheduler.stopped import StoppedFunctions
-from shared.ids import new_id
+from shared.ids import new_id, short
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
@@ -119,7 +119,7 @@ async def test_many_jobs_become_runnable_in_steps(queue: Queue, redis: Redis, po
     assert await queue.stopped_functions() == (set(), {function})
     await StoppedFunctions(queue, Functions(pool)).run_once()
     assert await queue.stopped_functions() == (set(), set())
-    assert await redis.zcard(f"cp:invoke:user:{user}") == 1200
+    assert await redis.zcard(f"cp:invoke:user:{short(user)}") == 1200
 
 
 async def test_the_scheduler_tells_a_queue_that_was_not_told(

@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shared.ids import _uuid7, new_id, time_of
+from shared.ids import _uuid7, from_short, new_id, short, time_of
 
 
 def test_id_is_a_uuid_of_version_7_and_the_standard_variant() -> None:
@@ -43,3 +45,19 @@ def test_other_uuids_have_no_time() -> None:
     for other in (uuid4(), UUID(int=0), UUID(int=2**128 - 1)):
         with pytest.raises(ValueError, match="UUIDv7"):
             time_of(other)
+
+
+@given(st.uuids())
+def test_short_form_has_22_characters_and_comes_back(identifier: UUID) -> None:
+    text = short(identifier)
+    assert len(text) == 22
+    assert text.isascii()
+    assert from_short(text) == identifier
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "A" * 21, "A" * 23, "A" * 21 + "B", "ä" * 22, "A" * 20 + " =", str(UUID(int=7 << 76))]
+)
+def test_what_is_no_short_form_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        from_short(text)

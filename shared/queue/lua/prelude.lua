@@ -17,8 +17,8 @@
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
 -- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which somebody looks on).
 --
--- A message is a line for these scripts (user function version limit attempt lost deadline reply priority), then the
--- rest, which only Python reads.
+-- A message is a line (user function version limit attempt lost deadline reply priority, then what only Python reads),
+-- and the payload. Users, functions and versions are known by their short names everywhere here (shared/ids.py).
 
 -- A call without arguments only makes the script known, and says whether the queue may be used: it is open, and Redis
 -- was not started since (see shared/queue/scripts.py).
@@ -49,17 +49,16 @@ local function accepted_ms(id)
 end
 
 local function parse(message)
-    local user, fn, version, limit, attempt, lost, deadline, reply, priority =
-        string.match(message, '^(%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) ?(%-?%d*)\n')
+    local user, fn, version, limit, attempt, lost, deadline, reply, priority, rest =
+        string.match(message, '^(%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%S+) (%-?%d+)() ')
     return {user = user, fn = fn, version = version, limit = tonumber(limit), attempt = tonumber(attempt),
-            lost = tonumber(lost), deadline = tonumber(deadline), reply = reply, 
-            priority = tonumber(priority) or 0}  -- of an older release: none
+            lost = tonumber(lost), deadline = tonumber(deadline), reply = reply, priority = tonumber(priority),
+            rest = rest}
 end
 
 local function with_counts(message, m, attempt, lost)
-    local rest = string.sub(message, string.find(message, '\n', 1, true), -1)
     return table.concat({m.user, m.fn, m.version, m.limit, attempt, lost, string.format('%.0f', m.deadline), m.reply,
-                         m.priority}, ' ') .. rest
+                         m.priority}, ' ') .. string.sub(message, m.rest)
 end
 
 -- Tells those who look on a job what became of it; its end is told once Postgres has it.
@@ -137,7 +136,8 @@ local function forget(id, m)
     end
 end
 
--- A record for an end that no worker reports. Same shape as shared/queue/records.py writes, without result.
+-- A record for an end that no worker reports. Same shape as shared/queue/records.py writes, without result and with
+-- short names.
 local function closing_record(id, m, fields)
     fields.id, fields.user, fields['function'], fields.version = id, m.user, m.fn, m.version
     fields.queue, fields.attempt, fields.at_ms = QUEUE, fields.attempt or m.attempt, clock_ms()
