@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -213,11 +214,11 @@ async def test_record_that_postgres_refuses_is_put_aside_once_with_poison_beside
     redis: Redis, drain: Drain, pool: Pool, user: UUID
 ) -> None:
     good = [message(user) for _ in range(5)]
-    nobody = record(message(uuid4()))  # its account is gone: the foreign key refuses it
-    await put(redis, record(good[0]), b"poison", nobody, *(record(job) for job in good[1:]))
+    odd = replace(record(message(user)), kind="juggle")  # refused, also without what it reports
+    await put(redis, record(good[0]), b"poison", odd, *(record(job) for job in good[1:]))
     assert await drain.run_once() == 7
     assert [(await row(pool, job))["status"] for job in good] == ["succeeded"] * 5
-    assert [fields[b"r"] for _, fields in await redis.xrange(REJECTED)] == [b"poison", nobody.encode()]
+    assert [fields[b"r"] for _, fields in await redis.xrange(REJECTED)] == [b"poison", odd.encode()]
     assert await drain.backlog() == 0
 
 

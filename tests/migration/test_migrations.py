@@ -207,3 +207,19 @@ async def test_schema_refuses_a_job_that_cannot_be(
             reason,
             finished,
         )
+
+
+async def test_jobs_go_with_their_user_and_others_stay(connection: Any) -> None:
+    one, other = uuid4(), uuid4()
+    for user, name in ((one, "ab"), (other, "cd")):
+        await connection.execute(
+            "INSERT INTO users (id, email, username, password_hash) VALUES ($1, $2, $3, '-')", user, f"{name}@x.y", name
+        )
+        await connection.execute(
+            "INSERT INTO jobs (id, kind, user_id, function_id, status, created_at) "
+            "SELECT gen_random_uuid(), 'invoke', $1, gen_random_uuid(), 'queued', now() FROM generate_series(1, 3)",
+            user,
+        )
+    await connection.execute("DELETE FROM users WHERE id = $1", one)
+    rows = await connection.fetch("SELECT user_id, count(*) FROM jobs GROUP BY user_id")
+    assert [tuple(row) for row in rows] == [(other, 3)]

@@ -6,16 +6,19 @@ local gen = generation()
 if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 local max_backlog = tonumber(ARGV[2])
 local backlog = -1
-local answers = {}
+local answers, lined = {}, {}
 -- How long somebody waits is counted from now, whatever the caller's clock says; a time by which a job must have started
 -- is what its caller named.
-local ahead = clock_ms() - tonumber(ARGV[3])
+local ahead
 for i = 4, #ARGV, 2 do
     local id, message = ARGV[i], ARGV[i + 1]
     local m = parse(message)
-    if m.reply ~= '-' and m.deadline > 0 and math.abs(ahead) > CLOCKS_AGREE_MS then
-        m.deadline = m.deadline + ahead
-        message = with_counts(message, m, m.attempt, m.lost)
+    if m.reply ~= '-' and m.deadline > 0 then
+        ahead = ahead or clock_ms() - tonumber(ARGV[3])
+        if math.abs(ahead) > CLOCKS_AGREE_MS then
+            m.deadline = m.deadline + ahead
+            message = with_counts(message, m, m.attempt, m.lost)
+        end
     end
     if m.reply ~= '-' and backlog < 0 then backlog = redis.call('XLEN', RECORDS) end
     if m.reply ~= '-' and backlog > max_backlog then
@@ -24,7 +27,7 @@ for i = 4, #ARGV, 2 do
         or redis.call('HSETNX', MESSAGES, id, message) == 0 then
         answers[#answers + 1] = 0
     else
-        admit(id, m)
+        admit(id, m, lined)
         answers[#answers + 1] = 1
     end
 end

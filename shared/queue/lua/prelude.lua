@@ -88,29 +88,35 @@ end
 -- So a job waits for later ones of higher priority only as long as they have a head start.
 local function place_of(id, m) return accepted_ms(id) - m.priority * HEAD_START_MS end
 
-local function to_user_queue(id, m)
+-- `lined` remembers, for a step that takes nobody out of the lines, who stands in them.
+local function to_user_queue(id, m, lined)
     redis.call('ZADD', K .. 'user:' .. m.user, place_of(id, m), id)
-    line_up(m.user)
+    if not (lined and lined[m.user]) then line_up(m.user) end
+    if lined then lined[m.user] = true end
 end
 
-local function is_stopped(fn) return redis.call('SISMEMBER', STOPPED, fn) == 1 end
+local stopped = {}
+local function is_stopped(fn)
+    if stopped[fn] == nil then stopped[fn] = redis.call('SISMEMBER', STOPPED, fn) == 1 end
+    return stopped[fn]
+end
 
 local function park(id, m) redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id) end
 
 -- Makes a job runnable unless its function has as many runnable and running jobs as it may; whether it did.
-local function let_run(id, m)
+local function let_run(id, m, lined)
     if m.limit > 0 then
         local admitted = K .. 'admitted:' .. m.fn
         if redis.call('SCARD', admitted) >= m.limit then return false end
         redis.call('SADD', admitted, id)
     end
-    to_user_queue(id, m)
+    to_user_queue(id, m, lined)
     return true
 end
 
 -- Makes a job runnable, or parks it.
-local function admit(id, m)
-    if is_stopped(m.fn) or not let_run(id, m) then park(id, m) end
+local function admit(id, m, lined)
+    if is_stopped(m.fn) or not let_run(id, m, lined) then park(id, m) end
 end
 
 -- Ends an attempt: the slot of its user is free again.
