@@ -89,7 +89,7 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
     app[keys.FUNCTIONS] = Functions(pool)
     app[keys.JOBS] = Jobs(pool, app[keys.TEXTS])
     app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
-    app[keys.DELIVERIES] = Deliveries(pool)
+    app[keys.DELIVERIES] = Deliveries(pool, settings.keyring)
     app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
     yield
     await close_pool(pool)

@@ -82,7 +82,7 @@ async def serve(settings: Settings) -> None:
         )
         retention = Retention(pool, kept)
         stopped = StoppedFunctions(queue, Functions(pool))
-        callbacks = await stack.enter_async_context(Callbacks(jobs, Deliveries(pool), settings))
+        callbacks = await stack.enter_async_context(Callbacks(jobs, Deliveries(pool, settings.keyring), settings))
 
         async def keep_open() -> None:
             if await rebuild.needed():

@@ -51,6 +51,7 @@ class Part(StrEnum):
     LOG = "log"
     PROGRESS = "progress"
     EVENT = "event"
+    SIGNING = "webhook secret"  # no job's: bound to its user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

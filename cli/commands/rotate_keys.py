@@ -39,10 +39,11 @@ def run_rotate_keys() -> int:
         sys.stderr.write(f"{error.message}\n")
         return 1
     sys.stdout.write(
-        f"sealed anew: {rotated.jobs} jobs, {rotated.invocations} invocations, {rotated.logs} log entries\n"
+        f"sealed anew: {rotated.jobs} jobs, {rotated.invocations} invocations, {rotated.logs} log entries, "
+        f"{rotated.secrets} webhook secrets\n"
     )
     for job, part, why in rotated.unreadable[:_MOST_NAMED]:
-        sys.stderr.write(f"left as it is: {part} of job {job}. {why}\n")
+        sys.stderr.write(f"left as it is: {part} of {job}. {why}\n")
     if rotated.unreadable:
         sys.stderr.write(f"{len(rotated.unreadable)} texts cannot be opened; see docs/how-to/rotate-keys.md\n")
     if on_its_way:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,14 @@ from typing import Any
 from uuid import UUID
 
 from shared.callbacks.signature import new_secret
+from shared.errors import Unreadable
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
+from shared.sealing import Keyring, Part
 
 _SQL = queries("deliveries")
+
+log = logging.getLogger(__name__)
 
 
 class DeliveryStatus(StrEnum):
@@ -57,8 +62,11 @@ class WebhookSecret:
 
 
 class Deliveries:
-    def __init__(self, pool: Pool) -> None:
+    """:param keyring: seals the secrets, which nobody can use then who only reads the database."""
+
+    def __init__(self, pool: Pool, keyring: Keyring | None = None) -> None:
         self._pool = pool
+        self._keyring = keyring or Keyring()
 
     async def claim(
         self, *, most: int, most_per_user: int, hold_s: float, sending: Mapping[UUID, int]
@@ -104,18 +112,40 @@ class Deliveries:
         return None if row is None else _delivery(row)
 
     async def secret(self, user: UUID) -> WebhookSecret:
-        """What the user's callbacks are signed with; made if there is none yet."""
+        """What the user's callbacks are signed with; made if there is none yet.
+
+        :raises Unreadable: if it is sealed with a key that is not there.
+        """
         row = None
         with postgres_errors():
             while row is None:  # another call made it after this statement began to look
-                row = await self._pool.fetchrow(_SQL["webhook_secret"], user, new_secret())
-        return _secret(row)
+                row = await self._pool.fetchrow(_SQL["webhook_secret"], user, self._new_secret(user))
+        return self._secret(row)
 
     async def rotate_secret(self, user: UUID, *, overlap_s: float) -> WebhookSecret:
-        """Another secret; the one before signs along for ``overlap_s`` seconds."""
+        """Another secret; the one before signs along for ``overlap_s`` seconds, if it can be read."""
         with postgres_errors():
-            row = await self._pool.fetchrow(_SQL["rotate_webhook_secret"], user, new_secret(), overlap_s)
-        return _secret(row)
+            row = await self._pool.fetchrow(_SQL["rotate_webhook_secret"], user, self._new_secret(user), overlap_s)
+        return self._secret(row)
+
+    def _new_secret(self, user: UUID) -> str:
+        return self._keyring.seal_column(new_secret(), user, Part.SIGNING)
+
+    def _secret(self, row: Any) -> WebhookSecret:
+        def opened(text: str) -> str:
+            return self._keyring.open_column(text, row["user_id"], Part.SIGNING)
+
+        try:
+            previous = None if row["previous"] is None else opened(row["previous"])
+        except Unreadable as error:
+            log.warning("a webhook secret is left out", extra={"user": str(row["user_id"]), "error": error.message})
+            previous = None
+        return WebhookSecret(
+            secret=opened(row["secret"]),
+            created_at=row["created_at"],
+            previous=previous,
+            previous_until=None if previous is None else row["previous_until"],
+        )
 
 
 def _delivery(row: Any) -> Delivery:
@@ -133,13 +163,4 @@ def _delivery(row: Any) -> Delivery:
         created_at=row["created_at"],
         attempted_at=row["attempted_at"],
         delivered_at=row["delivered_at"],
-    )
-
-
-def _secret(row: Any) -> WebhookSecret:
-    return WebhookSecret(
-        secret=row["secret"],
-        created_at=row["created_at"],
-        previous=row["previous"],
-        previous_until=row["previous_until"],
     )

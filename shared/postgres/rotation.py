@@ -30,11 +30,12 @@ _PARTS = (Part.PAYLOAD, Part.RESULT, Part.ERROR)
 
 @dataclass(slots=True)
 class Rotated:
-    """How many rows were sealed anew, and what could not be opened and stands as it was: job, part and why."""
+    """How many rows were sealed anew, and what could not be opened and stands as it was: job or user, part and why."""
 
     jobs: int = 0
     invocations: int = 0
     logs: int = 0
+    secrets: int = 0
     unreadable: list[tuple[UUID, Part, str]] = field(default_factory=list)
 
 
@@ -53,6 +54,7 @@ class Rotation:
             await self._jobs()
             await self._invocations()
             await self._logs()
+            await self._secrets()
         return self._rotated
 
     async def _jobs(self) -> None:
@@ -119,6 +121,21 @@ class Rotation:
             if sealed:
                 await self._pool.execute(_SQL["seal_logs"], *_columns(sealed))
                 self._rotated.logs += len(sealed)
+
+    async def _secrets(self) -> None:
+        after = LOWEST_ID
+        while page := await self._pool.fetch(_SQL["webhook_secrets_to_seal"], after, _PAGE):
+            for row in page:
+                after = row["user_id"]
+                before = (row["secret"], row["previous"])
+                texts = tuple(self._secret(text, after) for text in before)
+                # Its user may have made another one meanwhile, which the first key sealed.
+                if texts != before and await self._pool.fetchval(_SQL["seal_webhook_secret"], after, *texts, *before):
+                    self._rotated.secrets += 1
+
+    def _secret(self, text: str | None, user: UUID) -> str | None:
+        resealed = None if text is None else self._resealed(from_column(text), user, Part.SIGNING)
+        return None if resealed is None else to_column(resealed)
 
     def _resealed(self, text: bytes | None, job: UUID, part: Part) -> bytes | None:
         """``text`` as the first key seals it; as it is where it did so already, or where it cannot be opened."""

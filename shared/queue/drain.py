@@ -15,7 +15,7 @@ from shared.jobs import FINAL, JobStatus, Reason
 from shared.postgres.jobs import Jobs
 from shared.queue.connection import redis_errors
 from shared.queue.message import JobMessage
-from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP, Queue
+from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP, WORKERS, Queue
 from shared.queue.records import Record
 from shared.queue.scripts import QueueClosed
 
@@ -25,7 +25,8 @@ BATCH = 500
 BLOCK_MS = 1000
 GATHER_S = 0.01
 """After a batch that was not full, time for the next one to gather: a transaction a record would cost each call of a
-single client a third of its time."""
+single client a third of its time. As many times as there are workers, so that together they read as often as one does:
+else each worker more would make everybody's batches smaller, until their number is all that Postgres is busy with."""
 RETRY_S = 0.5
 STRANDED_MS = 5000
 LOOK_FOR_STRANDED_S = 1.0
@@ -49,6 +50,7 @@ class Drain:
         self._consumer = consumer
         self.written = 0
         self._behind = False  # something was read and could not be written
+        self._consumers = 1
 
     async def run(self) -> None:
         """Drain until cancelled."""
@@ -58,8 +60,9 @@ class Drain:
             try:
                 written = await self.run_once(block_ms=BLOCK_MS)
                 if 0 < written < BATCH:
-                    await asyncio.sleep(GATHER_S)
+                    await asyncio.sleep(GATHER_S * self._consumers)
                 if loop.time() >= look_for_stranded:
+                    await self._count_consumers()
                     await self.take_over()
                     look_for_stranded = loop.time() + LOOK_FOR_STRANDED_S
             except Unavailable as error:
@@ -132,6 +135,10 @@ class Drain:
                 await self._redis.xgroup_delconsumer(RECORDS, RECORDS_GROUP, self._consumer)
         except (Unavailable, redis.exceptions.ResponseError) as error:
             log.warning("records are left to others", extra={"error": str(error)})
+
+    async def _count_consumers(self) -> None:
+        with redis_errors():
+            self._consumers = max(1, int(await self._redis.hlen(WORKERS)))  # type: ignore[misc]
 
     async def _make_group(self) -> None:
         try:

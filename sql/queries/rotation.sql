@@ -43,3 +43,13 @@ UPDATE logs AS l SET message = new.message, sealed = true
 FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[], $4::int[], $5::text[])
      AS new (accepted_at, job_id, epoch, seq, message)
 WHERE (l.accepted_at, l.job_id, l.epoch, l.seq) = (new.accepted_at, new.job_id, new.epoch, new.seq)
+
+-- name: webhook_secrets_to_seal
+-- A page of what callbacks are signed with, in the order of the users.
+SELECT user_id, secret, previous FROM webhook_secrets WHERE user_id > $1 ORDER BY user_id LIMIT $2
+
+-- name: seal_webhook_secret
+-- Put sealed secrets where the same ones stood, if these still stand there.
+UPDATE webhook_secrets SET secret = $2, previous = $3
+WHERE user_id = $1 AND secret = $4 AND previous IS NOT DISTINCT FROM $5
+RETURNING true

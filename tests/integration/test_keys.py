@@ -17,7 +17,7 @@ import pytest
 
 from shared.embedded.redis import EmbeddedRedis
 from shared.postgres.pool import Pool
-from shared.postgres.rotation import Rotation
+from shared.postgres.rotation import Rotated, Rotation
 from shared.sealing import Keyring, Part, new_key
 from tests.client import Answer, Client
 from tests.deployment import ROOT, Platform
@@ -98,6 +98,11 @@ async def deployed(platform: Platform, stack: AsyncExitStack, **settings: Any) -
     return client
 
 
+async def webhook_secret(client: Client, *, rotate: bool = False) -> str:
+    path = "/api/webhook-secret" + ("/rotate" if rotate else "")
+    return str((await client.call("POST" if rotate else "GET", path)).json["secret"])
+
+
 async def everything_in_postgres(database: str) -> str:
     """Every row of every table, columns of bytes also as the text that they may hold."""
     connection = await asyncpg.connect(database)
@@ -154,6 +159,7 @@ async def test_nothing_of_a_caller_s_can_be_read_in_redis_or_postgres(
         platform = await start(key("a") if sealed else "")
         client = await deployed(platform, stack, concurrency=1)
         jobs = await exercise(client, secret)
+        signing = [await webhook_secret(client, rotate=rotate) for rotate in (False, True)]
         readable = await everything_in_postgres(database)
         on_disk = everything_of_redis(redis_server)
         assert all(job in readable for job in jobs)
@@ -161,6 +167,8 @@ async def test_nothing_of_a_caller_s_can_be_read_in_redis_or_postgres(
         assert jobs[0].encode() in on_disk
         # Where nothing is sealed both have it, so that not to find it means something.
         assert (secret in readable, secret.encode() in on_disk) == (not sealed, not sealed)
+        assert [one in readable for one in signing] == [not sealed, not sealed]
+        assert await webhook_secret(client) == signing[1]
         for job in jobs[:2]:
             document = await client.job(job)
             assert (document["result"], document["missing"]) == ({"answered": secret}, None)
@@ -187,6 +195,7 @@ async def test_keys_change_while_jobs_run(start: StartPlatform, pool: Pool) -> N
         for job in jobs:
             await client.job(job, wait=20)
         before = {job: await client.job(job) for job in jobs}
+        signing = await webhook_secret(client)
         await change_keys(platform, f"{new},{old}")
         stop = asyncio.Event()
 
@@ -201,7 +210,7 @@ async def test_keys_change_while_jobs_run(start: StartPlatform, pool: Pool) -> N
         working = asyncio.create_task(go_on())
         done = await asyncio.to_thread(rotate, platform)
         assert (done.returncode, done.stderr) == (0, ""), done
-        assert done.stdout.startswith("sealed anew: 22 jobs, 22 invocations, 44 log entries"), done.stdout
+        assert done.stdout.startswith("sealed anew: 22 jobs, 22 invocations, 44 log entries, 1 webhook"), done.stdout
         stop.set()
         made = await working
         assert made
@@ -215,7 +224,8 @@ async def test_keys_change_while_jobs_run(start: StartPlatform, pool: Pool) -> N
             else:
                 assert document["result"] == {"answered": "meanwhile"}
         again = await Rotation(pool, Keyring.parse(new)).run_once()
-        assert (again.jobs, again.invocations, again.logs, again.unreadable) == (0, 0, 0, [])
+        assert again == Rotated()
+        assert await webhook_secret(client) == signing
         new_job = (await client.call("POST", f"/api/jobs/{jobs[0]}/redrive")).json["job_id"]
         assert (await client.job(new_job, wait=10))["error"]["message"].endswith("failed over before-0")
 
@@ -231,6 +241,7 @@ async def test_what_was_never_sealed_is_read_and_sealed_by_a_rotation(
         later = (await call(client, secret, query="?delay=300")).json["job_id"]
         for job in (good, bad):
             await client.job(job, wait=10)
+        signing = await webhook_secret(client)
         for process in ("api", "worker-1"):
             assert "is not sealed: ENCRYPTION_KEYS is empty" in platform.log(process).read_text()
         refused = await asyncio.to_thread(rotate, platform)
@@ -240,8 +251,10 @@ async def test_what_was_never_sealed_is_read_and_sealed_by_a_rotation(
         assert (await client.job(good))["result"] == {"answered": secret}
         assert secret in await everything_in_postgres(database)
         done = await asyncio.to_thread(rotate, platform)
-        assert done.stdout == "sealed anew: 3 jobs, 2 invocations, 4 log entries\n", done
-        assert secret not in await everything_in_postgres(database)
+        assert done.stdout == "sealed anew: 3 jobs, 2 invocations, 4 log entries, 1 webhook secrets\n", done
+        readable = await everything_in_postgres(database)
+        assert (secret in readable, signing in readable) == (False, False)
+        assert await webhook_secret(client) == signing
         assert (await client.job(good))["result"] == {"answered": secret}
         assert secret in (await client.job(bad))["error"]["message"]
         lines = (await client.call("GET", "/api/functions/tell/logs")).json["items"]
@@ -259,7 +272,10 @@ async def test_a_job_that_waited_through_a_rotation_runs(start: StartPlatform, p
         await change_keys(platform, f"{new},{old}", "api")
         # Nothing is on its way that only a worker could end, so none is needed.
         done = await asyncio.to_thread(rotate, platform)
-        assert (done.returncode, done.stdout) == (0, "sealed anew: 1 jobs, 0 invocations, 0 log entries\n"), done
+        assert (done.returncode, done.stdout) == (
+            0,
+            "sealed anew: 1 jobs, 0 invocations, 0 log entries, 0 webhook secrets\n",
+        ), done
         platform.change(ENCRYPTION_KEYS=new)
         platform.start("worker-1")
         await change_keys(platform, new, "api")
@@ -277,11 +293,14 @@ async def test_with_a_wrong_key_jobs_are_there_without_what_they_ended_with(star
         good = (await client.call("POST", path, json=event, headers=headers)).json["job_id"]
         bad = await accepted(client, "y", fail=True)
         assert (await client.job(bad, wait=10))["status"] == "failed"
+        signing = await webhook_secret(client)
         await platform.terminate("worker-1")
         waiting = await accepted(client, "z")
         await change_keys(platform, wrong, "api")
         platform.start("worker-1")
 
+        answer = await client.call("GET", "/api/webhook-secret")
+        assert (answer.status, answer.json["code"]) == (503, "unreadable")
         document = await client.job(good)
         assert (document["status"], document["result"], document["missing"]) == ("succeeded", None, "unreadable")
         document = await client.job(bad)
@@ -305,8 +324,13 @@ async def test_with_a_wrong_key_jobs_are_there_without_what_they_ended_with(star
         done = await asyncio.to_thread(rotate, platform)
         assert done.returncode == 1
         for job, part in ((good, "result"), (bad, "payload"), (bad, "error"), (waiting, "payload")):
-            assert f"left as it is: {part} of job {job}." in done.stderr
+            assert f"left as it is: {part} of {job}." in done.stderr
+        assert "left as it is: webhook secret of " in done.stderr
         assert "which is not among ENCRYPTION_KEYS" in done.stderr
+
+        # Another secret does without the one that cannot be read.
+        fresh = await webhook_secret(client, rotate=True)
+        assert fresh not in (signing, await webhook_secret(client, rotate=True))
 
         await change_keys(platform, f"{wrong},{right}")
         assert (await client.job(waiting, wait=20))["result"] == {"answered": "z"}
