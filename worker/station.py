@@ -92,7 +92,10 @@ class Station:
         self._wake.set()
 
     def drain(self) -> None:
-        """Claim nothing more; :meth:`work` returns once everything that runs has ended and is settled."""
+        """Claim nothing more; :meth:`work` returns once everything that runs has ended and is settled.
+
+        Redis is told as well: a wake that nobody answers would be lost to those who could.
+        """
         self._draining = True
         self._wake.set()
 
@@ -120,7 +123,7 @@ class Station:
     async def work(self) -> None:
         """Serve until drained."""
         await self._join()
-        while not (self._draining and not self._busy and not self._ended):
+        while not self._drained():
             if self._out_of_time():
                 log.error("stopping without having settled", extra={"queue": self.name, "attempts": len(self._ended)})
                 return
@@ -134,20 +137,28 @@ class Station:
                     await self._exchange(ended, want)
             except QueueClosed:
                 self._ended[:0] = ended
+                self._listed = False  # as all of the generation before
                 await asyncio.sleep(RETRY_S)
                 await self._join()
                 continue
             except Unavailable as error:
                 self._ended[:0] = ended
                 self._compare_at = 0.0
+                if self._draining:
+                    self._listed = False  # soon it listens no more, which Redis sees too
                 log.warning("queue away", extra={"queue": self.name, "error": error.message})
                 await asyncio.sleep(RETRY_S)
                 continue
+            if self._drained():
+                return
             try:
                 async with asyncio.timeout(POLL_S if self._give_up_at is None else RETRY_S):
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    def _drained(self) -> bool:
+        return self._draining and not self._busy and not self._ended and not self._listed
 
     async def _exchange(self, ended: list[_Ended], want: int) -> None:
         flags, claims = await self._queue.exchange(
@@ -240,7 +251,7 @@ class Station:
                     return
             except (QueueClosed, Unavailable):
                 pass
-            if (self._draining and not self._busy and not self._ended) or self._out_of_time():
+            if self._drained() or self._out_of_time():
                 return
             await asyncio.sleep(RETRY_S)
 

@@ -21,7 +21,7 @@ from shared.queue.queue import RECORDS, Claim, Queue
 from shared.queue.records import Record
 from tests.conservation import complaints
 from tests.seeds import message, record
-from worker.station import Cleanup, Station
+from worker.station import POLL_S, Cleanup, Station
 
 W = "worker-a"
 
@@ -203,7 +203,7 @@ async def test_unreadable_job_goes_back_unspent(
     await queue.enqueue("invoke", [job])
     raw = await redis.hget("cp:invoke:messages", str(job.id))  # type: ignore[misc]
     assert raw is not None
-    await redis.hset("cp:invoke:messages", str(job.id), raw.replace(b'"invoke"', b'"juggle"'))  # type: ignore[misc]
+    await redis.hset("cp:invoke:messages", str(job.id), raw.replace(b" invoke ", b" juggle "))  # type: ignore[misc]
     async with at_work(station):
         await until(lambda: station.settled >= 2)
     assert {(one.outcome, one.attempt) for one in await records(redis)} == {("handed_back", 0)}
@@ -223,6 +223,38 @@ async def test_f22_drain_lets_attempts_end_and_claims_nothing(
     assert [one.outcome for one in await records(redis)] == ["succeeded", "succeeded"]
     assert await redis.hlen("cp:invoke:running") == 0  # type: ignore[misc]
     assert await redis.hlen("cp:invoke:messages") == 1  # type: ignore[misc]
+
+
+async def test_f22_idle_station_that_drains_is_woken_no_more(queue: Queue, station: Station, redis: Redis) -> None:
+    async def listed() -> bool:
+        return await redis.zscore("cp:invoke:idle", W) is not None
+
+    async with at_work(station) as task:
+        await until(listed)
+        station.drain()
+        async with asyncio.timeout(POLL_S / 2):  # nothing is left to wait for
+            await task
+        assert not await listed()
+
+
+async def test_f22_idle_station_drains_while_the_queue_is_away(tmp_path: Path, work: Work, pool: Pool) -> None:
+    async with (
+        EmbeddedRedis(tmp_path / "redis") as server,
+        aclosing(connect(server.url, timeout_s=2)) as client,
+        aclosing(Queue(client)) as queue,
+    ):
+        await Rebuild(client, queue, Jobs(pool), pool, grace_s=0).run_once()
+        station = Station(queue, "invoke", W, slots=2, run=work.run)
+
+        async def listed() -> bool:
+            return await client.zscore("cp:invoke:idle", W) is not None
+
+        async with at_work(station) as task:
+            await until(listed)
+            await server.stop()
+            station.drain()
+            async with asyncio.timeout(POLL_S / 2):
+                await task
 
 
 async def test_f22_what_cannot_end_in_time_is_handed_back_unspent(
