@@ -11,6 +11,7 @@ import sys
 from aiohttp import web
 
 from api.app import build_app
+from api.keys import LEAVING
 from api.server import Runner
 from shared.process import run
 from shared.sealing import NOT_SEALED
@@ -22,9 +23,10 @@ _SHUTDOWN_S = 15.0
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what was accepted."""
+    """Serve until SIGTERM or SIGINT; then serve on for a moment as not ready, and finish what was accepted."""
+    app = build_app(settings)
     runner = Runner(
-        build_app(settings),
+        app,
         request_timeout_s=settings.request_timeout_seconds,
         access_log=None,
         # A client that goes away cancels its call: see api.routes.invoke.
@@ -46,6 +48,9 @@ async def serve(settings: Settings) -> None:
             loop.add_signal_handler(number, stop.set)
         await stop.wait()
         log.info("stopping")
+        app[LEAVING].set()
+        # Whoever closes at once cuts off requests that are on their way over connections that were kept.
+        await asyncio.sleep(settings.leave_seconds)
     finally:
         await runner.cleanup()
 

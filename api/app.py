@@ -61,6 +61,7 @@ def build_app(settings: Settings) -> web.Application:
     app[keys.KEYRING] = settings.keyring
     app[keys.CORS_ORIGINS] = frozenset(settings.cors_origins)
     app[keys.VERSION] = installed_version("containerpub")
+    app[keys.LEAVING] = asyncio.Event()
     app[keys.API_ID] = new_id().hex
     app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
     app.on_shutdown.append(_end_feeds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from api.acceptor import Acceptor
@@ -27,6 +29,7 @@ RATE_HEADERS = "containerpub.rate_headers"
 SETTINGS = web.AppKey("settings", Settings)
 VERSION = web.AppKey("version", str)
 OPENAPI = web.AppKey("openapi", bytes)
+LEAVING = web.AppKey("leaving", asyncio.Event)  # set once the process was told to stop
 API_ID = web.AppKey("api_id", str)  # names this process's reply channel
 POOL: web.AppKey[Pool] = web.AppKey("pool")
 CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")

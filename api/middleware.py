@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from api.keys import CORS_ORIGINS, RATE_HEADERS, REQUEST_ID
+from api.keys import CORS_ORIGINS, LEAVING, RATE_HEADERS, REQUEST_ID
 from shared.errors import BadRequest, ContainerPubError, http_status
 from shared.ids import new_id
 
@@ -122,6 +122,8 @@ def mark(request: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
     headers["X-Request-ID"] = request[REQUEST_ID]
     headers["X-Content-Type-Options"] = "nosniff"
+    if request.app[LEAVING].is_set():
+        response.force_close()  # the next request of this connection belongs to another process
     headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
     if (rates := request.get(RATE_HEADERS)) is not None:
         headers.update(rates)

@@ -280,6 +280,10 @@ class Settings(BaseModel):
     )
     default_page: Positive = _setting(100, "Items of a list, unless `limit` says otherwise.")
     max_page: Positive = _setting(1000, "Largest `limit` of a list.")
+    leave_seconds: Annotated[float, Field(ge=0, le=10)] = _setting(
+        1,
+        "Time an API process that is told to stop serves on as not ready: longer than a load balancer takes to notice.",
+    )
     request_timeout_seconds: PositiveSeconds = _setting(
         10, "Time a client may take to send a request's headers, and pause within its body."
     )

@@ -60,6 +60,7 @@ class Platform:
             "FUNCTIONS_DIR": str(self.folder / "artifacts"),
             "SOCKET_DIR": str(self.folder / "s"),
             "BCRYPT_COST": "4",
+            "LEAVE_SECONDS": "0",
             "LOG_LEVEL": "info",
             "LOG_FORMAT": "text",
             "PYTHONPATH": str(ROOT),

@@ -11,7 +11,7 @@ from aiohttp import web
 from api import documents, models
 from api.contract import Operation
 from api.exposition import CONTENT_TYPE, exposition
-from api.keys import OPENAPI, POOL, QUEUE, SETTINGS, VERSION, WAITING
+from api.keys import LEAVING, OPENAPI, POOL, QUEUE, SETTINGS, VERSION, WAITING
 from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.postgres.pool import postgres_errors
 
@@ -36,7 +36,8 @@ async def _outcome(check: Awaitable[bool], no: str) -> str:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Calls can be served: Postgres and Redis answer, the queue is open, a worker beats."""
+    """Calls can be served: Postgres and Redis answer, the queue is open, a worker beats, and this process was not told
+    to stop."""
     app = request.app
     queue = app[QUEUE]
 
@@ -57,7 +58,9 @@ async def ready(request: web.Request) -> web.Response:
         _outcome(listening(), "not listening yet"),
     )
     checks = dict(zip(("postgres", "queue", "workers", "push"), outcomes, strict=True))
-    good = all(outcome == "ok" for outcome in outcomes)
+    # Looked up last: it may have been told while the others were asked.
+    checks["process"] = "stopping" if app[LEAVING].is_set() else "ok"
+    good = all(outcome == "ok" for outcome in checks.values())
     return documents.answer(
         {"status": "ready" if good else "not_ready", "checks": checks},
         status=200 if good else 503,

@@ -40,6 +40,7 @@ def part_environment(
         "SOCKET_DIR": str(installation.socket_dir),
         "LOG_FORMAT": "text",
         "DRAIN_SECONDS": str(DRAIN_SECONDS),
+        "LEAVE_SECONDS": "0",  # there is no other API process, and all parts stop together
     }
     if engine.name == "process":
         defaults["MAX_USERS"] = "1"

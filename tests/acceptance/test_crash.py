@@ -197,6 +197,26 @@ async def test_f22_worker_told_to_stop_under_load_fails_nobody(database: str, re
         await on.one_outcome_each()
 
 
+async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(database: str, redis_url: str) -> None:
+    async with scene(database, redis_url, LEAVE_SECONDS="3") as on:
+        process = on.platform.processes["api"]
+        slow = asyncio.create_task(on.client.invoke("nap", 5))
+        await on.busy()
+        on.platform.signal("api", signal.SIGTERM)
+
+        async def leaving() -> bool:
+            answer = await on.client.call("GET", "/api/ready")
+            return answer.status == 503 and answer.json["checks"]["process"] == "stopping"
+
+        await until(leaving, 2, on.platform.logs)
+        late = await on.client.invoke("nap", 0)
+        assert (late.status, late.headers["Connection"]) == (200, "close")
+        answer = await slow
+        assert (answer.status, answer.json["result"]) == (200, "slept")
+        assert await asyncio.to_thread(process.wait, 10) == 0
+        del on.platform.processes["api"]
+
+
 async def test_f10_redis_without_memory_delays_durable_jobs_and_loses_none(database: str, redis_url: str) -> None:
     async with scene(database, redis_url) as on:
         await on.redis.config_set("maxmemory", 1)
