@@ -30,6 +30,7 @@ from bench import (
     million,
     misbehaviour,
     report,
+    rolling,
     sandboxes,
     scale,
     waiting,
@@ -59,6 +60,7 @@ PROOFS: dict[str, Measure] = {
     "crowd": crowd.measure,
     "misbehaviour": misbehaviour.measure,
     "engine_restart": engine_restart.measure,
+    "rolling": rolling.measure,
     "million": million.measure,
 }
 """What must hold over minutes; each is run by its name."""

@@ -8,13 +8,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from uuid import UUID
 
 import aiohttp
 from aiodocker import Docker
-from redis.asyncio import Redis
 
 from bench import functions, recorded
 from bench.caller import Caller
@@ -25,8 +24,6 @@ from bench.figure import Better, Figure, WrongAnswer
 from bench.platform import Platform
 from bench.run import Run
 from shared.jobs import PLATFORM_REASONS
-from shared.queue.conservation import Conservation
-from shared.queue.queue import Queue
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 
 NAP_S = 0.2
@@ -34,7 +31,6 @@ _AGAIN_S = 0.2
 _ANSWER_S = 15.0
 _ORPHANS_GONE_S = 60.0
 _ENDED_S = 120.0
-_WRITTEN_S = 30.0
 _MAX_LOST = 20
 ENV = {"MAX_LOST_DELIVERIES": str(_MAX_LOST), "SWEEP_SECONDS": "10"}
 """A job that meets the killer three times would be given up, and rightly; here none may be."""
@@ -124,10 +120,11 @@ async def play(
         group.create_task(conductor.run())
         group.create_task(_accept_all(caller, client, size))
     started = time.monotonic()
-    await _until_ended(platform)
+    await recorded.settled(platform, timeout_s=_ENDED_S)
+    await recorded.all_written(platform)
     ended_s = time.monotonic() - started
     lost, recovery, disturbed, attempts, more = await _judge(platform, client.accepted, conductor.log)
-    orphans_gone_s = await _orphans_gone(platform, engine)
+    orphans_gone_s = await orphans_gone(platform, engine)
     return Outcome(
         seed=seed,
         accepted=len(client.accepted),
@@ -216,14 +213,6 @@ async def _accept(caller: Caller, client: Client) -> None:
         await asyncio.sleep(_AGAIN_S)
 
 
-async def _until_ended(platform: Platform) -> None:
-    """Wait for the end of all jobs, and of the last records' way to Postgres."""
-    await recorded.settled(platform, timeout_s=_ENDED_S)
-    async with Redis.from_url(platform.redis.url) as redis, asyncio.timeout(_WRITTEN_S):
-        while await redis.xlen("cp:records"):
-            await asyncio.sleep(0.05)
-
-
 async def _judge(platform: Platform, accepted: Sequence[str], log: Log) -> tuple[int, list[float], int, int, int]:
     """(lost attempts, recoveries, those that were disturbed, attempts, jobs that nobody was told of).
 
@@ -254,15 +243,12 @@ async def _judge(platform: Platform, accepted: Sequence[str], log: Log) -> tuple
                 disturbed += 1
             else:
                 recovery.append(started - killed_at)
-    async with Redis.from_url(platform.redis.url) as redis, aclosing(Queue(redis)) as queue:
-        balance = await Conservation(redis, queue, platform.database).run_once()
-    if balance.findings or balance.open or balance.running or balance.waiting or balance.parked:
-        raise WrongAnswer(f"the books do not balance: {balance}")
+    await recorded.balanced(platform)
     lost = sum(attempt["outcome"] == "lost" for records in attempts.values() for attempt in records)
     return lost, sorted(recovery), disturbed, sum(map(len, attempts.values())), len(jobs) - len(accepted)
 
 
-async def _orphans_gone(platform: Platform, engine: PrivateDockerd | None) -> float:
+async def orphans_gone(platform: Platform, engine: PrivateDockerd | None = None) -> float:
     """Seconds until no container belongs to a worker that is dead; raises :class:`WrongAnswer` after a minute."""
     if platform.engine_name != "docker":
         return 0.0

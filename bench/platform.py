@@ -45,7 +45,7 @@ class Platform:
     def __init__(self, engine_name: str, *, workers: int = 1, env: Mapping[str, str] | None = None) -> None:
         self.installation = f"bench-{secrets.token_hex(4)}"
         self.engine_name = engine_name
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="cp-bench-"))
         # Sandboxes reach their sockets below it, under a user of their own.
         self.folder.chmod(0o711)
@@ -95,9 +95,9 @@ class Platform:
         finally:
             os.close(log)
 
-    async def stop(self, name: str) -> None:
-        """SIGTERM, and wait."""
-        await self._processes.pop(name).stop(signal.SIGTERM, STOP_S)
+    async def stop(self, name: str) -> int:
+        """SIGTERM, and wait; its exit code, which is -9 if it had to be killed after :data:`STOP_S`."""
+        return await self._processes.pop(name).stop(signal.SIGTERM, STOP_S)
 
     async def kill(self, name: str) -> int:
         """SIGKILL, to the process alone; its pid."""
@@ -183,7 +183,8 @@ class Platform:
         }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import aclosing
+
+from redis.asyncio import Redis
 
 from bench.figure import WrongAnswer
 from bench.platform import Platform
+from shared.queue.conservation import Conservation
+from shared.queue.queue import RECORDS, Queue
 
 _POLL_S = 0.05
 _RECORDS_TIMEOUT_S = 30.0
@@ -26,6 +31,21 @@ async def settled(platform: Platform, *, timeout_s: float) -> None:
     async with asyncio.timeout(timeout_s):
         while await platform.unfinished():
             await asyncio.sleep(_POLL_S)
+
+
+async def all_written(platform: Platform) -> None:
+    """Wait for the end of the last records' way to Postgres."""
+    async with Redis.from_url(platform.redis.url) as redis, asyncio.timeout(_RECORDS_TIMEOUT_S):
+        while await redis.xlen(RECORDS):
+            await asyncio.sleep(_POLL_S)
+
+
+async def balanced(platform: Platform) -> None:
+    """Raise :class:`WrongAnswer` unless the queue is empty, and Postgres says the same."""
+    async with Redis.from_url(platform.redis.url) as redis, aclosing(Queue(redis)) as queue:
+        balance = await Conservation(redis, queue, platform.database).run_once()
+    if balance.findings or balance.open or balance.running or balance.waiting or balance.parked:
+        raise WrongAnswer(f"the books do not balance: {balance}")
 
 
 async def invocations_reach(platform: Platform, count: int, *, timeout_s: float) -> None:

@@ -15,7 +15,7 @@ import pytest
 from aiodocker import Docker
 from engines import short_dir
 
-from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour
+from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour, rolling
 from bench.dockerd import PrivateDockerd
 from bench.engine import BASE_IMAGE
 from bench.engine_restart import Restart
@@ -82,6 +82,16 @@ async def test_f1_f9_f13_whatever_is_killed_every_accepted_job_ends_once_and_not
     assert outcome.done.keys() == {"worker", "api", "redis", "postgres"}
     assert outcome.lost > 0, "no worker was killed at its work"
     assert outcome.recovery_p99_s <= size.recovery_s
+
+
+async def test_f22_rolling_restarts_cost_no_call_and_no_attempt() -> None:
+    size = rolling.SHORT
+    async with Platform("docker", workers=size.workers, env=size.env) as platform, platform.caller() as caller:
+        outcome = await rolling.play(platform, caller, size)
+    assert outcome.failures == []
+    assert outcome.consumed == 0
+    assert outcome.restarts == {"worker": 4, "api": 2, "scheduler": 2}
+    assert outcome.drain_p99_s <= 30
 
 
 async def test_f15_restarted_engine_costs_attempts_and_no_job(private: PrivateDockerd) -> None:
