@@ -29,6 +29,7 @@ from bench import (
     machine,
     million,
     misbehaviour,
+    outages,
     report,
     rolling,
     sandboxes,
@@ -60,6 +61,7 @@ PROOFS: dict[str, Measure] = {
     "crowd": crowd.measure,
     "misbehaviour": misbehaviour.measure,
     "engine_restart": engine_restart.measure,
+    "outages": outages.measure,
     "rolling": rolling.measure,
     "million": million.measure,
 }

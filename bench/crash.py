@@ -19,7 +19,7 @@ from bench import functions, recorded
 from bench.caller import Caller
 from bench.dockerd import PrivateDockerd, missing
 from bench.engine import BASE_IMAGE
-from bench.faults import Conductor, Log, Plan
+from bench.faults import Conductor, Log, Outage, Plan
 from bench.figure import Better, Figure, WrongAnswer
 from bench.platform import Platform
 from bench.run import Run
@@ -75,9 +75,11 @@ SHORT = Size(
 
 @dataclass(slots=True, kw_only=True)
 class Client:
-    """What callers were told: the id of every 202, codes of clean refusals, and calls without an answer."""
+    """What callers were told: the id of every 202 and when it was asked for and told (Unix times), codes of clean
+    refusals, and calls without an answer."""
 
     accepted: list[str] = field(default_factory=list)
+    served: list[tuple[float, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
 
@@ -86,7 +88,7 @@ class Client:
 class Outcome:
     """:param more: jobs that were committed and whose 202 did not arrive. :param lost: attempts that were lost.
     :param recovery_s: seconds from the kill of a worker to the next attempt of what it had, where no server was away
-    meanwhile, in order; ``disturbed`` are the others.
+    meanwhile, in order; ``disturbed`` are the others. :param ended_s: from the last accept to the last end.
     """
 
     seed: int
@@ -99,7 +101,9 @@ class Outcome:
     lost: int
     recovery_s: list[float]
     disturbed: int
+    away: list[Outage]
     ended_s: float
+    ended_at: float
     orphans_gone_s: float
 
     @property
@@ -108,13 +112,22 @@ class Outcome:
 
 
 async def play(
-    platform: Platform, caller: Caller, size: Size, *, seed: int, engine: PrivateDockerd | None = None
+    platform: Platform,
+    caller: Caller,
+    size: Size,
+    *,
+    seed: int,
+    engine: PrivateDockerd | None = None,
+    client: Client | None = None,
 ) -> Outcome:
     """Raises :class:`WrongAnswer` for a job that was lost, that ended twice or was run again for nothing, for books
-    that do not balance, and for what is left over."""
+    that do not balance, and for what is left over.
+
+    :param client: one that the caller looks at as well.
+    """
     await caller.deploy("nap", functions.SLEEP, timeout_s=30)
     await asyncio.gather(*(caller.invoke("nap", NAP_S, functions.SLEEP_RESULT) for _ in range(4)))
-    client = Client()
+    client = client or Client()
     conductor = Conductor(platform, size.plan, lambda: len(client.accepted) / size.jobs, seed=seed, engine=engine)
     async with asyncio.TaskGroup() as group:
         group.create_task(conductor.run())
@@ -122,7 +135,7 @@ async def play(
     started = time.monotonic()
     await recorded.settled(platform, timeout_s=_ENDED_S)
     await recorded.all_written(platform)
-    ended_s = time.monotonic() - started
+    ended_s, ended_at = time.monotonic() - started, time.time()
     lost, recovery, disturbed, attempts, more = await _judge(platform, client.accepted, conductor.log)
     orphans_gone_s = await orphans_gone(platform, engine)
     return Outcome(
@@ -136,7 +149,9 @@ async def play(
         lost=lost,
         recovery_s=recovery,
         disturbed=disturbed,
+        away=conductor.log.away,
         ended_s=ended_s,
+        ended_at=ended_at,
         orphans_gone_s=orphans_gone_s,
     )
 
@@ -196,6 +211,7 @@ async def _accept_all(caller: Caller, client: Client, size: Size) -> None:
 async def _accept(caller: Caller, client: Client) -> None:
     """Ask until one is accepted. A call without an answer may have been: those are jobs like all others."""
     while True:
+        asked_at = time.time()
         try:
             async with asyncio.timeout(_ANSWER_S):
                 status, answer = await caller.ask(
@@ -206,6 +222,7 @@ async def _accept(caller: Caller, client: Client) -> None:
         else:
             if status == 202:
                 client.accepted.append(answer["job_id"])
+                client.served.append((asked_at, time.time()))
                 return
             if status != 503 or "code" not in answer:
                 raise WrongAnswer(f"a job was refused: {status} {answer}")
@@ -219,11 +236,15 @@ async def _judge(platform: Platform, accepted: Sequence[str], log: Log) -> tuple
     Beside lost attempts only those are made again that failed because a server was away.
     """
     await recorded.all_committed(platform, accepted)
-    jobs = await platform.database.fetch("SELECT * FROM jobs WHERE kind = 'invoke' ORDER BY id")
+    jobs = await platform.database.fetch(
+        "SELECT jobs.* FROM jobs JOIN functions ON functions.id = function_id WHERE name = 'nap' AND kind = 'invoke'"
+        " ORDER BY jobs.id"
+    )
     attempts: dict[UUID, list[dict[str, object]]] = {row["id"]: [] for row in jobs}
     for row in await platform.database.fetch(
         "SELECT job_id, outcome, reason, worker_id, extract(epoch FROM started_at)::float8 AS started"
-        " FROM invocations ORDER BY epoch"
+        " FROM invocations WHERE job_id = ANY ($1) ORDER BY epoch",
+        list(attempts),
     ):
         attempts[row["job_id"]].append(dict(row))
     recovery: list[float] = []
@@ -239,7 +260,7 @@ async def _judge(platform: Platform, accepted: Sequence[str], log: Log) -> tuple
             started = after["started"]
             if killed_at is None or not isinstance(started, float):
                 continue
-            if any(begun < started and over > killed_at for begun, over in log.away):
+            if any(outage.since < started and outage.until > killed_at for outage in log.away):
                 disturbed += 1
             else:
                 recovery.append(started - killed_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import shutil
 import time
@@ -26,20 +27,29 @@ class Plan:
     :param engine_at: needs an engine of its own.
     """
 
-    worker_every_s: float
-    api_every_s: float
-    redis_at: tuple[float, ...]
-    postgres_at: tuple[float, ...]
+    worker_every_s: float = math.inf
+    api_every_s: float = math.inf
+    redis_at: tuple[float, ...] = ()
+    postgres_at: tuple[float, ...] = ()
     engine_at: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """A server was away between two Unix times; ``until`` it answered again."""
+
+    name: str
+    since: float
+    until: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Log:
-    """What was done: counts, when which worker was killed by its pid, and from when until when a server was away."""
+    """What was done: counts, when which worker was killed by its pid, and when a server was away."""
 
     counts: Counter[str] = field(default_factory=Counter)
     killed_at: dict[int, float] = field(default_factory=dict)
-    away: list[tuple[float, float]] = field(default_factory=list)
+    away: list[Outage] = field(default_factory=list)
 
 
 class Conductor:
@@ -103,7 +113,7 @@ class Conductor:
     async def _without(self, name: str, outage: Callable[[], Awaitable[None]]) -> None:
         started = time.time()
         await outage()
-        self.log.away.append((started, time.time()))
+        self.log.away.append(Outage(name=name, since=started, until=time.time()))
         self.log.counts[name] += 1
 
     async def _empty_redis(self) -> None:

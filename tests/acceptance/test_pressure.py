@@ -15,7 +15,7 @@ import pytest
 from aiodocker import Docker
 from engines import short_dir
 
-from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour, rolling
+from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour, outages, rolling
 from bench.dockerd import PrivateDockerd
 from bench.engine import BASE_IMAGE
 from bench.engine_restart import Restart
@@ -82,6 +82,16 @@ async def test_f1_f9_f13_whatever_is_killed_every_accepted_job_ends_once_and_not
     assert outcome.done.keys() == {"worker", "api", "redis", "postgres"}
     assert outcome.lost > 0, "no worker was killed at its work"
     assert outcome.recovery_p99_s <= size.recovery_s
+
+
+async def test_f8_f13_stores_that_go_away_again_and_again_cost_no_job_and_no_process() -> None:
+    size = outages.SHORT
+    async with Platform("docker", workers=size.workers, env=size.env) as platform, platform.caller() as caller:
+        outcome = await outages.play(platform, caller, size, seed=1)
+    assert outcome.jobs.accepted == size.jobs
+    assert outcome.jobs.done == {"redis": 2, "postgres": 2}
+    assert outcome.ended_s <= outages.ENDED_S
+    assert outcome.back_s("postgres") <= outages.BACK_S
 
 
 async def test_f22_rolling_restarts_cost_no_call_and_no_attempt() -> None:
