@@ -24,7 +24,8 @@ _YOUNG_S = 15.0
 class Plan:
     """Seconds between kills, and at which shares of the load each server is taken away.
 
-    :param engine_at: needs an engine of its own.
+    :param engine_at: needs an engine of its own. :param away_s: how long Redis or Postgres stays away before it is
+    started again.
     """
 
     worker_every_s: float = math.inf
@@ -32,6 +33,7 @@ class Plan:
     redis_at: tuple[float, ...] = ()
     postgres_at: tuple[float, ...] = ()
     engine_at: tuple[float, ...] = ()
+    away_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +122,13 @@ class Conductor:
         self._platform.redis.kill()
         await self._platform.redis.wait()
         await asyncio.to_thread(shutil.rmtree, self._platform.redis.data)
+        await asyncio.sleep(self._plan.away_s)
         await self._platform.redis.start()
 
     async def _stop_postgres(self) -> None:
         self._platform.postgres.kill()
         await self._platform.postgres.wait()
+        await asyncio.sleep(self._plan.away_s)
         await self._platform.postgres.start()
         await self._platform.reconnect()
 

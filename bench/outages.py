@@ -19,6 +19,7 @@ from bench.run import Run
 
 ENDED_S = 60.0
 BACK_S = 10.0
+_AWAY_S = 1.0
 _PROBE = "/api/functions/probe/invoke"
 _PROBE_EVERY_S = 0.05
 
@@ -26,7 +27,7 @@ _PROBE_EVERY_S = 0.05
 def plan(count: int) -> Plan:
     """``count`` outages of each server in turn, evenly over the load, which goes on for as long after the last one."""
     at = [(number + 1) / (2 * count + 1) for number in range(2 * count)]
-    return Plan(redis_at=tuple(at[::2]), postgres_at=tuple(at[1::2]))
+    return Plan(redis_at=tuple(at[::2]), postgres_at=tuple(at[1::2]), away_s=_AWAY_S)
 
 
 LONG = crash.Size(jobs=6000, workers=2, rate=20, recovery_s=math.inf, plan=plan(20), env=crash.ENV)
