@@ -91,8 +91,11 @@ class Platform:
         await self.stop()
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start the process ``name``: ``api``, ``scheduler`` or ``worker-…``."""
-        module = "worker" if name.startswith("worker") else name
+        """Start the process ``name``: its module, ``api``, ``scheduler`` or ``worker``, alone or as in ``worker-2``.
+
+        A second API needs a ``PORT`` of its own, see :meth:`change`.
+        """
+        module = name.partition("-")[0]
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module], env=self._env, stdout=log, stderr=log, cwd=self.folder
@@ -130,8 +133,8 @@ class Platform:
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)
 
-    async def ready(self) -> None:
-        """Wait until calls can be served."""
+    async def ready(self, url: str | None = None) -> None:
+        """Wait until calls can be served, by the API at ``url`` if there are several."""
         deadline = asyncio.get_running_loop().time() + READY_S
         async with aiohttp.ClientSession() as http:
             while True:
@@ -139,7 +142,7 @@ class Platform:
                     if process.poll() is not None:
                         raise AssertionError(f"{name} ended with {process.returncode}\n{self.logs()}")
                 try:
-                    async with http.get(self.url + "/api/ready") as response:
+                    async with http.get((url or self.url) + "/api/ready") as response:
                         if response.status == 200:
                             return
                 except aiohttp.ClientError:

@@ -30,6 +30,7 @@ POLL_S = 5.0
 RETRY_S = 0.2
 LAST_SETTLE_S = 4.0
 UNREADABLE_S = 1.0
+ASIDE_S = 0.2
 
 Cleanup = Awaitable[None] | None
 Run = Callable[[JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
@@ -68,6 +69,7 @@ class Station:
         self._draining = False
         self._listed = False  # Redis may wake this worker when there is work
         self._holding = False
+        self._aside: asyncio.TimerHandle | None = None  # until it ends, others claim first
         self._compare_at = 0.0
         self._give_up_at: float | None = None
         self.joined_at: float | None = None  # loop time at which this generation was joined
@@ -129,7 +131,8 @@ class Station:
                 return
             self._wake.clear()
             ended, self._ended = self._ended, []
-            want = 0 if self._draining or self._holding else self._slots - self._busy
+            waits = self._draining or self._holding or self._aside is not None
+            want = 0 if waits else self._slots - self._busy
             try:
                 if asyncio.get_running_loop().time() >= self._compare_at:
                     await self._compare(ended)
@@ -188,6 +191,7 @@ class Station:
         try:
             message = await self._message(claim)
             if message is None:
+                self._stand_aside()
                 self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
             else:
                 record, cleanup = await self._run(message, claim)
@@ -221,6 +225,17 @@ class Station:
             # Not at once, or this worker would take it again and again while one that knows it starts up.
             await asyncio.sleep(UNREADABLE_S)
             return None
+
+    def _stand_aside(self) -> None:
+        """Claim nothing for a moment: a job that goes back is the first of its user's again, and whoever gave it back
+        would take it before anybody else heard of it."""
+        if self._aside is not None:
+            self._aside.cancel()
+        self._aside = asyncio.get_running_loop().call_later(ASIDE_S, self._claim_again)
+
+    def _claim_again(self) -> None:
+        self._aside = None
+        self._wake.set()
 
     def _free(self) -> None:
         self._busy -= 1

@@ -207,6 +207,10 @@ class Load:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ask for nothing more, and wait until every call was answered."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 

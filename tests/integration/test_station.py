@@ -91,12 +91,8 @@ async def test_station_runs_no_more_than_its_slots(queue: Queue, station: Statio
         await until(lambda: len(work.started) == 2)
         assert station.busy == 2
         work.may_end.set()
-
-        async def all_recorded() -> bool:
-            return len(await records(redis)) == 5
-
-        await until(all_recorded)
-        assert station.settled == 5
+        await until(lambda: station.settled == 5)
+    assert len(await records(redis)) == 5
 
 
 async def test_held_station_claims_nothing_and_settles_what_runs(
@@ -208,6 +204,24 @@ async def test_unreadable_job_goes_back_unspent(
         await until(lambda: station.settled >= 2)
     assert {(one.outcome, one.attempt) for one in await records(redis)} == {("handed_back", 0)}
     assert await queue.present("invoke", [job.id]) == [True]
+
+
+async def test_f23_unreadable_job_is_left_to_another_worker(
+    queue: Queue, station: Station, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.station.UNREADABLE_S", 0.01)
+    monkeypatch.setattr("worker.station.ASIDE_S", 60)
+    job = message()
+    await queue.enqueue("invoke", [job])
+    await redis.hset("cp:invoke:messages", str(job.id), job.encode().replace(b"\n", b" of a later release\n", 1))  # type: ignore[misc]
+    async with at_work(station):
+        while not await records(redis):
+            await asyncio.sleep(0.01)
+        state = await queue.generation()
+        assert state is not None
+        _, claims = await queue.exchange("invoke", "worker-b", generation=state[0], want=1)
+        assert [UUID(claim.id) for claim in claims] == [job.id]
+        assert await queue.holders() == {"worker-b"}
 
 
 async def test_f22_drain_lets_attempts_end_and_claims_nothing(
