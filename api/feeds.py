@@ -31,6 +31,7 @@ class Feed(asyncio.Event):
     """What one onlooker has not read yet. Set when there is something to do.
 
     :ivar look: the job may have ended, or something was missed: read it again.
+    :ivar missed: what was pushed and is not here; ask for it to be told anew.
     """
 
     def __init__(self, job: Job) -> None:
@@ -39,6 +40,7 @@ class Feed(asyncio.Event):
         self.user = job.user_id
         self.queue = queue_of(job.kind)
         self.look = True
+        self.missed = False
         self._unread: list[dict[str, Any]] = []
         self._unread_bytes = 0
 
@@ -47,12 +49,13 @@ class Feed(asyncio.Event):
         super().set()
 
     def push(self, event: dict[str, Any], size_bytes: int) -> None:
-        # One who reads slowly misses some, sees that, and asks again: what is told anew has no bound.
-        if self._unread_bytes + size_bytes <= _MOST_UNREAD_BYTES:
+        # One who reads slowly misses some, sees that, and asks again. What is told anew comes as one push, as large as
+        # the job's log may be: one that has read everything takes it.
+        if not self._unread or self._unread_bytes + size_bytes <= _MOST_UNREAD_BYTES:
             self._unread.append(event)
             self._unread_bytes += size_bytes
         else:
-            self.look = True
+            self.look = self.missed = True
         super().set()
 
     def take(self) -> list[dict[str, Any]]:

@@ -278,6 +278,9 @@ class Settings(BaseModel):
     max_event_streams_per_user: Positive = _setting(
         1000, "Streams of events that one user may have open on one API process."
     )
+    event_read_seconds: PositiveSeconds = _setting(
+        30, "Time a client may take to read what there is of a stream of events before the stream is ended."
+    )
     default_page: Positive = _setting(100, "Items of a list, unless `limit` says otherwise.")
     max_page: Positive = _setting(1000, "Largest `limit` of a list.")
     leave_seconds: Annotated[float, Field(ge=0, le=10)] = _setting(

@@ -26,11 +26,11 @@ class EventStream:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
         self.last_id = ""
+        self._cut = self._lines()  # one for all iterations: it has read ahead
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         name, data = "", ""
-        async for raw in self.response.content:
-            line = raw.decode().rstrip("\n")
+        async for line in self._cut:
             field, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if field == "event":
@@ -42,6 +42,18 @@ class EventStream:
             elif not line and data:
                 yield Event(name=name, id=self.last_id, data=json.loads(data))
                 name, data = "", ""
+
+    async def _lines(self) -> AsyncIterator[str]:
+        """However long they are: aiohttp bounds those that it cuts."""
+        parts = []
+        async for chunk in self.response.content.iter_any():
+            head, ended, tail = chunk.rpartition(b"\n")
+            if not ended:
+                parts.append(chunk)
+                continue
+            for line in b"".join((*parts, head)).split(b"\n"):
+                yield line.decode()
+            parts = [tail]
 
     async def until(self, name: str, **members: Any) -> list[Event]:
         """What comes until an event of this name whose data has these members, which is the last."""

@@ -19,7 +19,7 @@ from aiohttp import web
 from api import documents
 from api.contract import Operation, Parameter
 from api.feeds import Feed
-from api.keys import FEEDS, JOBS, QUEUE
+from api.keys import FEEDS, JOBS, QUEUE, SETTINGS
 from api.middleware import mark
 from api.routes.jobs import job_of, job_views
 from api.session import authenticated
@@ -27,7 +27,6 @@ from shared.errors import ContainerPubError
 from shared.jobs import JobStatus
 
 _BEAT_S = 15.0
-_READ_WITHIN_S = 30.0
 _LAST = "end"
 _LOGGER = "logger"
 _RETRY_MS = 1000
@@ -118,6 +117,7 @@ class _Stream:
         while not self._app[FEEDS].closing:
             events = self._feed.take()
             look, self._feed.look = self._feed.look, False
+            missed, self._feed.missed = self._feed.missed, False
             for event in events:
                 if event["kind"] == "state":
                     # The record of an attempt may still be on its way to Postgres.
@@ -129,6 +129,8 @@ class _Stream:
                     await self._tell(event)
             if look and await self._look():
                 return
+            if missed:
+                await self._app[FEEDS].look_on([self._feed])
             if self._feed.is_set():
                 continue
             try:
@@ -196,7 +198,7 @@ class _Stream:
 
     async def _write(self, data: bytes) -> None:
         try:
-            async with asyncio.timeout(_READ_WITHIN_S):
+            async with asyncio.timeout(self._app[SETTINGS].event_read_seconds):
                 await self._response.write(data)
         except TimeoutError as error:
             raise _DoesNotRead from error

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 from redis.asyncio import Redis
 
 from tests.client import Client
 from tests.deployment import Platform
-from tests.eventstream import events_of, states, text
+from tests.eventstream import EventStream, events_of, states, text
 from tests.integration.conftest import StartApi
 
 TALKER = """
@@ -42,6 +44,17 @@ def handler(event, context):
     os.write(1, b"\\x00\\xff")
     return None
 """
+LOUD = """
+import asyncio
+
+async def handler(event, context):
+    for number in range(event["body"]):
+        print(f"{number:6} " + "x" * 65528, flush=True)
+        await asyncio.sleep(0.01)
+    context.progress(1, "all printed")
+    await asyncio.sleep(100)
+"""
+LOUD_ENV = {"MAX_LOG_BYTES": "32000000", "EVENT_READ_SECONDS": "2"}
 
 
 @pytest.fixture
@@ -51,6 +64,40 @@ async def client(shared_platform: Platform) -> AsyncIterator[Client]:
         settings = {"timeout_s": 60, "max_attempts": 2, "retry_delay_s": 0.2}
         assert (await client.deploy("talker", {"main.py": TALKER}, settings=settings)).status == 201
         yield client
+
+
+@pytest.fixture
+async def loud(database: str, redis_url: str) -> AsyncIterator[tuple[Platform, Client]]:
+    """A platform that keeps much of what is printed, and does not wait for long for whoever does not read it."""
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="process", env=LOUD_ENV) as platform,
+        platform.client() as client,
+    ):
+        await client.register()
+        assert (await client.deploy("loud", {"main.py": LOUD}, settings={"timeout_s": 120})).status == 201
+        yield platform, client
+
+
+def printed(lines: int) -> str:
+    return "".join(f"{number:6} " + "x" * 65528 + "\n" for number in range(lines))
+
+
+async def all_printed(client: Client, job: str) -> None:
+    async with asyncio.timeout(60):
+        while (await client.job(job))["progress"] is None:
+            await asyncio.sleep(0.05)
+
+
+async def read_until(stream: EventStream, size: int) -> str:
+    """What was told of stdout, once it is ``size`` characters or more."""
+    parts: list[str] = []
+    async with asyncio.timeout(60):
+        async for event in stream:
+            if event.name == "log":
+                parts.append(event.data["message"])
+                if sum(map(len, parts)) >= size:
+                    break
+    return "".join(parts)
 
 
 async def started(client: Client, **body: float) -> str:
@@ -190,3 +237,57 @@ async def test_a_stopping_api_ends_its_streams(platform: Platform) -> None:
             platform.processes["api"].terminate()
             async with asyncio.timeout(10):
                 assert states(await stream.rest()) == []
+
+
+async def test_one_who_comes_late_is_told_more_than_may_be_left_unread(loud: tuple[Platform, Client]) -> None:
+    _, client = loud
+    job = (await client.invoke("loud", 48, prefer="respond-async")).json["job_id"]
+    await all_printed(client, job)
+    async with events_of(client, job) as stream:
+        assert await read_until(stream, len(printed(48))) == printed(48)
+    assert (await client.job(job))["status"] == "running"
+
+
+async def test_one_who_stopped_reading_for_a_while_is_told_the_rest(
+    loud: tuple[Platform, Client], start_api: StartApi
+) -> None:
+    platform, client = loud
+    patient = await start_api({"JWT_SECRET": platform.env["JWT_SECRET"]})
+    client.url = patient.url
+    job = (await client.invoke("loud", 200, prefer="respond-async")).json["job_id"]
+    async with events_of(client, job) as stream:
+        await all_printed(client, job)  # more than fits into what lies between
+        assert await read_until(stream, len(printed(200))) == printed(200)
+    assert (await client.job(job))["status"] == "running"
+
+
+async def test_one_who_reads_nothing_is_left_and_costs_nobody_anything(loud: tuple[Platform, Client]) -> None:
+    platform, client = loud
+    api = psutil.Process(platform.processes["api"].pid)
+    job = (await client.invoke("loud", 200, prefer="respond-async")).json["job_id"]
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", platform.port))
+        request = f"GET /api/jobs/{job}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+        deaf.sendall(request.encode())
+        before = api.memory_info().rss
+
+        async def read_nothing() -> None:
+            async with asyncio.timeout(30):
+                while any(one.raddr == deaf.getsockname() for one in api.net_connections("tcp4")):
+                    await asyncio.sleep(0.1)
+
+        async with events_of(client, job) as stream:
+            heard, _ = await asyncio.gather(read_until(stream, len(printed(200))), read_nothing())
+        assert heard == printed(200)
+        assert api.memory_info().rss - before < 32_000_000  # what all see passes through, and leaves some behind
+        assert (await client.job(job))["status"] == "running"
+        deaf.settimeout(10)
+        told = b""
+        try:
+            while data := await asyncio.to_thread(deaf.recv, 65536):
+                told += data
+        except ConnectionResetError:
+            pass
+    assert told.startswith(b"HTTP/1.1 200 ")
+    assert len(told) < len(printed(200)) / 2  # what lay in the buffers of the kernel and in those of the connection

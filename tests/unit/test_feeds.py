@@ -44,7 +44,18 @@ async def test_a_feed_that_is_not_read_holds_a_megabyte_at_most_and_is_told_to_l
         feed.push({"number": number}, 256 * 1024)
     assert feed.is_set()
     assert feed.look
+    assert feed.missed
     assert [event["number"] for event in feed.take()] == [0, 1, 2, 3]
     assert not feed.is_set()
     feed.push({"number": 100}, 256 * 1024)
     assert [event["number"] for event in feed.take()] == [100]
+
+
+async def test_a_feed_that_was_read_takes_one_push_however_large() -> None:
+    feed = Feed(job())
+    for number in range(2):
+        feed.push({"number": number}, 8 * 1024 * 1024)
+    assert [event["number"] for event in feed.take()] == [0]
+    assert feed.missed
+    feed.push({"number": 2}, 8 * 1024 * 1024)
+    assert [event["number"] for event in feed.take()] == [2]
