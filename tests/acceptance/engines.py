@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
 import tarfile
 import uuid
@@ -192,6 +193,11 @@ async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None =
         yield Bench(engine=engine, config=config, image="tested")
     finally:
         await engine.close()
+
+
+def engine_socket() -> Path:
+    """Where this machine's container engine listens."""
+    return Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
 
 
 async def docker_bench_of(config: EngineConfig, *, cached: bool = True) -> AsyncIterator[Bench]:

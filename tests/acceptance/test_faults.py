@@ -20,10 +20,10 @@ import asyncpg
 import pytest
 from scenes import LEASE_S, Load, Scene, own_postgres, scene, until
 
+from bench.relay import Relay
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.postgres.migrate import migrate
 from tests.client import Answer
-from tests.relay import Relay
 
 __all__ = ["own_postgres"]  # a fixture
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from aiodocker import Docker
-from engines import short_dir
+from engines import engine_socket, short_dir
 
 from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour, outages, rolling
 from bench.dockerd import PrivateDockerd
 from bench.engine import BASE_IMAGE
 from bench.engine_restart import Restart
 from bench.platform import Platform
-from bench.stall import StallingProxy
+from bench.relay import Relay
 
 pytestmark = pytest.mark.docker
 
@@ -125,7 +125,7 @@ async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir
         "WORKER_MEMORY_MB": "256",
     }
     async with (
-        StallingProxy(short_dir / "engine", engine_socket()) as proxy,
+        Relay(short_dir / "engine", engine_socket()) as proxy,
         Platform("docker", env={**env, "DOCKER_HOST": proxy.url}) as platform,
         platform.caller() as caller,
     ):
@@ -155,7 +155,3 @@ async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir
         await platform.stop("worker-1")
         assert time.monotonic() - started < 20, f"told to stop, the worker waits for the engine\n{platform.logs()}"
         proxy.flow()
-
-
-def engine_socket() -> Path:
-    return Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
