@@ -232,3 +232,38 @@ async def test_priority_is_kept_with_the_job(client: Client) -> None:
     assert (await client.job(answer.json["job_id"], wait=5))["priority"] == "low"
     answer = await later(client, "priority=urgent")
     assert (answer.status, answer.json["field"]) == (400, "priority")
+
+
+async def test_f24_two_schedulers_and_a_time_without_one_run_each_due_job_once(
+    database: str, redis_url: str, pool: Pool
+) -> None:
+    env = {"LEADER_SECONDS": "2", "FUNCTION_MAX_CONCURRENT": "10"}
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="process", env=env) as platform,
+        platform.client() as client,
+    ):
+        platform.start("scheduler-2")
+        await client.register()
+        assert (await client.deploy("echo", {"main.py": ECHO})).status == 201
+        jobs = [(await later(client, f"delay={1 + number / 10}")).json["job_id"] for number in range(80)]
+
+        async def due() -> int:
+            return int(await pool.fetchval("SELECT count(*) FROM jobs WHERE status = 'scheduled' AND run_at < now()"))
+
+        await client.job(jobs[0], wait=10)
+        platform.kill("scheduler")  # it leads
+        async with asyncio.timeout(20):
+            while "leading" not in platform.log("scheduler-2").read_text():
+                await asyncio.sleep(0.05)
+            while await due() > 1:
+                await asyncio.sleep(0.05)
+        platform.kill("scheduler-2")
+        async with asyncio.timeout(20):
+            while await due() < 10:
+                await asyncio.sleep(0.05)
+        platform.start("scheduler-3")
+        for job in jobs:
+            ended = await client.job(job, wait=20)
+            assert (ended["status"], ended["result"], ended["attempt"]) == ("succeeded", 7, 1), platform.logs()
+        runs = await pool.fetch("SELECT count(*) AS runs FROM invocations GROUP BY job_id")
+        assert [row["runs"] for row in runs] == [1] * len(jobs)
