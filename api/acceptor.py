@@ -137,15 +137,21 @@ class Acceptor:
             self.hand_over([message_of(job) for job in accepted])
         return accepted
 
-    async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
+    async def accept_later(self, message: JobMessage, run_at: datetime, *, counted: bool) -> None:
         """Commit a durable job that is due at ``run_at``; the scheduler puts it on the queue then.
 
-        :raises Unavailable: as :meth:`accept`.
+        :param counted: as in :meth:`shared.postgres.jobs.Jobs.accept_later`. :raises Unavailable: as :meth:`accept`.
         """
-        await self._jobs.accept_later(await self._kept(message), run_at)
+        await self._jobs.accept_later(await self._kept(message), run_at, counted=counted)
 
     async def accept_once(
-        self, message: JobMessage, *, key: str, fingerprint: bytes, run_at: datetime | None = None
+        self,
+        message: JobMessage,
+        *,
+        key: str,
+        fingerprint: bytes,
+        run_at: datetime | None = None,
+        counted: bool = False,
     ) -> UUID:
         """Commit a durable job, or find the one that was accepted under ``key`` before; its id.
 
@@ -153,7 +159,7 @@ class Acceptor:
         """
         message = await self._kept(message)
         job = await self._jobs.accept_once(
-            message, key=key, fingerprint=fingerprint, keep_s=self._keep_keys_s, run_at=run_at
+            message, key=key, fingerprint=fingerprint, keep_s=self._keep_keys_s, run_at=run_at, counted=counted
         )
         if job == message.id and run_at is None:
             self.hand_over([message])

@@ -87,13 +87,18 @@ async def invoke(request: web.Request) -> web.Response:
     )
     if key is not None:
         asked = sha256(target.function_id.bytes + request.query_string.encode() + b"\n" + data).digest()
-        job_id = await app[ACCEPTOR].accept_once(message, key=key, fingerprint=asked, run_at=run_at)
+        job_id = await app[ACCEPTOR].accept_once(
+            message, key=key, fingerprint=asked, run_at=run_at, counted="delay" in request.query
+        )
         response = await _follow(app, caller.user.id, job_id, wait_s if respond_async or wait_s else patience_s)
         if job_id != message.id:
             response.headers["Idempotent-Replayed"] = "true"
         return response
     if respond_async:
-        await (app[ACCEPTOR].accept(message) if run_at is None else app[ACCEPTOR].accept_later(message, run_at))
+        if run_at is None:
+            await app[ACCEPTOR].accept(message)
+        else:
+            await app[ACCEPTOR].accept_later(message, run_at, counted="delay" in request.query)
         return await _follow(app, caller.user.id, message.id, wait_s)
     return await _wait(app, message, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
 

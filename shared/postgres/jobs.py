@@ -88,10 +88,14 @@ class Jobs:
                 [message.callback_url for message in messages],
             )
 
-    async def accept_later(self, message: JobMessage, run_at: datetime) -> None:
-        """Commit an invoke job that is due at ``run_at``."""
+    async def accept_later(self, message: JobMessage, run_at: datetime, *, counted: bool = False) -> None:
+        """Commit an invoke job that is due at ``run_at``.
+
+        :param counted: ``run_at`` was counted from the time in the job's id; Postgres counts as long by its own clock,
+            which decides what is due.
+        """
         with postgres_errors():
-            await self._pool.execute(_SQL["insert_job_later"], *_columns(message), run_at)
+            await self._pool.execute(_SQL["insert_job_later"], *_columns(message), run_at, counted)
 
     async def count_scheduled(self, user: UUID, *, most: int) -> int:
         """How many jobs of ``user`` are due later; looks no further than ``most``."""
@@ -105,12 +109,19 @@ class Jobs:
         return [_job(row) for row in rows]
 
     async def accept_once(
-        self, message: JobMessage, *, key: str, fingerprint: bytes, keep_s: float, run_at: datetime | None = None
+        self,
+        message: JobMessage,
+        *,
+        key: str,
+        fingerprint: bytes,
+        keep_s: float,
+        run_at: datetime | None = None,
+        counted: bool = False,
     ) -> UUID:
         """Commit an invoke job unless its user has used ``key`` before; the job that has the key then.
 
         :param fingerprint: of what is asked for. :param keep_s: time after which the key is free again.
-        :param run_at: when the job is due; None for now.
+        :param run_at: when the job is due; None for now. :param counted: as in :meth:`accept_later`.
         :raises Conflict: if the key stands for something else.
         """
         row = None
@@ -123,6 +134,7 @@ class Jobs:
                     fingerprint,
                     keep_s,
                     run_at,
+                    counted,
                 )
         if row["fingerprint"] != fingerprint:
             raise Conflict(

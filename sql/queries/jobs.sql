@@ -12,10 +12,12 @@ FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea
 ON CONFLICT (id) DO NOTHING
 
 -- name: insert_job_later
--- Accept a job that is due at a time.
+-- Accept a job that is due at a time, or, if $12, as long from now as that is after its acceptance by its acceptor's
+-- clock.
 INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
                   priority, callback_url, run_at)
-VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10, $11)
+VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10,
+        CASE WHEN $12 THEN now() + ($11::timestamptz - $7::timestamptz) ELSE $11 END)
 
 -- name: count_scheduled
 -- Jobs of a user that are due later, counted up to $2.
@@ -32,7 +34,7 @@ SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = mo
 
 -- name: insert_job_once
 -- Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
--- another call took the key in this moment.
+-- another call took the key in this moment. When it is due: as in insert_job_later, by $14 and $15; null is at once.
 WITH claimed AS (
     INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
     VALUES ($2::uuid, $11::text, $12::bytea, $1::uuid, now() + make_interval(secs => $13))
@@ -45,7 +47,8 @@ WITH claimed AS (
                       priority, callback_url, run_at)
     SELECT $1::uuid, 'invoke', $2::uuid, $3::uuid, $4::uuid,
            CASE WHEN $14::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
-           $8::timestamptz, $9::smallint, $10::text, $14::timestamptz
+           $8::timestamptz, $9::smallint, $10::text,
+           CASE WHEN $15 THEN now() + ($14::timestamptz - $7::timestamptz) ELSE $14::timestamptz END
     FROM claimed
 )
 SELECT job_id, fingerprint FROM claimed

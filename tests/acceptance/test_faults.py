@@ -28,6 +28,8 @@ from tests.client import Answer
 __all__ = ["own_postgres"]  # a fixture
 
 KEY = "order-4711"
+DELAY_S = 2
+LATER = f"/api/functions/nap/invoke?delay={DELAY_S}"
 
 
 @asynccontextmanager
@@ -329,6 +331,14 @@ async def test_f18_clocks_that_jump_by_an_hour_expire_no_lease_and_delay_no_job(
             assert {answer.status for answer in load.accepts} == {202}
             assert {answer.status for answer in load.invokes} == {200}
             await on.all_ended(15)
+            # Whatever the API holds the time to be, a delay is as long as its caller said.
+            for headers in ({}, {"Idempotency-Key": f"after{to}"}):
+                asked_at = time.monotonic()
+                answer = await on.client.call("POST", LATER, json={"body": 0}, headers=headers)
+                assert answer.status == 202, answer
+                job = await on.client.job(answer.json["job_id"], wait=15)
+                assert job["status"] == "succeeded", job
+                assert DELAY_S <= time.monotonic() - asked_at < DELAY_S + 5
         assert {row["attempt"] for row in (await on.jobs()).values()} == {1}
         assert "worker lost" not in on.platform.logs()
         on.nothing_exited()
