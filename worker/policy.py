@@ -33,12 +33,14 @@ def hosts_of(url: str) -> list[str]:
 
     Postgres takes several, separated by commas, and takes them as parameters too.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
+    # Not by urlsplit, which newer Pythons have refuse several hosts with an IPv6 address among them.
+    scheme, _, rest = url.partition("//")
+    if scheme.lower() == "unix:":
         return []
-    named = parts.netloc.rpartition("@")[2].split(",")
+    before_query, _, query = rest.partition("#")[0].partition("?")
+    named = before_query.partition("/")[0].rpartition("@")[2].split(",")
     hosts = [urlsplit(f"//{one}").hostname or "" for one in named]
-    for name, values in parse_qs(parts.query).items():
+    for name, values in parse_qs(query).items():
         if name in ("host", "hostaddr"):
             hosts += [host for value in values for host in value.split(",")]
     return [host for host in hosts if host and not host.startswith("/")]

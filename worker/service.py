@@ -261,6 +261,10 @@ class Service:
                 continue
             try:
                 living = frozenset(await self._queue.beats()) | {self.id}
+                state = await self._queue.generation()
+                # Asked for after the beats: in a Redis that was emptied before them there is none, or another one.
+                if state is None or any(station.generation != state[0] for station in self.worker.stations):
+                    continue
                 swept = await self._engine.sweep(living) + await self._scratch.sweep()
                 if swept:
                     log.info("swept", extra={"things": swept})

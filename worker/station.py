@@ -76,6 +76,11 @@ class Station:
         self.settled = 0
 
     @property
+    def generation(self) -> str:
+        """Of the queue, as it was joined last."""
+        return self._generation
+
+    @property
     def busy(self) -> int:
         """Slots in use."""
         return self._busy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -306,3 +307,32 @@ async def test_images_of_deleted_and_failed_versions_go_whoever_deleted_them_and
         assert (answer.status, answer.json["success"]) == (200, True), answer
         await until(only_what_is_kept, SWEPT_S, platform.logs)
     await redis.aclose()
+
+
+async def test_f9_no_sweep_takes_what_the_living_have_while_an_emptied_redis_names_nobody(
+    database: str, redis_url: str
+) -> None:
+    env = ENV | {"SWEEP_SECONDS": "0.05", "SANDBOX_IDLE_SECONDS": "60", "SANDBOX_PAUSE_SECONDS": "60"}
+    async with (
+        Redis.from_url(redis_url) as redis,
+        Platform(database_url=database, redis_url=redis_url, engine="docker", workers=2, env=env) as platform,
+        platform.client() as client,
+    ):
+        await client.register()
+        assert (await client.deploy("nap", {"main.py": NAP}, settings={"min_warm": 2})).status == 201
+
+        async def warmed() -> bool:
+            of_workers = Counter((await containers(platform)).values())
+            return len(of_workers) == 2 and min(of_workers.values()) >= 2
+
+        await until(warmed, 30, platform.logs)
+        before = await containers(platform)
+        for _ in range(3):
+            await redis.flushall()
+
+            async def served() -> bool:
+                return (await client.invoke("nap", 0)).status == 200 and len(await workers(redis)) == 2
+
+            await until(served, 30, platform.logs)
+        assert before.items() <= (await containers(platform)).items(), platform.logs()
+        assert all(process.poll() is None for process in platform.processes.values())

@@ -61,9 +61,12 @@ class BlankFolders:
     async def check(self, recipe: Recipe, sandbox: AttachedSandbox) -> None:
         """Raise :class:`Unseen` unless the blank sees what is put into its folders from now on."""
         marks = {f"/{name}/{secrets.token_hex(8)}": secrets.token_hex(16) for name in recipe.code_folders}
-        await asyncio.to_thread(self._mark, sandbox.id, marks)
-        seen = await sandbox.look(list(marks), _LOOK_TIMEOUT_S)
-        await asyncio.to_thread(self._unmark, sandbox.id, marks)
+        try:
+            await asyncio.to_thread(self._mark, sandbox.id, marks)
+            seen = await sandbox.look(list(marks), _LOOK_TIMEOUT_S)
+            await asyncio.to_thread(self._unmark, sandbox.id, marks)
+        except OSError as error:
+            raise _lost(sandbox.id, error) from error
         if seen != marks:
             raise Unseen(f"The blank {sandbox.id} does not see its folders in {self.folders.root}.")
 
@@ -82,7 +85,10 @@ class BlankFolders:
         self, code: VersionCode, recipe: Recipe, runtime: Image, sandbox_id: str, spec: SandboxSpec
     ) -> Mapping[str, str]:
         """See :class:`worker.engine.blank.AttachedBlank`."""
-        await code.place(spec, recipe, runtime, self.home(sandbox_id))
+        try:
+            await code.place(spec, recipe, runtime, self.home(sandbox_id))
+        except OSError as error:
+            raise _lost(sandbox_id, error) from error
         return environment(spec)
 
     def close(self) -> None:
@@ -98,3 +104,7 @@ class BlankFolders:
     def _unmark(self, sandbox_id: str, marks: Mapping[str, str]) -> None:
         for path in marks:
             (self.home(sandbox_id) / path.lstrip("/")).unlink()
+
+
+def _lost(sandbox_id: str, error: OSError) -> EngineUnavailable:
+    return EngineUnavailable(f"The folder of the blank {sandbox_id} cannot be used: {error.strerror}")
