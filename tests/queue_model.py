@@ -192,26 +192,27 @@ class QueueModel:
     def write(self, ends: Iterable[End]) -> None:
         """Records reach Postgres. Repeating one changes nothing."""
         for end in ends:
-            final = end.status not in OPEN
             epoch = None if end.epoch is None else epoch_number(end.epoch)
+            self._write_row(end, epoch)
             if end.outcome is not None and epoch is not None:
-                self.attempts.setdefault((end.job.id, epoch), end.outcome)
-            row = self.rows.get(end.job.id)
-            if row is None:
-                if not final:
-                    continue
-                row = self.rows[end.job.id] = Row(job=end.job)
-            if row.status not in OPEN:
-                continue
-            if (
-                row.epoch is not None
-                and epoch is not None
-                and (row.epoch > epoch or (row.epoch == epoch and not final))
-            ):
-                continue
-            row.status, row.attempt, row.lost = end.status, end.attempt, end.lost
-            row.reason = end.reason if final else None
-            row.epoch = row.epoch if epoch is None else epoch
+                row = self.rows.get(end.job.id)
+                counts = end.outcome != "succeeded" or (row is not None and row.epoch == epoch)
+                self.attempts.setdefault((end.job.id, epoch), end.outcome if counts else "lost")
+
+    def _write_row(self, end: End, epoch: int | None) -> None:
+        final = end.status not in OPEN
+        row = self.rows.get(end.job.id)
+        if row is None:
+            if not final:
+                return
+            row = self.rows[end.job.id] = Row(job=end.job)
+        if row.status not in OPEN:
+            return
+        if row.epoch is not None and epoch is not None and (row.epoch > epoch or (row.epoch == epoch and not final)):
+            return
+        row.status, row.attempt, row.lost = end.status, end.attempt, end.lost
+        row.reason = end.reason if final else None
+        row.epoch = row.epoch if epoch is None else epoch
 
     def fill(self) -> list[UUID]:
         """What Postgres has as open and the queue does not hold, in order of arrival."""

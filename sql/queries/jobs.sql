@@ -155,14 +155,23 @@ WHERE settled.status IN ('succeeded', 'failed', 'cancelled') AND settled.kind = 
   AND (settled.callback_url IS NOT NULL OR v.id IS NOT NULL)
 
 -- name: insert_invocations
--- The records of attempts; one that is there already stays.
+-- The records of attempts; one that is there already stays. An attempt that succeeded when its job had ended by another
+-- one (its worker slept beyond its lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
 INSERT INTO invocations (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
                          reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
                          peak_memory_bytes, timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at)
-SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::int[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[],
-                     $8::bigint[], $9::text[], $10::text[], $11::text[], $12::text[], $13::int[], $14::real[],
-                     $15::real[], $16::real[], $17::real[], $18::real[], $19::bigint[], $20::int[], $21::int[],
-                     $22::bool[], $23::jsonb[], $24::timestamptz[], $25::timestamptz[])
+SELECT accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch,
+       CASE WHEN outcome = 'succeeded' AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND jobs.epoch = new.epoch)
+            THEN 'lost' ELSE outcome END,
+       reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms, peak_memory_bytes,
+       timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at
+FROM unnest($1::timestamptz[], $2::uuid[], $3::int[], $4::uuid[], $5::uuid[], $6::uuid[], $7::text[],
+            $8::bigint[], $9::text[], $10::text[], $11::text[], $12::text[], $13::int[], $14::real[],
+            $15::real[], $16::real[], $17::real[], $18::real[], $19::bigint[], $20::int[], $21::int[],
+            $22::bool[], $23::jsonb[], $24::timestamptz[], $25::timestamptz[])
+     AS new (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome, reason, error,
+             start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms, peak_memory_bytes, timeout_ms,
+             memory_mb, logs_truncated, request, started_at, finished_at)
 ON CONFLICT (accepted_at, job_id, epoch) DO NOTHING
 
 -- name: insert_logs

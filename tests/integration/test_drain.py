@@ -349,3 +349,17 @@ async def test_stream_that_vanished_is_read_again_from_its_start(
 async def test_what_may_succeed_another_time_is_no_reason_to_reject(error: Exception) -> None:
     with pytest.raises(Unavailable), postgres_errors():
         raise error
+
+
+async def test_attempt_that_succeeds_after_its_job_has_ended_by_another_one_was_lost(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID, jobs: Jobs
+) -> None:
+    durable, waited_for = message(user), message(user)
+    await jobs.accept([durable])
+    for job in (durable, waited_for):
+        await put(redis, record(job, epoch="1-2"))
+        await drain.run_once()
+        await put(redis, record(job, epoch="1-1"), record(job, epoch="2-3"), record(job, epoch="1-2"))
+        await drain.run_once()
+        found = await pool.fetch("SELECT outcome FROM invocations WHERE job_id = $1 ORDER BY epoch", job.id)
+        assert [one["outcome"] for one in found] == ["lost", "succeeded", "lost"]
