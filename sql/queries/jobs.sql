@@ -161,7 +161,8 @@ INSERT INTO invocations (accepted_at, job_id, attempt, user_id, function_id, ver
                          reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
                          peak_memory_bytes, timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at)
 SELECT accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch,
-       CASE WHEN outcome = 'succeeded' AND NOT EXISTS (SELECT FROM jobs WHERE id = job_id AND jobs.epoch = new.epoch)
+       -- A scalar subquery is looked up by its key; EXISTS may be planned as a scan of all jobs.
+       CASE WHEN outcome = 'succeeded' AND (SELECT j.epoch FROM jobs j WHERE j.id = job_id) IS DISTINCT FROM new.epoch
             THEN 'lost' ELSE outcome END,
        reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms, peak_memory_bytes,
        timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at
