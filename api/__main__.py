@@ -11,7 +11,7 @@ import sys
 from aiohttp import web
 
 from api.app import build_app
-from api.keys import LEAVING
+from api.keys import LEAVING, WAITING
 from api.server import Runner
 from shared.process import run
 from shared.sealing import NOT_SEALED
@@ -19,11 +19,13 @@ from shared.settings import Settings
 
 log = logging.getLogger("api")
 
-_SHUTDOWN_S = 15.0
+_ANSWER_S = 4.0
+"""What it may take to answer those whose wait is over because this process stops."""
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then serve on for a moment as not ready, and finish what was accepted."""
+    """Serve until SIGTERM or SIGINT; then serve on for a moment as not ready, and answer those who wait: within
+    ``DRAIN_SECONDS`` with what they wait for, after that with the id of a job that goes on."""
     app = build_app(settings)
     runner = Runner(
         app,
@@ -31,7 +33,7 @@ async def serve(settings: Settings) -> None:
         access_log=None,
         # A client that goes away cancels its call: see api.routes.invoke.
         handler_cancellation=True,
-        shutdown_timeout=_SHUTDOWN_S,
+        shutdown_timeout=settings.drain_seconds + _ANSWER_S,
         keepalive_timeout=75,
         lingering_time=2,
     )
@@ -51,6 +53,7 @@ async def serve(settings: Settings) -> None:
         app[LEAVING].set()
         # Whoever closes at once cuts off requests that are on their way over connections that were kept.
         await asyncio.sleep(settings.leave_seconds)
+        loop.call_later(settings.drain_seconds, app[WAITING].leave)
     finally:
         await runner.cleanup()
 

@@ -12,6 +12,10 @@ _ID_CHARS = 36
 _ON_ITS_WAY_S = 1.0
 
 
+class Leaving(Exception):
+    """The process that waits for a call ends before the call does."""
+
+
 class Waiting:
     """All waiters of this process, served by one push connection.
 
@@ -24,11 +28,17 @@ class Waiting:
         self._sent: set[UUID] = set()  # those of them that are on the queue
         self._ends: dict[str, set[asyncio.Event]] = {}
         self.listening = False
+        self.leaving = False  # no wait lasts any longer
 
     def expect_reply(self, job: UUID) -> asyncio.Future[bytes]:
-        """The record that ends ``job``, to be awaited; :meth:`drop_reply` it in any case."""
+        """The record that ends ``job``, to be awaited; :meth:`drop_reply` it in any case.
+
+        Fails with :class:`Leaving` after :meth:`leave`, with :class:`Unavailable` if it may have passed unheard.
+        """
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._replies[str(job)] = future
+        if self.leaving:
+            _fail(future, Leaving())
         return future
 
     def sent(self, job: UUID) -> None:
@@ -69,18 +79,28 @@ class Waiting:
             for event in self._ends.get(text[start : start + _ID_CHARS], ()):
                 event.set()
 
+    def leave(self) -> None:
+        """End every wait, so that each is answered by what is known now: this process stops, the jobs go on."""
+        self.leaving = True
+        for future in self._replies.values():
+            _fail(future, Leaving())
+        self._wake_all()
+
     def connection_back(self) -> None:
         """Pushes may have been missed: wake whoever waits for a durable job, to look again."""
         self.listening = True
-        for events in self._ends.values():
-            for event in events:
-                event.set()
+        self._wake_all()
 
     def connection_lost(self) -> None:
         """Fail the synchronous calls: their replies may have passed unheard."""
         self.listening = False
         for future in self._replies.values():
             _lose(future, "The queue's connection was lost while the function may have been running.")
+
+    def _wake_all(self) -> None:
+        for events in self._ends.values():
+            for event in events:
+                event.set()
 
     async def rebuilt(self, present: Callable[[Sequence[UUID]], Awaitable[Sequence[bool]]]) -> None:
         """Fail the synchronous calls that a rebuilt queue does not hold: Postgres never knew them.
@@ -99,6 +119,10 @@ class Waiting:
 
 
 def _lose(future: asyncio.Future[bytes], sentence: str) -> None:
+    _fail(future, Unavailable(sentence, retry_after_s=1, extra={"may_have_run": True}))
+
+
+def _fail(future: asyncio.Future[bytes], error: Exception) -> None:
     if not future.done():
-        future.set_exception(Unavailable(sentence, retry_after_s=1, extra={"may_have_run": True}))
+        future.set_exception(error)
         future.exception()  # its waiter may be gone by now: then nobody has to hear of it

@@ -234,7 +234,9 @@ class Settings(BaseModel):
     )
     leader_seconds: PositiveSeconds = _setting(10, "Life of the scheduler's leadership unless renewed.")
     sweep_seconds: PositiveSeconds = _setting(30, "Time between two sweeps of a worker's engine.")
-    drain_seconds: PositiveSeconds = _setting(20, "Time running attempts get to finish at a shutdown.")
+    drain_seconds: PositiveSeconds = _setting(
+        20, "Time running attempts, and calls that wait for them, get at a shutdown."
+    )
     dependency_timeout_seconds: Annotated[float, Field(ge=2)] = _setting(5, "Bound on one call to Postgres or Redis.")
     database_pool_size: Positive = _setting(5, "Postgres connections of one process.")
 

@@ -116,9 +116,10 @@ class QueueModel:
         if verb in ("final", "retry"):
             self._forget(current)
             self.stream.append(end)
-            if current.reply == NO_REPLY:
-                attempts = {(job.id, attempt) for attempt in range(1, current.attempt + 1)}
-                self.ended |= {job.id} if verb == "final" else attempts
+            if verb == "retry":
+                self.ended |= {(job.id, attempt) for attempt in range(1, current.attempt + 1)}
+            elif current.reply == NO_REPLY:
+                self.ended.add(job.id)
         else:
             if verb == "lose":
                 self.messages[job.id] = replace(current, attempt=current.attempt + 1, lost=current.lost + 1)

@@ -152,9 +152,32 @@ class Invoker:
         if record.reason is None:
             return record
         if record.reason != Reason.SANDBOX_START_FAILED or not await self._outage.again(message):
-            due_ms = next_try_ms(message, outcome, settings, now_ms=now_ms(), draw=random.random())  # noqa: S311
+            due_ms = next_try_ms(
+                message,
+                outcome,
+                settings,
+                waited_for=await self._is_waited_for(message, outcome, settings),
+                now_ms=now_ms(),
+                draw=random.random(),  # noqa: S311
+            )
             return record if due_ms is None else replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
+
+    async def _is_waited_for(
+        self, message: JobMessage, outcome: CallOutcome, settings: FunctionSettings | None
+    ) -> bool:
+        """Whether there is a caller who gets the outcome. One whose wait ran out was given the id of a job instead.
+
+        Looks only where a retry hangs on it.
+        """
+        if message.reply == NO_REPLY:
+            return False
+        if outcome.reason == Reason.DEPENDENCY_DOWN or settings is None or settings.max_attempts == 1:
+            return True
+        try:
+            return not await self._jobs.still_open([message.id])
+        except Unavailable:
+            return True
 
     def _call_of(self, message: JobMessage, event: bytes, version: RunnableVersion, tail: Tail) -> Call:
         return Call(

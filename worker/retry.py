@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.functions import FunctionSettings
 from shared.ids import time_of
 from shared.jobs import Reason
-from shared.queue.message import NO_REPLY, JobMessage
+from shared.queue.message import JobMessage
 from worker.engine.contract import CallOutcome
 
 _MOST_WISHED_S = 86_400.0
@@ -15,18 +15,24 @@ _OURS_MAX_DELAY_S = 30.0
 
 
 def next_try_ms(
-    message: JobMessage, outcome: CallOutcome, settings: FunctionSettings | None, *, now_ms: float, draw: float
+    message: JobMessage,
+    outcome: CallOutcome,
+    settings: FunctionSettings | None,
+    *,
+    waited_for: bool,
+    now_ms: float,
+    draw: float,
 ) -> float | None:
     """When the job is due again, in Unix milliseconds; None if this attempt was its last.
 
     A function's own failures are retried as its settings say, within these as it asks for itself; a dependency of ours
-    that was down, for any accepted job. A call that somebody waits for is not retried: its caller knows best.
+    that was down, for any accepted job. A call that is waited for is not retried: its caller knows best.
 
     :param settings: of the version; None if they could not be read.
     :param draw: of a uniform distribution from 0 to 1: a wait is drawn from its upper half, so that jobs which failed
         together do not come back together.
     """
-    if outcome.reason is None or message.reply != NO_REPLY:
+    if outcome.reason is None or waited_for:
         return None
     failures = message.attempt - message.lost  # this one included
     if outcome.reason == Reason.DEPENDENCY_DOWN:

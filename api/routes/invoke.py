@@ -16,6 +16,7 @@ from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, TEXTS, W
 from api.rates import within_rate
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
+from api.waiting import Leaving
 from shared.errors import BadRequest, Unavailable, Unreadable, WaitTimeout
 from shared.event import complete
 from shared.ids import new_id
@@ -33,9 +34,9 @@ async def invoke(request: web.Request) -> web.Response:
     """Run a function.
 
     Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one; the job meets
-    Postgres with the record of its end. With ``respond-async`` it is committed first and answered with its id. With an
-    ``Idempotency-Key`` it is committed first too, and a call that repeats it waits for the same job. With ``delay`` or
-    ``run_at`` it waits in Postgres until it is due.
+    Postgres with the record of its end, unless this process is told to stop meanwhile. With ``respond-async`` it is
+    committed first and answered with its id. With an ``Idempotency-Key`` it is committed first too, and a call that
+    repeats it waits for the same job. With ``delay`` or ``run_at`` it waits in Postgres until it is due.
     """
     app = request.app
     caller = await authenticated(request)
@@ -121,6 +122,8 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
             data = await reply
     except TimeoutError:
         return await (_make_durable(app, message) if durable else _give_up(app, message, reply))
+    except Leaving:
+        return await _make_durable(app, message)
     except asyncio.CancelledError:
         # The client went away: nobody will read the result. The slot is worth more than the answer.
         app[ACCEPTOR].abandon(message)
@@ -131,7 +134,8 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
 
 
 async def _make_durable(app: web.Application, message: JobMessage) -> web.Response:
-    """The caller's wait is over, the job goes on: put it into Postgres, and answer what stands there then."""
+    """The caller's wait is over, or this process ends; the job goes on: put it into Postgres, and answer what stands
+    there then."""
     await app[ACCEPTOR].keep(message)
     job = await app[JOBS].get(message.user_id, message.id)
     return _job_answer(job) if job is not None and job.final else _accepted(message.id)

@@ -66,7 +66,8 @@ async def job_of(request: web.Request, user: UUID) -> Job:
 
 
 async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: float) -> Job | None:
-    """The job once it is final, or as it is when ``wait_s`` seconds are over; None if the user has none such by then.
+    """The job once it is final, or as it is when ``wait_s`` seconds are over or this process ends; None if the user
+    has none such by then.
 
     Watches before it looks, so that no end falls between the two.
     """
@@ -79,7 +80,7 @@ async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: floa
             event.clear()
             job = await jobs.get(user, job_id)
             left = deadline - loop.time()
-            if left <= 0 or (job is not None and job.final):
+            if left <= 0 or waiting.leaving or (job is not None and job.final):
                 return job
             try:
                 async with asyncio.timeout(min(left, _BETWEEN_LOOKS_S)):

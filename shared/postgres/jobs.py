@@ -362,7 +362,7 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> lis
         [time_of(r.id) for r in records],
         [from_unix_ms(r.started_ms) for r in records],
         [from_unix_ms(r.at_ms) if r.status in final else None for r in records],
-        [from_unix_ms(r.run_at_ms) for r in records],
+        [None if r.run_at_ms is None else (r.run_at_ms - r.at_ms) / 1000 for r in records],
     )
     return [row["id"] for row in rows]
 

@@ -29,8 +29,10 @@ class Record:
     """The end of an attempt, or of a job that had none.
 
     ``status`` is where the job is now. ``outcome`` is the attempt's (``None`` if there was none). Times are Unix
-    milliseconds, durations milliseconds. ``request`` describes the call without its body. With keys, result, error and
-    payload are sealed (:mod:`shared.sealing`), and so are, in base64, ``request`` and the messages within ``logs``.
+    milliseconds, durations milliseconds. The next attempt is due as long after this record is written to Postgres as
+    ``run_at_ms`` is after ``at_ms``, whatever the worker's clock said. ``request`` describes the call without its body.
+    With keys, result, error and payload are sealed (:mod:`shared.sealing`), and so are, in base64, ``request`` and the
+    messages within ``logs``.
     """
 
     id: UUID

@@ -30,7 +30,7 @@ WITH due AS (
 ), moved AS (
     UPDATE jobs SET status = 'queued' FROM due WHERE jobs.id = due.id RETURNING jobs.*
 )
-SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = moved.version_id ORDER BY moved.run_at
+SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = moved.version_id ORDER BY moved.run_at, moved.id
 
 -- name: insert_job_once
 -- Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
@@ -125,16 +125,19 @@ SELECT id FROM jobs WHERE redrive_of = $1
 -- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are. A record
 -- that comes again must not take a job back to where it was: an epoch's end counts once, unless it is final.
 -- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
+-- A further attempt is due $21 seconds from now: its worker's clock may be wrong.
 -- Returns the jobs that ended now and whose end is to bring something about.
 WITH settled AS (
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
                        error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
-                     $9::int[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::real[], $15::real[],
-                     $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[],
-                     $21::timestamptz[])
+SELECT id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result, error,
+       queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at,
+       now() + make_interval(secs => again_in_s)
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::int[],
+            $9::int[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::real[], $15::real[],
+            $16::real[], $17::real[], $18::timestamptz[], $19::timestamptz[], $20::timestamptz[], $21::float8[])
      AS new (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result, error,
-             queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
+             queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, again_in_s)
 WHERE new.finished_at IS NOT NULL OR EXISTS (SELECT FROM jobs WHERE jobs.id = new.id)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, reason = excluded.reason, attempt = excluded.attempt, lost = excluded.lost,
@@ -212,9 +215,9 @@ WHERE j.status IN ('queued', 'running') AND j.id > $1
 ORDER BY j.id LIMIT $3
 
 -- name: still_open
--- Of these jobs, those that have not ended.
+-- Of these jobs, those that have not ended, in order of arrival.
 SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
-WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running')
+WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running') ORDER BY j.id
 
 -- name: list_logs
 -- A page of a function's log, newest first; filters that are null match everything.

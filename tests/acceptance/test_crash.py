@@ -217,6 +217,32 @@ async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(d
         del on.platform.processes["api"]
 
 
+async def test_f22_calls_that_outlast_an_api_told_to_stop_go_on_as_jobs(database: str, redis_url: str) -> None:
+    async with scene(database, redis_url, LEAVE_SECONDS="0", DRAIN_SECONDS="1") as on:
+        process = on.platform.processes["api"]
+        accepted = await on.accept(5)
+        path = f"/api/jobs/{accepted.json['job_id']}?wait=60"
+        callers = [
+            asyncio.create_task(wait)
+            for wait in (
+                on.client.invoke("nap", 5),
+                on.client.invoke("nap", 5, prefer="wait=60"),
+                on.client.call("GET", path),
+            )
+        ]
+        await on.busy(3)
+        on.platform.signal("api", signal.SIGTERM)
+        plain, patient, look = await asyncio.gather(*callers)
+        assert (plain.status, patient.status) == (202, 202)
+        assert (look.status, look.json["status"]) == (200, "running")
+        assert await asyncio.to_thread(process.wait, 10) == 0
+        del on.platform.processes["api"]
+        on.accepted += [answer.json["job_id"] for answer in (plain, patient)]
+        jobs = await on.all_ended(15)
+        assert {(row["status"], row["attempt"]) for row in jobs.values()} == {("succeeded", 1)}
+        await on.one_outcome_each()
+
+
 async def test_f10_redis_without_memory_delays_durable_jobs_and_loses_none(database: str, redis_url: str) -> None:
     async with scene(database, redis_url) as on:
         await on.redis.config_set("maxmemory", 1)

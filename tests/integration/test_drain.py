@@ -18,7 +18,7 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.queue import drain as drain_module
 from shared.queue.drain import BATCH, REJECTED, Drain
-from shared.queue.message import JobMessage
+from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
 from shared.queue.records import Record
 from tests.seeds import message, new_user, record
@@ -133,6 +133,19 @@ async def test_record_that_comes_again_does_not_take_its_job_back(
     await drain.run_once()
     assert (await row(pool, job))["status"] == "queued"
     assert await attempts(pool, job) == [("failed", 1)]
+
+
+async def test_a_further_attempt_is_due_by_postgres_clock_whatever_its_workers_says(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    for skew_ms in (-3_600_000, 3_600_000):
+        job, at_ms = message(user), now_ms() + skew_ms
+        await Jobs(pool).accept([job])
+        again = {"status": JobStatus.SCHEDULED, "outcome": "failed", "run_at_ms": at_ms + 5000}
+        await put(redis, record(job, epoch="1-1", at_ms=at_ms, **again))
+        await drain.run_once()
+        left = await pool.fetchval("SELECT extract(epoch FROM run_at - now()) FROM jobs WHERE id = $1", job.id)
+        assert 4 < left <= 5
 
 
 async def test_stale_attempt_does_not_overwrite_a_later_one(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:

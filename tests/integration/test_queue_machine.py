@@ -113,6 +113,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = QueueModel(user_max=USER_MAX)
         self.generation = ""
         self.held: dict[str, dict[UUID, Claim]] = {worker: {} for worker in WORKERS}  # what each believes to run
+        self.called: dict[UUID, JobMessage] = {}  # somebody waits, or did
         self.unsent: dict[UUID, JobMessage] = {}  # accepted, and whoever did has not put it on the queue yet
         self.written: list[bytes] = []
         self.beats = dict.fromkeys(WORKERS, 0)
@@ -169,6 +170,15 @@ class QueueMachine(RuleBasedStateMachine):
                 self.send(duplicate=True)
         else:
             self._enqueue(batch)
+            self.called |= {job.id: job for job in batch}
+
+    @precondition(lambda self: self.called)
+    @rule(pick=st.integers(0, 1000))
+    def keep(self, pick: int) -> None:
+        """A caller's wait is over, and the call goes on as a durable job; it may have ended just before."""
+        job = self.called.pop(sorted(self.called)[pick % len(self.called)])
+        self.run(self.jobs.accept([job]))
+        self.model.rows.setdefault(job.id, Row(job=job))
 
     @precondition(lambda self: self.unsent)
     @rule(duplicate=st.booleans())
@@ -232,7 +242,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _ending(self, one: Claim, verb: Verb, worker: str) -> tuple[Settle, End]:
         job = one.decode()
-        if job.reply != NO_REPLY and verb is Verb.RETRY:
+        if job.id not in self.model.rows and verb is Verb.RETRY:
             verb = Verb.FINAL  # nobody waits for it that long
         fields: dict[str, Any] = {"status": JobStatus.SUCCEEDED, "outcome": "succeeded", "attempt": job.attempt}
         lost = job.lost
@@ -340,7 +350,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(row.status == "scheduled" for row in self.model.rows.values()))
     @rule()
     def fall_due(self) -> None:
-        order = self.run(self.world.pool.fetch("SELECT id FROM jobs WHERE status = 'scheduled' ORDER BY run_at"))
+        order = self.run(self.world.pool.fetch("SELECT id FROM jobs WHERE status = 'scheduled' ORDER BY run_at, id"))
         due = [row["id"] for row in order]
         assert set(due) == {job for job, row in self.model.rows.items() if row.status == "scheduled"}
         assert self.run(Due(self.queue, self.jobs).run_once()) == len(due)

@@ -74,6 +74,15 @@ async def test_without_a_policy_and_for_calls_that_wait_the_first_failure_is_fin
     assert (answer.status, answer.json["success"], answer.json["reason"]) == (200, False, "handler_error")
 
 
+async def test_a_call_that_was_answered_with_its_job_is_tried_again(client: Client) -> None:
+    slow = "import time\n" + FLAKY.replace("    good_from", "    time.sleep(1.5)\n    good_from")
+    assert (await client.deploy("slow", {"main.py": slow}, settings=POLICY)).status == 201
+    answer = await client.invoke("slow", [2, "plain"], prefer="wait=1")
+    assert answer.status == 202
+    job = await client.job(answer.json["job_id"], wait=20)
+    assert (job["status"], job["result"], job["attempt"]) == ("succeeded", 2, 2)
+
+
 async def test_a_function_asks_for_its_next_attempt_or_for_none(client: Client) -> None:
     settings = {"max_attempts": 3, "retry_on": []}
     assert (await client.deploy("flaky", {"main.py": FLAKY}, settings=settings)).status == 201

@@ -226,8 +226,12 @@ def test_only_the_folders_maker_is_root(base: Services) -> None:
 def test_workers_get_the_time_to_drain(base: Services) -> None:
     worker = base["worker"]
     assert seconds(worker["stop_grace_period"]) >= 2 * float(worker["environment"]["DRAIN_SECONDS"])
-    # What api.__main__ gives requests, beside LEAVE_SECONDS.
-    assert seconds(base["api"]["stop_grace_period"]) > 15 + Settings.model_fields["leave_seconds"].default
+    fields = Settings.model_fields
+    to_answer = 4  # of api.__main__
+    assert (
+        seconds(base["api"]["stop_grace_period"])
+        > fields["leave_seconds"].default + fields["drain_seconds"].default + to_answer
+    )
 
 
 def test_env_example_explains_every_variable_and_sets_none() -> None:

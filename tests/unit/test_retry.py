@@ -29,11 +29,12 @@ def wait_s(
     retry: float | bool | None = None,
     draw: float = 1.0,
     age_s: float = 1.0,
-    **changes: Any,
+    waited_for: bool = False,
 ) -> float | None:
-    job: JobMessage = replace(message(), attempt=attempt, lost=lost, **changes)
+    job: JobMessage = replace(message(), attempt=attempt, lost=lost)
     now_ms = 1000 * (time_of(job.id).timestamp() + age_s)
-    due_ms = next_try_ms(job, CallOutcome(reason=reason, retry=retry), policy, now_ms=now_ms, draw=draw)
+    outcome = CallOutcome(reason=reason, retry=retry)
+    due_ms = next_try_ms(job, outcome, policy, waited_for=waited_for, now_ms=now_ms, draw=draw)
     return None if due_ms is None else round((due_ms - now_ms) / 1000, 3)
 
 
@@ -87,8 +88,8 @@ def test_a_job_that_is_too_old_ends() -> None:
 
 
 def test_a_call_that_is_waited_for_is_not_retried() -> None:
-    assert wait_s("timeout", settings(max_attempts=9), reply="api-1") is None
-    assert wait_s("dependency_down", None, reply="api-1") is None
+    assert wait_s("timeout", settings(max_attempts=9), waited_for=True) is None
+    assert wait_s("dependency_down", None, waited_for=True) is None
 
 
 def test_a_dependency_of_ours_is_retried_whatever_the_settings() -> None:

@@ -29,7 +29,7 @@ for s = 0, settles - 1 do
             redis.call('XADD', RECORDS, '*', 'r', record)
             tell(id, {status = 'scheduled', attempt = m.attempt})
             -- A slower acceptor may know the job from any of its attempts so far.
-            for attempt = 1, m.reply == '-' and m.attempt or 0 do remember_end(attempt_of(id, attempt)) end
+            for attempt = 1, m.attempt do remember_end(attempt_of(id, attempt)) end
         else
             if verb == 'lose' then
                 redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, m.lost + 1))
