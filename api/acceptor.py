@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 MOST_IN_ONE_COMMIT = 500
 CLOSED_RETRY_S = 0.1
 DEPTH_S = 0.25
+LOOK_S = 1.0
+"""How long a call waits for what only might refuse it, where Redis hangs."""
 DEPTHS_REMEMBERED = 10_000
 
 
@@ -52,29 +54,30 @@ class Acceptor:
         self._later: set[asyncio.Task[None]] = set()
         self._max_queued = max_queued
         self._keep_keys_s = keep_keys_s
-        self._depths: dict[tuple[UUID, UUID], tuple[float, int]] = {}
-        self._asked: Once[int] = Once()
+        self._depths: dict[UUID, tuple[float, int]] = {}  # until when it counts, and how many wait
+        self._asked: Once[None] = Once()
 
-    async def admit(self, user: UUID, function: UUID, count: int = 1) -> None:
-        """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second, so a
-        burst may pass it a little; with Redis away nobody is refused.
+    async def admit(self, user: UUID, count: int = 1) -> None:
+        """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second and
+        counted on meanwhile; with Redis away nobody is refused.
 
         :raises TooMany: saying when to try again.
         """
-        known = self._depths.get((user, function))
-        if known is not None and asyncio.get_running_loop().time() < known[0]:
-            depth = known[1]
-        else:
+        until, depth = self._depths.get(user, (0.0, 0))
+        if asyncio.get_running_loop().time() >= until or depth + count > self._max_queued:
             try:
-                depth = await self._asked.ask((user, function), lambda: self._look(user, function))
-            except Unavailable:
+                async with asyncio.timeout(LOOK_S):
+                    await self._asked.ask(user, lambda: self._look(user))
+            except (Unavailable, TimeoutError):
                 return
+            until, depth = self._depths.get(user, (0.0, 0))
         if depth + count > self._max_queued:
             raise TooMany(
                 f"You have {depth} jobs waiting, and may have {self._max_queued}; let some end first.",
                 code="queue_full",
                 retry_after_s=1,
             )
+        self._depths[user] = (until, depth + count)
 
     async def admit_later(self, user: UUID) -> None:
         """Refuse a user who has as many jobs due later as may wait.
@@ -88,12 +91,11 @@ class Acceptor:
                 retry_after_s=60,
             )
 
-    async def _look(self, user: UUID, function: UUID) -> int:
-        depth = await self._queue.depth("invoke", user, function)
+    async def _look(self, user: UUID) -> None:
+        depth = await self._queue.depth("invoke", user)
         if len(self._depths) >= DEPTHS_REMEMBERED:
             self._depths.clear()
-        self._depths[user, function] = (asyncio.get_running_loop().time() + DEPTH_S, depth)
-        return depth
+        self._depths[user] = (asyncio.get_running_loop().time() + DEPTH_S, depth)
 
     async def accept(self, message: JobMessage) -> None:
         """Commit a durable job; it is accepted when this returns, whatever becomes of Redis.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from uuid import UUID
 
 from aiohttp import web
 
+from api.acceptor import LOOK_S
 from api.keys import QUEUE, RATE_HEADERS, SETTINGS
 from shared.errors import TooMany, Unavailable
 from shared.functions import FunctionSettings
@@ -30,8 +32,9 @@ async def within_rate(
     if not buckets:
         return
     try:
-        taken = await take(request.app[QUEUE], buckets, calls)
-    except Unavailable:
+        async with asyncio.timeout(LOOK_S):
+            taken = await take(request.app[QUEUE], buckets, calls)
+    except (Unavailable, TimeoutError):
         return
     request[RATE_HEADERS] = {
         "RateLimit-Limit": str(taken.bucket.burst),

@@ -71,7 +71,8 @@ class FunctionSettings(BaseModel):
     retry_delay_s: Annotated[float, Field(ge=0, le=86_400, description="Seconds before the second attempt.")] = 1
     retry_max_delay_s: Annotated[float, Field(ge=0, le=86_400, description="Longest wait between two attempts.")] = 300
     retry_within_s: Annotated[
-        float, Field(gt=0, le=30 * 86_400, description="Age of a job after which no further attempt begins.")
+        float,
+        Field(gt=0, le=30 * 86_400, description="Seconds after the first attempt began within which others begin."),
     ] = 86_400
 
     callback_url: Annotated[

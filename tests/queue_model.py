@@ -92,7 +92,7 @@ class QueueModel:
             if self.queued[user]:
                 job = self.messages[min(self.queued[user], key=self._place)]
                 self.queued[user].discard(job.id)
-                if 0 < job.deadline_ms <= 1:
+                if 0 < job.deadline_ms <= 1 and (job.reply != NO_REPLY or job.attempt == 1):
                     self._forget(job)
                     reason = "expired" if job.reply == NO_REPLY else "queue_timeout"
                     self._end(job, "failed", attempt=job.attempt - 1, reason=reason)
@@ -183,15 +183,13 @@ class QueueModel:
 
     def start(self, function: UUID) -> None:
         self.stopped.discard(function)
-        for job in sorted(self.parked[function], key=self._place):
-            if not self._let_run(self.messages[job]):
-                break
-            self.parked[function].discard(job)
+        while self._let_parked_run(function):
+            pass
 
     # Postgres
 
     def write(self, ends: Iterable[End]) -> None:
-        """Records reach Postgres. Repeating one changes nothing."""
+        """Records reach Postgres. Repeating one changes nothing, unless a call was kept as a job in between."""
         for end in ends:
             epoch = None if end.epoch is None else epoch_number(end.epoch)
             self._write_row(end, epoch)
@@ -273,11 +271,18 @@ class QueueModel:
         self.admitted[function].discard(job.id)
         if function in self.stopped or not job.concurrency:
             return
-        while self.parked[function] and len(self.admitted[function]) < job.concurrency:
-            successor = min(self.parked[function], key=self._place)
-            self.parked[function].discard(successor)
-            self.admitted[function].add(successor)
-            self._wait(self.messages[successor])
+        while len(self.admitted[function]) < job.concurrency and self._let_parked_run(function):
+            pass
+
+    def _let_parked_run(self, function: UUID) -> bool:
+        """The one that stands first, if its own limit lets it."""
+        if not self.parked[function]:
+            return False
+        job = min(self.parked[function], key=self._place)
+        if not self._let_run(self.messages[job]):
+            return False
+        self.parked[function].discard(job)
+        return True
 
     def _end(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from shared.chains import envelope, referred
 from shared.errors import ContainerPubError, Unavailable, Unreadable
 from shared.functions import FunctionSettings, RunnableVersion
+from shared.ids import time_of
 from shared.jobs import JobStatus, Reason
 from shared.postgres.jobs import Jobs
 from shared.queue.message import NO_REPLY, JobMessage, now_ms
@@ -160,7 +161,9 @@ class Invoker:
                 now_ms=now_ms(),
                 draw=random.random(),  # noqa: S311
             )
-            return record if due_ms is None else replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
+            if due_ms is None or not await self._is_within(message, record, settings, due_ms):
+                return record
+            return replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
 
     async def _is_waited_for(
@@ -178,6 +181,24 @@ class Invoker:
             return not await self._jobs.still_open([message.id])
         except Unavailable:
             return True
+
+    async def _is_within(
+        self, message: JobMessage, record: Record, settings: FunctionSettings | None, due_ms: float
+    ) -> bool:
+        """Whether an attempt then is within ``retry_within_s`` of the first one's beginning.
+
+        That is asked for only of jobs that were accepted longer ago.
+        """
+        if settings is None or record.reason == Reason.DEPENDENCY_DOWN:
+            return True
+        latest_ms = due_ms - 1000 * settings.retry_within_s
+        if 1000 * time_of(message.id).timestamp() >= latest_ms:
+            return True
+        try:
+            began_ms = record.started_ms if message.attempt == 1 else await self._jobs.began_ms(message.id)
+        except Unavailable:
+            return False
+        return began_ms is not None and began_ms >= latest_ms
 
     def _call_of(self, message: JobMessage, event: bytes, version: RunnableVersion, tail: Tail) -> Call:
         return Call(

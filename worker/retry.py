@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shared.functions import FunctionSettings
-from shared.ids import time_of
 from shared.jobs import Reason
 from shared.queue.message import JobMessage
 from worker.engine.contract import CallOutcome
@@ -23,7 +22,7 @@ def next_try_ms(
     now_ms: float,
     draw: float,
 ) -> float | None:
-    """When the job is due again, in Unix milliseconds; None if this attempt was its last.
+    """When the job is due again, in Unix milliseconds, whatever its age; None if this attempt was its last.
 
     A function's own failures are retried as its settings say, within these as it asks for itself; a dependency of ours
     that was down, for any accepted job. A call that is waited for is not retried: its caller knows best.
@@ -48,9 +47,7 @@ def next_try_ms(
         wait_s = _wait_s(settings.retry_delay_s, settings.retry_max_delay_s, steps, draw)
     else:
         return None
-    due_ms = now_ms + 1000 * wait_s
-    accepted_ms = 1000 * time_of(message.id).timestamp()
-    return due_ms if due_ms - accepted_ms <= 1000 * settings.retry_within_s else None
+    return now_ms + 1000 * wait_s
 
 
 def _wait_s(first_s: float, most_s: float, steps: int, draw: float) -> float:

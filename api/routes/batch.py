@@ -73,7 +73,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
     if not messages:
         raise Invalid("No item could be accepted: see items.", code="no_item_accepted", extra={"items": entries})
     await within_rate(request, caller.user.id, target.function_id, function_settings, calls=len(messages))
-    await app[ACCEPTOR].admit(caller.user.id, target.function_id, len(messages))
+    await app[ACCEPTOR].admit(caller.user.id, len(messages))
     await app[ACCEPTOR].accept_many(messages)
     return documents.answer({"items": entries}, status=202)
 

@@ -60,7 +60,7 @@ async def invoke(request: web.Request) -> web.Response:
         respond_async, wait_s = True, None
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await within_rate(request, caller.user.id, target.function_id, function_settings)
-    await app[ACCEPTOR].admit(caller.user.id, target.function_id)
+    await app[ACCEPTOR].admit(caller.user.id)
     if run_at is not None:
         await app[ACCEPTOR].admit_later(caller.user.id)
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1

@@ -253,7 +253,7 @@ async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[
     versions: dict[UUID, tuple[UUID, int]] = {}
     for function, count in Counter(function for _, function in failed).items():
         _, version_id, settings = await app[RESOLVER].resolve(user, str(function))
-        await app[ACCEPTOR].admit(user, function, count)
+        await app[ACCEPTOR].admit(user, count)
         versions[function] = (version_id, settings.concurrency)
     return [
         Repetition(id=new, of=old, version_id=versions[function][0], concurrency=versions[function][1])

@@ -193,6 +193,12 @@ class Jobs:
             payload: bytes | None = await self._pool.fetchval(_SQL["payload_of_job"], job)
         return payload
 
+    async def began_ms(self, job: UUID) -> float | None:
+        """When the first attempt of a job began, in Unix milliseconds, as far as its records know."""
+        with postgres_errors():
+            began: datetime | None = await self._pool.fetchval(_SQL["began"], time_of(job), job)
+        return None if began is None else 1000 * began.timestamp()
+
     async def end_of(self, job: UUID) -> End | None:
         """How a job ended, as it is kept; None if it was deleted."""
         with postgres_errors():

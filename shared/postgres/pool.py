@@ -47,18 +47,37 @@ _AWAY = (
 )
 
 
+class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]
+    """One that nobody waits for longer than ``patience_s``: asyncpg's own methods wait for a connection for ever, and
+    a Postgres that hangs would be waited for by one group of callers after the other."""
+
+    patience_s: float
+
+    def acquire(self, *, timeout: float | None = None) -> Any:
+        return super().acquire(timeout=self.patience_s if timeout is None else timeout)
+
+
 async def open_pool(dsn: str, *, size: int, timeout_s: float, name: str) -> Pool:
-    """A pool whose statements end within ``timeout_s``. Raises :class:`Unavailable`."""
+    """A pool whose statements end within ``timeout_s``, and so does waiting for one of its connections.
+
+    :raises Unavailable: if Postgres does not answer.
+    """
+    pool = _BoundedPool(
+        dsn,
+        min_size=1,
+        max_size=size,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        command_timeout=timeout_s,
+        timeout=timeout_s,
+        server_settings={"application_name": f"containerpub-{name}", "timezone": "UTC"},
+    )
+    pool.patience_s = timeout_s
     with postgres_errors():
-        return await asyncpg.create_pool(
-            dsn,
-            min_size=1,
-            max_size=size,
-            command_timeout=timeout_s,
-            timeout=timeout_s,
-            max_inactive_connection_lifetime=300,
-            server_settings={"application_name": f"containerpub-{name}", "timezone": "UTC"},
-        )
+        return await pool
 
 
 async def close_pool(pool: Pool) -> None:

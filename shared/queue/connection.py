@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis.exceptions
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -14,9 +16,23 @@ from shared.errors import Misconfigured, Unavailable
 from shared.queue.scripts import QueueClosed
 
 
+class _Pool(ConnectionPool):
+    """One whose callers connect side by side: redis-py's own connects one after the other, so that callers of a Redis
+    that hangs would wait for each other's time-outs."""
+
+    async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:
+        connection: AbstractConnection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+
 def connect(url: str, *, timeout_s: float) -> Redis:
-    """A client whose every call ends within ``timeout_s``. It connects lazily and again after a loss."""
-    client: Redis = Redis.from_url(
+    """A client that connects and gets each answer within ``timeout_s``. It connects lazily and again after a loss."""
+    pool = _Pool.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
@@ -24,6 +40,7 @@ def connect(url: str, *, timeout_s: float) -> Redis:
         # A step that was sent may have run: whether to send it again is for its caller to know.
         retry=Retry(NoBackoff(), 0),
     )
+    client: Redis = Redis.from_pool(pool)
     return client
 
 

@@ -121,6 +121,19 @@ class CancelledWhere(StrEnum):
     ABSENT = "absent"  # not on the queue, and not let in any more if it is on its way there
 
 
+# Not a step of the queue: it may be called at any time.
+_DEPTH = """
+local base = 'cp:' .. ARGV[1] .. ':'
+local depth, parking = redis.call('ZCARD', base .. 'user:' .. ARGV[2]), base .. 'parking:' .. ARGV[2]
+for _, fn in ipairs(redis.call('SMEMBERS', parking)) do
+    local parked = redis.call('ZCARD', base .. 'parked:' .. fn)
+    if parked == 0 then redis.call('SREM', parking, fn) end
+    depth = depth + parked
+end
+return depth
+"""
+
+
 class Queue:
     """Client of the queue in Redis; safe to share within a process. Holds a connection of its own for the steps.
 
@@ -351,13 +364,9 @@ class Queue:
                 pipe.zrem(f"cp:{queue}:spare", worker)
             await pipe.execute()
 
-    async def depth(self, queue: str, user: UUID, function: UUID) -> int:
-        """Jobs of ``user`` that wait for a slot, those of ``function`` over its concurrency limit among them."""
-        with redis_errors():
-            pipe = self.redis.pipeline(transaction=False)
-            pipe.zcard(f"cp:{queue}:user:{short(user)}")
-            pipe.zcard(f"cp:{queue}:parked:{short(function)}")
-            return sum(await pipe.execute())
+    async def depth(self, queue: str, user: UUID) -> int:
+        """Jobs of ``user`` that wait, for a slot or for what they are parked for."""
+        return int(await self.evaluate(_DEPTH, queue, short(user)))
 
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
         """Whether each job is anywhere on ``queue``."""

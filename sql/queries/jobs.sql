@@ -92,6 +92,10 @@ ORDER BY id LIMIT $4
 -- What a job was called with.
 SELECT payload FROM jobs WHERE id = $1
 
+-- name: began
+-- When the first attempt of job $2, accepted at $1, began, as far as its records know.
+SELECT min(started_at) FROM invocations WHERE accepted_at = $1 AND job_id = $2
+
 -- name: parts_that_stand
 -- Of which of these jobs payload and result are kept.
 SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM jobs WHERE id = ANY ($1)
@@ -196,14 +200,14 @@ UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE function_id = $1
 RETURNING id
 
 -- name: expired
--- A page of jobs that have not ended and whose time to start is over, in the order of their ids.
+-- A page of jobs that have not started and whose time to start is over, in the order of their ids.
 SELECT id, kind FROM jobs
-WHERE expires_at <= now() AND status IN ('scheduled', 'queued') AND id > $1 ORDER BY id LIMIT $2
+WHERE expires_at <= now() AND status IN ('scheduled', 'queued') AND attempt = 0 AND id > $1 ORDER BY id LIMIT $2
 
 -- name: expire_job
 -- End a job that is in no queue and whose time to start is over.
 UPDATE jobs SET status = 'failed', reason = 'expired', finished_at = now()
-WHERE id = $1 AND status IN ('scheduled', 'queued')
+WHERE id = $1 AND status IN ('scheduled', 'queued') AND attempt = 0
 RETURNING id
 
 -- name: open_jobs

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import aiohttp
 import asyncpg
 import pytest
-from scenes import LEASE_S, Load, Scene, own_postgres, scene, until
+from scenes import LEASE_S, NAP, Load, Scene, own_postgres, scene, until
 
 from bench.relay import Relay
 from shared.embedded.postgres import EmbeddedPostgres
@@ -64,6 +64,14 @@ async def only(on: Scene, name: str, **env: str) -> None:
     on.platform.change(**{key: before[key] for key in env})
     await on.platform.terminate("worker-1")
     assert (await on.client.invoke("nap", 0)).status == 200
+
+
+async def with_api(on: Scene, **env: str) -> None:
+    """Replace the API process by one with other settings."""
+    await on.platform.terminate("api")
+    on.platform.change(**env)
+    on.platform.start("api")
+    await on.platform.ready()
 
 
 async def attempts_of_the_one(on: Scene) -> list[tuple[str, int]]:
@@ -181,6 +189,65 @@ async def test_f12_worker_cut_off_from_redis_beyond_its_lease_lives_and_serves_a
         outcomes = await on.rows("SELECT DISTINCT outcome FROM invocations ORDER BY 1")
         assert [row["outcome"] for row in outcomes] == ["lost", "succeeded"]
         await on.one_outcome_each()
+
+
+async def test_f12_callers_of_a_redis_that_hangs_do_not_wait_for_each_other(
+    database: str, redis_url: str, sockets: Path
+) -> None:
+    names = [f"nap-{number}" for number in range(8)]
+    async with scene(database, redis_url, DEPENDENCY_TIMEOUT_SECONDS="2") as on:
+        for name in names:
+            assert (await on.client.deploy(name, {"main.py": NAP})).status == 201
+        await on.accept_many(1, 60)
+        await on.busy()
+        async with redis_relay(sockets, redis_url) as (relay, through):
+            await with_api(on, REDIS_URL=through)
+            relay.stall()
+            async with asyncio.timeout(4):  # a look and its time-out
+                looks = await asyncio.gather(
+                    *(on.client.call("GET", f"/api/jobs/{on.accepted[0]}") for _ in range(30)),
+                    *(on.client.call("GET", "/api/jobs") for _ in range(10)),
+                )
+            async with asyncio.timeout(2):
+                asked = [on.client.invoke(name, 0, prefer="respond-async") for name in names * 3]
+                accepts = await asyncio.gather(*asked)
+            async with asyncio.timeout(4):
+                waits = await asyncio.gather(*(on.client.invoke(name, 0) for name in names))
+            relay.flow()
+            assert {answer.status for answer in looks} == {200}
+            assert {answer.status for answer in accepts} == {202}
+            assert {(answer.status, answer.json["code"]) for answer in waits} == {(503, "dependency_down")}
+            await on.client.call("POST", f"/api/jobs/{on.accepted.pop()}/cancel")
+            on.accepted += [answer.json["job_id"] for answer in accepts]
+            await on.all_ended(20)
+            await on.one_outcome_each()
+            await on.platform.terminate("api")  # before what it speaks through
+
+
+async def test_f14_callers_of_a_postgres_that_hangs_do_not_wait_for_each_other(
+    database: str, redis_url: str, sockets: Path
+) -> None:
+    async with scene(database, redis_url, DEPENDENCY_TIMEOUT_SECONDS="2") as on:
+        await on.accept_many(1, 0)
+        await on.all_ended(20)
+        async with postgres_relay(sockets, database) as (relay, through):
+            await with_api(on, DATABASE_URL=through)
+            assert (await on.client.call("GET", f"/api/jobs/{on.accepted[0]}")).status == 200
+            relay.stall()
+            async with asyncio.timeout(7):  # for a connection, for its answer, and to give it up
+                answers = await asyncio.gather(
+                    *(on.client.call("GET", f"/api/jobs/{on.accepted[0]}") for _ in range(40)),
+                    *(on.client.invoke("nap", 0, prefer="respond-async") for _ in range(20)),
+                )
+            relay.flow()
+            assert {(answer.status, answer.json["code"]) for answer in answers} == {(503, "dependency_down")}
+            assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+
+            async def served() -> bool:
+                return (await on.client.call("GET", f"/api/jobs/{on.accepted[0]}")).status == 200
+
+            await until(served, 10, on.platform.logs)
+            await on.platform.terminate("api")
 
 
 async def test_f13_postgres_whose_backends_are_killed_loses_nothing_acknowledged(

@@ -125,7 +125,10 @@ DAMAGES: dict[str, tuple[Damage, Callable[[Books], set[str]]]] = {
     ),
     "job in two places": (
         lambda b: b.redis.zadd(b.key("parked", b.free.function_id), {str(b.free.id): 1}),
-        lambda b: {f"{b.free.id} is in 2 places"},
+        lambda b: {
+            f"{b.free.id} is in 2 places",
+            f"{b.free.id} is parked, and nothing that ends will let it run",
+        },
     ),
     "message gone": (
         lambda b: b.redis.hdel(b.key("messages"), str(b.free.id)),

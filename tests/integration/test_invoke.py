@@ -127,6 +127,23 @@ async def test_deleted_function_is_gone_and_its_name_free(client: Client) -> Non
     assert (await client.deploy("echo", {"main.py": ECHO})).json["version"] == 1
 
 
+async def test_q2_what_waits_for_any_function_counts(database: str, redis_url: str) -> None:
+    env = {"MAX_QUEUED_PER_USER": "20"}
+    async with (
+        Platform(database_url=database, redis_url=redis_url, engine="process", env=env) as platform,
+        platform.client() as client,
+    ):
+        await client.register()
+        for name in ("one", "two", "three"):
+            settings = {"handler": "main:slow", "concurrency": 1, "timeout_s": 60}
+            assert (await client.deploy(name, {"main.py": ECHO}, settings=settings)).status == 201
+        for name in ("one", "two"):  # one runs, nine are parked
+            answers = await asyncio.gather(*(client.invoke(name, 30, prefer="respond-async") for _ in range(10)))
+            assert {answer.status for answer in answers} == {202}
+        *_, refused = [await client.invoke("three", 30, prefer="respond-async") for _ in range(4)]
+        assert (refused.status, refused.json["code"]) == (429, "queue_full")
+
+
 async def test_q2_user_over_the_queue_quota_is_refused_and_others_are_not(database: str, redis_url: str) -> None:
     async with (
         Platform(

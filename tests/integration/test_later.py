@@ -21,6 +21,15 @@ from tests.seeds import message, new_user
 
 ECHO = "def handler(event, context):\n    return event['body']\n"
 
+ONCE_BUSY = """
+from containerpub import FunctionError
+
+def handler(event, context):
+    if context.attempt == 1:
+        raise FunctionError("busy", retry_after_s=3)
+    return context.attempt
+"""
+
 
 @pytest.fixture
 async def client(shared_platform: Platform) -> AsyncIterator[Client]:
@@ -53,6 +62,14 @@ async def test_a_delayed_job_runs_when_it_is_due_and_not_before(client: Client) 
     assert timedelta(0) <= at(ended["started_at"]) - at(job["run_at"]) < timedelta(seconds=1)
     # How long it waited for a slot counts from its time, not from its acceptance.
     assert 0 <= ended["timings"]["queue_ms"] < 1000
+
+
+async def test_a_job_that_started_in_time_does_not_expire_before_its_next_attempt(client: Client) -> None:
+    assert (await client.deploy("once", {"main.py": ONCE_BUSY}, settings={"max_attempts": 2})).status == 201
+    by = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat().replace("+00:00", "Z")
+    answer = await client.call("POST", f"/api/functions/once/invoke?expires_at={by}", json={})
+    job = await client.job(answer.json["job_id"], wait=20)
+    assert (job["status"], job["result"], job["reason"]) == ("succeeded", 2, None)
 
 
 async def test_run_at_is_taken_in_any_zone(client: Client) -> None:

@@ -32,16 +32,16 @@ from redis.asyncio import Redis
 from scheduler.due import Due
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
-from shared.ids import from_short, new_id
+from shared.ids import from_short
 from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool, close_pool, open_pool
 from shared.queue.connection import connect
 from shared.queue.conservation import Conservation
 from shared.queue.drain import Drain
-from shared.queue.message import NO_REPLY, JobMessage
+from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import RECORDS, CancelledWhere, Claim, Enqueued, Queue, Settle, Verb
-from shared.queue.records import epoch_number
+from shared.queue.records import Record, epoch_number
 from tests.queue_model import OPEN, End, QueueModel, Row
 from tests.seeds import message, new_user, settle
 
@@ -54,8 +54,12 @@ MAX_LOST = 3
 REBUILD_AFTER = 8
 REST_AFTER = 12
 HOUR_MS = 3_600_000
+JOBS_MOST = 20_000
+"""Of one example, which each take a millisecond of the past."""
 WORKERS = ("worker-a", "worker-b")
-CONCURRENCY = (0, 1, 2)
+CONCURRENCY = (0, 1, 2, 2)
+CHANGING = 3
+"""The function whose versions have limits of their own, up to the one above."""
 
 T = TypeVar("T")
 workers = st.sampled_from(WORKERS)
@@ -116,9 +120,11 @@ class QueueMachine(RuleBasedStateMachine):
         self.called: dict[UUID, JobMessage] = {}  # somebody waits, or did
         self.unsent: dict[UUID, JobMessage] = {}  # accepted, and whoever did has not put it on the queue yet
         self.written: list[bytes] = []
+        self.ends: dict[tuple[UUID, str | None], End] = {}  # what they say
         self.beats = dict.fromkeys(WORKERS, 0)
         self.highest = 0
-        self.run_at_ms = 1_000_000_000_000
+        self.began_ms = now_ms() - JOBS_MOST
+        self.jobs_made = 0
         self.registered: set[UUID] = set()  # jobs that came into an emptied queue, whatever limits say
         self.outcomes: dict[UUID, str] = {}
         self.steps = 0
@@ -142,6 +148,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         user=st.integers(0, 1),
         function=st.integers(0, len(CONCURRENCY) - 1),
+        limit=st.integers(0, 2),
         priority=st.integers(-1, 1),
         skew_ms=st.sampled_from((0, 0, -HOUR_MS, HOUR_MS)),
         deadline=st.sampled_from((*[0] * 7, 1)),
@@ -153,6 +160,7 @@ class QueueMachine(RuleBasedStateMachine):
         self,
         user: int,
         function: int,
+        limit: int,
         priority: int,
         skew_ms: int,
         deadline: int,
@@ -160,7 +168,7 @@ class QueueMachine(RuleBasedStateMachine):
         count: int,
         at_once: bool,
     ) -> None:
-        batch = [self._job(user, function, priority, skew_ms, deadline, durable) for _ in range(count)]
+        batch = [self._job(user, function, limit, priority, skew_ms, deadline, durable) for _ in range(count)]
         if durable:
             self.run(self.jobs.accept(batch))
             self.unsent |= {job.id: job for job in batch}
@@ -197,13 +205,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(user=st.integers(0, 1), worker=workers, verb=st.sampled_from(Verb), due=st.booleans())
     def pass_through(self, user: int, worker: str, verb: Verb, due: bool) -> None:
         """The common way, so that there is always something that has gone some of it."""
-        self.accept(user, 0, 0, 0, 0, durable=True, count=1, at_once=True)
+        self.accept(user, 0, 0, 0, 0, 0, durable=True, count=1, at_once=True)
         self.work(worker, verb, want=2)
         self.write(due)
 
     @rule(user=st.integers(0, 1), worker=workers)
     def accept_and_claim(self, user: int, worker: str) -> None:
-        self.accept(user, 0, 0, 0, 0, durable=True, count=1, at_once=True)
+        self.accept(user, 0, 0, 0, 0, 0, durable=True, count=1, at_once=True)
         self.claim(worker, want=2, kept=0)
 
     # Working
@@ -247,8 +255,8 @@ class QueueMachine(RuleBasedStateMachine):
         fields: dict[str, Any] = {"status": JobStatus.SUCCEEDED, "outcome": "succeeded", "attempt": job.attempt}
         lost = job.lost
         if verb is Verb.RETRY:
-            self.run_at_ms += 1
-            fields |= {"status": JobStatus.SCHEDULED, "outcome": "failed", "run_at_ms": self.run_at_ms}
+            at_ms = now_ms()
+            fields |= {"status": JobStatus.SCHEDULED, "outcome": "failed", "at_ms": at_ms, "run_at_ms": at_ms - 1000}
         elif verb is Verb.HAND_BACK:
             fields |= {"status": JobStatus.QUEUED, "outcome": "handed_back", "attempt": job.attempt - 1}
         elif verb is Verb.LOSE:
@@ -341,6 +349,8 @@ class QueueMachine(RuleBasedStateMachine):
         async def again() -> None:
             for data in self.written[-count:]:
                 await self.redis.xadd(RECORDS, {"r": data})
+                record = Record.decode(data)
+                self.model.write([self.ends[record.id, record.epoch]])
             await self.world.drain.run_once()
 
         self.run(self._write())
@@ -433,7 +443,7 @@ class QueueMachine(RuleBasedStateMachine):
         registered = len(self.registered & self.model.running.keys())
         for user in self.world.users:
             assert len(self.model.running_of(user)) <= USER_MAX + registered
-            for function, limit in zip(self.world.functions[user], CONCURRENCY, strict=True):
+            for function, limit in zip(self.world.functions[user][:CHANGING], CONCURRENCY, strict=False):
                 runs = sum(self.model.messages[job].function_id == function for job in self.model.running)
                 assert not limit or runs <= limit + registered
 
@@ -469,17 +479,26 @@ class QueueMachine(RuleBasedStateMachine):
             if not self.model.messages and not any(row.status in OPEN for row in self.model.rows.values()):
                 break
 
-    def _job(self, user: int, function: int, priority: int, skew_ms: int, deadline: int, durable: bool) -> JobMessage:
+    def _job(
+        self, user: int, function: int, limit: int, priority: int, skew_ms: int, deadline: int, durable: bool
+    ) -> JobMessage:
         owner = self.world.users[user]
         return message(
             owner,
             function=self.world.functions[owner][function],
-            id=UUID(int=new_id().int + (skew_ms << 80)),
-            concurrency=CONCURRENCY[function],
+            id=self._id(skew_ms),
+            concurrency=limit if function == CHANGING else CONCURRENCY[function],
             priority=priority,
             deadline_ms=deadline,
             reply=NO_REPLY if durable else "api-1",
         )
+
+    def _id(self, skew_ms: int) -> UUID:
+        """As of a clock that is wrong by ``skew_ms``. The same in every run of the same steps, which chance would not
+        be: three jobs a millisecond, in an order of their own."""
+        self.jobs_made += 1
+        at_ms = int(self.began_ms) + self.jobs_made // 3 + skew_ms
+        return UUID(int=(at_ms << 80) | (0x7 << 76) | (0b10 << 62) | (self.jobs_made * 0x9E3779B1 & 0xFFFFFFFF))
 
     def _again(self, job: UUID) -> JobMessage:
         """The message that is made from what Postgres has."""
@@ -494,6 +513,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def _write(self) -> None:
         self.written += [fields[b"r"] for _, fields in await self.redis.xrange(RECORDS)]
+        self.ends |= {(end.job.id, end.epoch): end for end in self.model.stream}
         while await self.world.drain.backlog():
             await self.world.drain.run_once()
         self.model.write(self.model.stream)

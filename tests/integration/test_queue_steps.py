@@ -353,6 +353,34 @@ async def test_cancel_of_a_parked_job_leaves_the_running_one_alone(queue: Queue,
     assert await claim(queue, 5) == []
 
 
+async def test_parked_jobs_are_let_run_by_their_own_limit_and_none_stays_behind(
+    queue: Queue, redis: Redis, pool: Pool
+) -> None:
+    user, function = uuid4(), uuid4()
+
+    def of(limit: int, count: int) -> list[JobMessage]:
+        return [message(user, function=function, concurrency=limit) for _ in range(count)]
+
+    one, free, two = of(1, 2), of(0, 3), of(2, 2)
+    await queue.stop_function(function)
+    await queue.enqueue("invoke", [*one, *free, *two])
+    assert await queue.start_function(function)
+    started: list[UUID] = []
+    for _ in range(20):
+        claims = await claim(queue, 10)
+        started += [UUID(one.id) for one in claims]
+        limits = [one.decode().concurrency for one in claims]
+        assert limits.count(1) <= 1
+        assert limits.count(2) <= 2
+        await conserved(redis, pool)
+        if not claims:
+            break
+        for each in claims:
+            await end(queue, settle(each))
+    assert sorted(started) == sorted(job.id for job in (*one, *free, *two))
+    assert await redis.keys("cp:invoke:[aup]*:*") == []
+
+
 async def test_cancel_of_an_admitted_job_releases_a_parked_one_and_wakes_for_it(queue: Queue, redis: Redis) -> None:
     user, function = uuid4(), uuid4()
     jobs = [message(user, function=function, concurrency=1) for _ in range(2)]

@@ -83,6 +83,17 @@ async def test_a_call_that_was_answered_with_its_job_is_tried_again(client: Clie
     assert (job["status"], job["result"], job["attempt"]) == ("succeeded", 2, 2)
 
 
+async def test_no_attempt_begins_too_long_after_the_first_however_long_the_job_waited_before(client: Client) -> None:
+    policy = {"max_attempts": 9, "retry_delay_s": 1.5, "retry_backoff": "fixed", "retry_within_s": 2}
+    assert (await client.deploy("flaky", {"main.py": FLAKY}, settings=policy)).status == 201
+    path = "/api/functions/flaky/invoke?delay=2.5"
+    late = (await client.call("POST", path, json={"body": [9, "plain"]})).json["job_id"]
+    job = await client.job(late, wait=20)
+    # Each wait is at least half of what it says: the second of them may be over in time, the third cannot.
+    assert (job["status"], job["reason"]) == ("failed", "handler_error")
+    assert job["attempt"] in (2, 3)
+
+
 async def test_a_function_asks_for_its_next_attempt_or_for_none(client: Client) -> None:
     settings = {"max_attempts": 3, "retry_on": []}
     assert (await client.deploy("flaky", {"main.py": FLAKY}, settings=settings)).status == 201

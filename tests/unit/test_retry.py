@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from shared.functions import FunctionSettings
-from shared.ids import time_of
 from shared.queue.message import JobMessage
 from tests.seeds import message
 from worker.engine.contract import CallOutcome
@@ -28,11 +27,10 @@ def wait_s(
     lost: int = 0,
     retry: float | bool | None = None,
     draw: float = 1.0,
-    age_s: float = 1.0,
     waited_for: bool = False,
 ) -> float | None:
     job: JobMessage = replace(message(), attempt=attempt, lost=lost)
-    now_ms = 1000 * (time_of(job.id).timestamp() + age_s)
+    now_ms = 1e12
     outcome = CallOutcome(reason=reason, retry=retry)
     due_ms = next_try_ms(job, outcome, policy, waited_for=waited_for, now_ms=now_ms, draw=draw)
     return None if due_ms is None else round((due_ms - now_ms) / 1000, 3)
@@ -75,16 +73,10 @@ def test_what_the_function_asks_for_goes_first_within_its_attempts() -> None:
     policy = settings(max_attempts=3, retry_on=[])
     assert wait_s("handler_error", policy, retry=30) == 30
     assert wait_s("handler_error", policy, retry=0) == 0
-    assert wait_s("handler_error", settings(max_attempts=2, retry_within_s=90_000), retry=1e12) == 86_400
+    assert wait_s("handler_error", settings(max_attempts=2), retry=1e12) == 86_400
     assert wait_s("handler_error", policy, retry=30, attempt=3) is None
     assert wait_s("handler_error", settings(max_attempts=3), retry=False) is None
     assert wait_s("handler_error", settings(), retry=30) is None
-
-
-def test_a_job_that_is_too_old_ends() -> None:
-    policy = settings(max_attempts=9, retry_delay_s=10, retry_within_s=60)
-    assert wait_s("timeout", policy, age_s=49) == 10
-    assert wait_s("timeout", policy, age_s=51) is None
 
 
 def test_a_call_that_is_waited_for_is_not_retried() -> None:

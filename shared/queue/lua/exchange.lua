@@ -58,7 +58,8 @@ if want > 0 and open then
             local message = id and redis.call('HGET', MESSAGES, id)
             if message then
                 local m = parse(message)
-                if m.deadline > 0 and now > m.deadline then
+                -- An accepted job has to have started by then; that it is to start again is no matter of time.
+                if m.deadline > 0 and now > m.deadline and (m.reply ~= '-' or m.attempt == 1) then
                     forget(id, m)
                     -- Somebody stopped waiting for it, or it was accepted with a time by which it had to start.
                     local reason = m.reply == '-' and 'expired' or 'queue_timeout'

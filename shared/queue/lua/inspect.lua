@@ -48,7 +48,11 @@ local checks = {
     parked = {'ZSCAN', function(fn, id)
         local m = message_of(id)
         if not m then complain(id, 'is on the queue without a message')
-        elseif m.fn ~= fn then complain(id, 'is parked at another function') end
+        elseif m.fn ~= fn then complain(id, 'is parked at another function')
+        elseif not is_stopped(fn) and redis.call('EXISTS', K .. 'admitted:' .. fn) == 0
+            and redis.call('SISMEMBER', STARTING, fn) == 0 then
+            complain(id, 'is parked, and nothing that ends will let it run')
+        end
     end},
     using = {'SSCAN', function(user, id)
         local entry = redis.call('HGET', RUNNING, id)

@@ -6,6 +6,7 @@
 --   newcomers         zset  user by turn                  users with runnable jobs and nothing running
 --   ring              zset  user by turn                  other users with runnable jobs, least recently served first
 --   parked:{function} zset  job by time and priority      jobs over their function's limit, or of a stopped function
+--   parking:{user}    set   function                      functions of a user that may have jobs parked
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
 --   running           hash  job -> epoch worker user function
 --   using:{user}      set   job                           running jobs of one user
@@ -37,6 +38,7 @@ local ENDED, ENDED_KEPT_MS = K .. 'ended', 60000
 local STOPPED, STARTING = K .. 'stopped', K .. 'starting'
 local HEAD_START_MS = 600000
 local CLOCKS_AGREE_MS = 1000
+local MOST_LET_RUN = 1000
 
 local function clock_ms()
     local t = redis.call('TIME')
@@ -101,7 +103,10 @@ local function is_stopped(fn)
     return stopped[fn]
 end
 
-local function park(id, m) redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id) end
+local function park(id, m)
+    redis.call('ZADD', K .. 'parked:' .. m.fn, place_of(id, m), id)
+    redis.call('SADD', K .. 'parking:' .. m.user, m.fn)
+end
 
 -- Makes a job runnable unless its function has as many runnable and running jobs as it may; whether it did.
 local function let_run(id, m, lined)
@@ -126,20 +131,35 @@ local function release(id, m)
     if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then line_up(m.user) end
 end
 
--- Ends a job: its message goes, and a parked job of its function takes its place.
+-- Makes the parked job of a function that stands first runnable, if its own limit lets it; whether there was one.
+local function let_parked_run(fn)
+    local parked = K .. 'parked:' .. fn
+    local next_job = redis.call('ZPOPMIN', parked)
+    local id = next_job[1]
+    if not id then return false end
+    local message = redis.call('HGET', MESSAGES, id)
+    if not message then return true end
+    local m = parse(message)
+    if not let_run(id, m) then
+        redis.call('ZADD', parked, next_job[2], id)
+        return false
+    end
+    if redis.call('EXISTS', parked) == 0 then redis.call('SREM', K .. 'parking:' .. m.user, fn) end
+    return true
+end
+
+-- Ends a job: its message goes, and parked jobs of its function take its place. As long as any are parked, one that is
+-- admitted will end and let the next ones run; only where many that know no limit follow is that left to the leader.
 local function forget(id, m)
     redis.call('HDEL', MESSAGES, id)
     if m.limit == 0 then return end
-    local admitted, parked = K .. 'admitted:' .. m.fn, K .. 'parked:' .. m.fn
+    local admitted = K .. 'admitted:' .. m.fn
     redis.call('SREM', admitted, id)
     if is_stopped(m.fn) then return end
-    while redis.call('SCARD', admitted) < m.limit do
-        local next_job = redis.call('ZPOPMIN', parked)
-        if #next_job == 0 then break end
-        redis.call('SADD', admitted, next_job[1])
-        redis.call('ZADD', K .. 'user:' .. m.user, next_job[2], next_job[1])
-        line_up(m.user)
+    for _ = 1, MOST_LET_RUN do
+        if redis.call('SCARD', admitted) >= m.limit or not let_parked_run(m.fn) then return end
     end
+    redis.call('SADD', STARTING, m.fn)
 end
 
 -- A record for an end that no worker reports. Same shape as shared/queue/records.py writes, without result and with
