@@ -69,6 +69,7 @@ class Acceptor:
                 async with asyncio.timeout(LOOK_S):
                     await self._asked.ask(user, lambda: self._look(user))
             except (Unavailable, TimeoutError):
+                self._depths[user] = (asyncio.get_running_loop().time() + DEPTH_S, 0)
                 return
             until, depth = self._depths.get(user, (0.0, 0))
         if depth + count > self._max_queued:
@@ -234,8 +235,7 @@ class Acceptor:
             log.warning("queue away; left to the reconciler", extra={"jobs": len(messages), "error": str(error)})
 
     async def _abandon(self, message: JobMessage) -> None:
-        await self._send.close()  # it may be on its way to the queue just now
-        try:
+        try:  # one that is only on its way to the queue is not let in any more
             await self._queue.cancel(message.queue, message.id)
         except (Unavailable, QueueClosed) as error:
             log.warning("an abandoned call was not cancelled", extra={"job": str(message.id), "error": str(error)})

@@ -139,11 +139,18 @@ class Rebuild:
     async def _write_records(self) -> None:
         """Nothing that ended may be put on the queue again because its record is still on its way."""
         drain = Drain(self._redis, self._jobs, consumer=f"rebuild-{new_id().hex[-8:]}")
-        deadline = asyncio.get_running_loop().time() + _DRAIN_BOUND_S
-        while await drain.backlog() and asyncio.get_running_loop().time() < deadline:
-            if not await drain.run_once() and not await drain.take_over():
-                await asyncio.sleep(0.1)  # another consumer is writing them just now
-        await drain.leave()
+        loop = asyncio.get_running_loop()
+        least, give_up_at = await drain.backlog(), loop.time() + _DRAIN_BOUND_S
+        try:
+            while backlog := await drain.backlog():
+                if backlog < least:
+                    least, give_up_at = backlog, loop.time() + _DRAIN_BOUND_S
+                if loop.time() > give_up_at:
+                    raise Unavailable(f"{backlog} records cannot be written")
+                if not await drain.run_once() and not await drain.take_over():
+                    await asyncio.sleep(0.1)  # another consumer is writing them just now
+        finally:
+            await drain.leave()
 
     async def _fill(self) -> int:
         after, count = LOWEST_ID, 0

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from shared.jobs import Job
+from shared.ids import lowest_id
+from shared.jobs import JobKind
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.queue.drain import Drain
 from shared.queue.message import message_of, queue_of
@@ -18,8 +20,11 @@ from shared.queue.queue import QUEUES, Queue
 
 log = logging.getLogger(__name__)
 
-_PAGE = 1000
-_PAGES_A_RUN = 10
+_PAGE = 10_000
+_PAGES_OF_NEW = 10
+_PAGES_OF_OLD = 2
+_NEW_S = 30.0
+_AT_ONCE = 100
 _SETTLED_BOUND_S = 5.0
 
 
@@ -34,25 +39,33 @@ class Reconciler:
         self._after = LOWEST_ID
 
     async def run_once(self) -> int:
-        """Look at the next pages of open jobs; how many were missing and are queued now.
+        """Look at open jobs; how many were missing and are queued now.
 
-        A long backlog is looked through in turns, so that one run stays short.
+        At the newest each time, since a job whose acceptor died should not wait for long; at a long backlog in turns,
+        so that one run stays short.
         """
-        added = 0
-        for _ in range(_PAGES_A_RUN):
-            page = await self._jobs.open_jobs(after=self._after, limit=_PAGE, age_s=self._age_s)
-            added += await self._check(page)
-            self._after = page[-1].id if len(page) == _PAGE else LOWEST_ID
-            if len(page) < _PAGE:
-                break
-        if added:
-            log.warning("jobs were missing on the queue", extra={"jobs": added})
-        return added
+        new = lowest_id(datetime.now(UTC) - timedelta(seconds=_NEW_S))
+        _, added = await self._look(new, _PAGES_OF_NEW)
+        self._after, old = await self._look(self._after, _PAGES_OF_OLD)
+        if added + old:
+            log.warning("jobs were missing on the queue", extra={"jobs": added + old})
+        return added + old
 
-    async def _check(self, jobs: Sequence[Job]) -> int:
+    async def _look(self, after: UUID, pages: int) -> tuple[UUID, int]:
+        """Where to go on, from the beginning if the end was reached, and how many were missing."""
+        added = 0
+        for _ in range(pages):
+            page = await self._jobs.open_ids(after=after, limit=_PAGE, age_s=self._age_s)
+            added += await self._check(page)
+            if len(page) < _PAGE:
+                return LOWEST_ID, added
+            after = page[-1][0]
+        return after, added
+
+    async def _check(self, jobs: Sequence[tuple[UUID, JobKind]]) -> int:
         missing: list[UUID] = []
         for name in QUEUES:
-            ids = [job.id for job in jobs if queue_of(job.kind) == name]
+            ids = [job for job, kind in jobs if queue_of(kind) == name]
             flags = await self._queue.present(name, ids)
             missing += [job for job, there in zip(ids, flags, strict=True) if not there]
         if not missing:
@@ -62,12 +75,13 @@ class Reconciler:
         if not await self._records_written():
             return 0
         added = 0
-        still_open = await self._jobs.still_open(missing)
-        for name in QUEUES:
-            messages = [message for message in map(message_of, still_open) if message.queue == name]
-            if messages:
-                await self._queue.enqueue(name, messages)
-                added += len(messages)
+        for start in range(0, len(missing), _AT_ONCE):
+            still_open = await self._jobs.still_open(missing[start : start + _AT_ONCE])
+            for name in QUEUES:
+                messages = [message for message in map(message_of, still_open) if message.queue == name]
+                if messages:
+                    await self._queue.enqueue(name, messages)
+                    added += len(messages)
         return added
 
     async def _records_written(self) -> bool:

@@ -68,8 +68,9 @@ class QueueModel:
     # Steps
 
     def enqueue(self, job: JobMessage) -> bool:
-        durable = job.reply == NO_REPLY
-        if job.id in self.messages or (durable and {job.id, (job.id, job.attempt)} & self.ended):
+        if job.id in self.messages or job.id in self.ended:
+            return False
+        if job.reply == NO_REPLY and (job.id, job.attempt) in self.ended:
             return False
         self.messages[job.id] = job
         self._admit(job)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import orjson
@@ -71,15 +70,7 @@ class Deployer:
         self._rebuilding = Builds()
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
-        try:
-            return await self._run(message, claim), None
-        except asyncio.CancelledError as cancelled:
-            if cancelled.args == ("cancelled",):
-                with suppress(Unavailable):
-                    await self._functions.fail(
-                        message.version_id, reason="cancelled", error="The deploy was cancelled."
-                    )
-            raise
+        return await self._run(message, claim), None
 
     async def _run(self, message: JobMessage, claim: Claim) -> Record:
         claimed_ms, started = now_ms(), time.perf_counter()
@@ -99,9 +90,6 @@ class Deployer:
             again = await self._outage.again(message)
         except ContainerPubError as away:
             reason, error = Reason.DEPENDENCY_DOWN, away.message
-        if reason is not None and message.kind is JobKind.DEPLOY and not again:
-            with suppress(Unavailable):
-                await self._functions.fail(message.version_id, reason=reason, error=error or "")
         run_ms = (time.perf_counter() - started) * 1000
         queue_ms = max(0.0, float(claimed_ms - message.enqueued_ms))
         record = Record(
@@ -158,9 +146,10 @@ class Deployer:
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
             await self._start_ahead(replace(version, image=built.ref))
-            await self._functions.activate(
+            if not await self._functions.activate(
                 version.id, image=built.ref, image_bytes=built.size_bytes, analysis=built.analysis
-            )
+            ):
+                raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
         # Before the job ends: whoever sees it ended is served by the new version.
         await self._queue.announce_change(Change(function=version.function_id, live=version.id))
         return {"function_id": str(version.function_id), "version": version.number}

@@ -291,7 +291,7 @@ class Station:
                 ended.append(_Ended(claim=claim, settle=settle))
         for epoch in set(self._running) - {claim.epoch for claim in held}:
             log.info("killing an attempt that is not ours any more", extra={"epoch": epoch})
-            self._kill(epoch, None, "cancelled")
+            self._kill(epoch, None, "not ours")
         self._compare_at = asyncio.get_running_loop().time() + POLL_S
 
 

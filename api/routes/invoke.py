@@ -136,8 +136,12 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
 async def _make_durable(app: web.Application, message: JobMessage) -> web.Response:
     """The caller's wait is over, or this process ends; the job goes on: put it into Postgres, and answer what stands
     there then."""
-    await app[ACCEPTOR].keep(message)
-    job = await app[JOBS].get(message.user_id, message.id)
+    try:
+        await app[ACCEPTOR].keep(message)
+        job = await app[JOBS].get(message.user_id, message.id)
+    except Unavailable as away:
+        away.extra |= {"job_id": str(message.id), "may_have_run": True}
+        raise
     return _job_answer(job) if job is not None and job.final else _accepted(message.id)
 
 

@@ -162,6 +162,9 @@ async def cancel_job(request: web.Request) -> web.Response:
     await _cancel(request.app, job)
     wait_s = request.app[SETTINGS].dependency_timeout_seconds
     job = await await_end(request.app, caller.user.id, job.id, wait_s) or job
+    if not job.final and not await request.app[QUEUE].records() and await request.app[JOBS].cancel(job.id):
+        # No end is on its way: a cancel before kept it off the queue, and did not reach Postgres.
+        job = await request.app[JOBS].get(caller.user.id, job.id) or job
     if not job.final:
         raise Unavailable("The job's end is not recorded yet; look again.", retry_after_s=1)
     if job.status is not JobStatus.CANCELLED:

@@ -159,14 +159,18 @@ class Functions:
         with postgres_errors():
             await self._pool.execute(_SQL["append_build_log"], version, text)
 
-    async def activate(self, version: UUID, *, image: str, image_bytes: int, analysis: Mapping[str, object]) -> None:
-        """The version can serve, and ``live`` moves to it unless a newer one serves."""
+    async def activate(self, version: UUID, *, image: str, image_bytes: int, analysis: Mapping[str, object]) -> bool:
+        """The version can serve, and ``live`` moves to it unless a newer one serves; False if it had failed or is gone.
+
+        One that is active already, by another attempt, stays as it is.
+        """
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute(
+                status = await connection.fetchval(
                     _SQL["activate_version"], version, image, image_bytes, orjson.dumps(analysis).decode()
                 )
                 await connection.execute(_SQL["move_live"], version)
+        return bool(status == "active")
 
     async def fail(self, version: UUID, *, reason: str, error: str) -> None:
         with postgres_errors():

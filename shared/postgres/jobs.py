@@ -26,6 +26,7 @@ _SQL = queries("jobs")
 _CONSEQUENCES = queries("consequences")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
 LOWEST_ID = UUID(int=0)
+_PAGE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,14 +279,20 @@ class Jobs:
                     await bring_about(connection, [ended])
         return ended is not None
 
-    async def open_jobs(self, *, after: UUID, limit: int, age_s: float = 0.0) -> Sequence[Job]:
-        """A page of the jobs that are not final, in order of their arrival, without those younger than ``age_s``.
+    async def open_jobs(self, *, after: UUID, limit: int) -> Sequence[Job]:
+        """A page of the jobs that are not final and due, in order of arrival, not too large to be held at once."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["open_jobs"], after, limit, _PAGE_BYTES)
+        return [_job(row) for row in rows]
+
+    async def open_ids(self, *, after: UUID, limit: int, age_s: float) -> Sequence[tuple[UUID, JobKind]]:
+        """The same without those younger than ``age_s``, and only what they are.
 
         Ages are by Postgres's clock; a job that is from its future is not young.
         """
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["open_jobs"], after, age_s, limit)
-        return [_job(row) for row in rows]
+            rows = await self._pool.fetch(_SQL["open_ids"], after, age_s, limit)
+        return [(row["id"], JobKind(row["kind"])) for row in rows]
 
     async def still_open(self, jobs: Sequence[UUID]) -> Sequence[Job]:
         with postgres_errors():
@@ -310,6 +317,7 @@ class Jobs:
                 if attempts:
                     await _insert_invocations(connection, attempts)
                     await _insert_logs(connection, attempts)
+                await _fail_versions(connection, [record for record in latest.values() if record.kind == "deploy"])
                 return await bring_about(connection, ended) if ended else []
 
 
@@ -371,6 +379,24 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> lis
         [None if r.run_at_ms is None else (r.run_at_ms - r.at_ms) / 1000 for r in records],
     )
     return [row["id"] for row in rows]
+
+
+async def _fail_versions(connection: Connection, deploys: Sequence[Record]) -> None:
+    """With the end of their jobs, so that only the attempt whose end counts decides."""
+    failed = [record for record in deploys if record.status in ("failed", "cancelled")]
+    if failed:
+        await connection.execute(
+            _SQL["fail_versions"],
+            [record.id for record in failed],
+            [record.reason or record.status for record in failed],
+            [_deploy_error(record) for record in failed],
+        )
+
+
+def _deploy_error(record: Record) -> str:
+    if record.error is not None:
+        return _text(str(orjson.loads(record.error)["message"]))
+    return "The deploy was cancelled." if record.status == "cancelled" else "The workers that built it were lost."
 
 
 async def _insert_invocations(connection: Connection, records: Sequence[Record]) -> None:

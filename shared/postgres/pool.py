@@ -42,6 +42,9 @@ _AWAY = (
     asyncpg.TransactionRollbackError,  # a deadlock, say: the same again may succeed
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
     OSError,
     TimeoutError,
 )
@@ -86,6 +89,13 @@ async def close_pool(pool: Pool) -> None:
         await asyncio.wait_for(pool.close(), 2)
     except (TimeoutError, *_AWAY):
         pool.terminate()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether Postgres will not take what caused ``error`` whenever it is asked again: the fault is in the values."""
+    return not isinstance(error, asyncpg.PostgresError) or isinstance(
+        error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
+    )
 
 
 @contextmanager

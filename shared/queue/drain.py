@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from shared.errors import Unavailable
 from shared.jobs import FINAL, JobStatus, Reason
 from shared.postgres.jobs import Jobs
+from shared.postgres.pool import is_refusal
 from shared.queue.connection import redis_errors
 from shared.queue.message import JobMessage
 from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP, WORKERS, Queue
@@ -168,6 +169,7 @@ class Drain:
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one record that Postgres refuses must not hold up the others
+            _only_refusals(error)
             if len(good) == 1:
                 await self._write_bare(*good[0], error)
             else:
@@ -198,7 +200,8 @@ class Drain:
             following = await self._jobs.settle([bare])
         except Unavailable:
             raise
-        except Exception:
+        except Exception as again:
+            _only_refusals(again)
             log.exception("not even a bare record can be written", extra={"job": str(record.id)})
         else:
             await self._follow(following)
@@ -235,3 +238,9 @@ class Drain:
             pipe.xack(RECORDS, RECORDS_GROUP, entry[0])
             pipe.xdel(RECORDS, entry[0])
             await pipe.execute()
+
+
+def _only_refusals(error: Exception) -> None:
+    """A record whose values are at fault is put aside; whatever else is wrong may pass, and records wait for that."""
+    if not is_refusal(error):
+        raise Unavailable(f"Postgres cannot write records: {type(error).__name__}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,7 +120,21 @@ class CancelledWhere(StrEnum):
     ABSENT = "absent"  # not on the queue, and not let in any more if it is on its way there
 
 
-# Not a step of the queue: it may be called at any time.
+# These are no steps of the queue: they may be called at any time.
+_PRESENT = """
+local there = {}
+for i = 2, #ARGV do there[#there + 1] = redis.call('HEXISTS', 'cp:' .. ARGV[1] .. ':messages', ARGV[i]) end
+return there
+"""
+_LOOK_ON = """
+local watched, now = ARGV[2], tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', watched, '-inf', now)
+for i = 4, #ARGV do
+    redis.call('ZADD', watched, now + ARGV[3], ARGV[i])
+    local entry = redis.call('HGET', 'cp:' .. ARGV[1] .. ':running', ARGV[i])
+    if entry then redis.call('PUBLISH', 'cp:worker:' .. string.match(entry, '^%S+ (%S+)'), 'watch ' .. ARGV[i]) end
+end
+"""
 _DEPTH = """
 local base = 'cp:' .. ARGV[1] .. ':'
 local depth, parking = redis.call('ZCARD', base .. 'user:' .. ARGV[2]), base .. 'parking:' .. ARGV[2]
@@ -301,22 +314,8 @@ class Queue:
     async def look_on(self, queue: str, jobs: Sequence[UUID]) -> None:
         """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
         wrote so far that run."""
-        if not jobs:
-            return
-        now = time.time()
-        names = [str(job) for job in jobs]
-        with redis_errors():
-            pipe = self.redis.pipeline(transaction=False)
-            pipe.zremrangebyscore(WATCHED, "-inf", now)
-            pipe.zadd(WATCHED, dict.fromkeys(names, now + _WATCHED_S))
-            pipe.hmget(f"cp:{queue}:running", names)
-            entries = (await pipe.execute())[-1]
-            pipe = self.redis.pipeline(transaction=False)
-            for name, entry in zip(names, entries, strict=True):
-                if entry is not None:
-                    pipe.publish(f"cp:worker:{entry.split(b' ')[1].decode()}", f"watch {name}")
-            if len(pipe):
-                await pipe.execute()
+        if jobs:
+            await self.evaluate(_LOOK_ON, queue, WATCHED, _WATCHED_S, *(str(job) for job in jobs))
 
     async def watch(self, worker: str, job: UUID) -> None:
         """Have ``worker`` tell what ``job`` writes, from its beginning."""
@@ -372,9 +371,7 @@ class Queue:
         """Whether each job is anywhere on ``queue``."""
         if not jobs:
             return []
-        with redis_errors():
-            answer = await self.redis.hmget(f"cp:{queue}:messages", [str(job) for job in jobs])  # type: ignore[misc]
-        return [value is not None for value in answer]
+        return [flag == 1 for flag in await self.evaluate(_PRESENT, queue, *(str(job) for job in jobs))]
 
     async def running(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
         """Whether each job is running right now."""
@@ -388,6 +385,11 @@ class Queue:
         with redis_errors():
             answer = await self.redis.smembers(f"cp:{queue}:using:{short(user)}")  # type: ignore[misc]
         return [UUID(member.decode()) for member in answer]
+
+    async def records(self) -> int:
+        """Records that wait for Postgres."""
+        with redis_errors():
+            return int(await self.redis.xlen(RECORDS))
 
     async def announce_change(self, change: Change) -> None:
         """Tell every process to drop what it remembers of a function."""

@@ -71,9 +71,13 @@ WHERE v.id = $1
 UPDATE versions SET build_log = build_log || $2 WHERE id = $1 AND status = 'building'
 
 -- name: activate_version
--- A build succeeded: the version can serve.
-UPDATE versions SET status = 'active', image = $2, image_bytes = $3, analysis = $4, activated_at = now()
-WHERE id = $1 AND status = 'building'
+-- A build succeeded: the version can serve. Its status then.
+WITH activated AS (
+    UPDATE versions SET status = 'active', image = $2, image_bytes = $3, analysis = $4, activated_at = now()
+    WHERE id = $1 AND status = 'building'
+    RETURNING status
+)
+SELECT coalesce((SELECT status FROM activated), (SELECT status FROM versions WHERE id = $1))
 
 -- name: move_live
 -- Point live at a version, unless a newer one serves already.

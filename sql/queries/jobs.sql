@@ -161,6 +161,13 @@ LEFT JOIN versions v ON v.id = settled.version_id
 WHERE settled.status IN ('succeeded', 'failed', 'cancelled') AND settled.kind = 'invoke'
   AND (settled.callback_url IS NOT NULL OR v.id IS NOT NULL)
 
+-- name: fail_versions
+-- Versions whose deploys $1 have ended without success: they failed for reasons $2, with messages $3.
+UPDATE versions v SET status = 'failed', reason = new.reason, error = new.error
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (job, reason, error)
+JOIN jobs j ON j.id = new.job AND j.kind = 'deploy' AND j.status IN ('failed', 'cancelled')
+WHERE v.id = j.version_id AND v.status = 'building'
+
 -- name: insert_invocations
 -- The records of attempts; one that is there already stays. An attempt that succeeded when its job had ended by another
 -- one (its worker slept beyond its lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
@@ -211,9 +218,22 @@ WHERE id = $1 AND status IN ('scheduled', 'queued') AND attempt = 0
 RETURNING id
 
 -- name: open_jobs
--- A page of the jobs that must be on the queue, in order of arrival, for rebuild and reconciler; without those accepted
--- within the last $2 seconds. One of the future was accepted by a clock that is wrong, and may be of any age.
-SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+-- A page of the jobs that must be on the queue, in order of arrival, for a rebuild: $2 of them, and what they were called
+-- with no longer than $3 bytes together, unless it is one.
+SELECT j.*, v.number AS version
+FROM (
+    SELECT id, sum(coalesce(pg_column_size(payload), 0)) OVER (ORDER BY id) - coalesce(pg_column_size(payload), 0) AS before
+    FROM (SELECT id, payload FROM jobs WHERE status IN ('queued', 'running') AND id > $1 ORDER BY id LIMIT $2) AS page
+) AS sized
+JOIN jobs j ON j.id = sized.id
+LEFT JOIN versions v ON v.id = j.version_id
+WHERE sized.before < $3
+ORDER BY j.id
+
+-- name: open_ids
+-- A page of the jobs that must be on the queue, in order of arrival, for the reconciler; without those accepted within the
+-- last $2 seconds. One of the future was accepted by a clock that is wrong, and may be of any age.
+SELECT j.id, j.kind FROM jobs j
 WHERE j.status IN ('queued', 'running') AND j.id > $1
   AND (j.created_at < now() - make_interval(secs => $2) OR j.created_at > now() + make_interval(secs => $2))
 ORDER BY j.id LIMIT $3

@@ -1,10 +1,12 @@
 -- Leadership, and what the leader keeps in order.
 
 -- name: take_lease
--- Become or stay the holder; no row if somebody else's lease still runs.
+-- Become or stay the holder; no row if somebody else's lease still runs. One that runs for longer than any is given was
+-- taken before this clock was set back.
 INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
 WHERE leases.holder = excluded.holder OR leases.expires_at < now()
+   OR leases.expires_at > now() + make_interval(secs => greatest(10 * $3, 60))
 RETURNING holder
 
 -- name: drop_lease

@@ -232,14 +232,18 @@ async def test_f14_callers_of_a_postgres_that_hangs_do_not_wait_for_each_other(
         await on.all_ended(20)
         async with postgres_relay(sockets, database) as (relay, through):
             await with_api(on, DATABASE_URL=through)
+            assert (await on.client.invoke("nap", 0)).status == 200  # so that the function is known
             assert (await on.client.call("GET", f"/api/jobs/{on.accepted[0]}")).status == 200
             relay.stall()
             async with asyncio.timeout(7):  # for a connection, for its answer, and to give it up
-                answers = await asyncio.gather(
+                kept, *answers = await asyncio.gather(
+                    on.client.invoke("nap", 60, prefer="wait=0.5"),
                     *(on.client.call("GET", f"/api/jobs/{on.accepted[0]}") for _ in range(40)),
                     *(on.client.invoke("nap", 0, prefer="respond-async") for _ in range(20)),
                 )
             relay.flow()
+            assert (kept.status, kept.json["code"], kept.json["may_have_run"]) == (503, "dependency_down", True)
+            assert (await on.client.call("POST", f"/api/jobs/{kept.json['job_id']}/cancel")).status in (200, 404)
             assert {(answer.status, answer.json["code"]) for answer in answers} == {(503, "dependency_down")}
             assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
 

@@ -364,6 +364,38 @@ async def test_what_may_succeed_another_time_is_no_reason_to_reject(error: Excep
         raise error
 
 
+@pytest.mark.parametrize("fault", ["f23-lock-timeout", "table-away"])
+async def test_a_fault_of_postgres_is_waited_out_and_no_record_is_put_aside(
+    redis: Redis, pool: Pool, database: str, user: UUID, fault: str
+) -> None:
+    job = message(user)
+    await Jobs(pool).accept([job])
+    holder = await asyncpg.connect(database)
+    name = await holder.fetchval("SELECT current_database()")
+    await holder.execute(f"ALTER DATABASE {name} SET lock_timeout = '100ms'")
+    own = await open_pool(database, size=1, timeout_s=5, name="drain")
+    drain = Drain(redis, Jobs(own), consumer="patient")
+    await drain.run_once()  # makes the group
+    try:
+        async with holder.transaction():
+            if fault == "table-away":
+                await holder.execute("ALTER TABLE invocations RENAME TO invocations_away")
+                await holder.execute("COMMIT; BEGIN")
+            else:
+                await holder.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            await put(redis, record(job, result=b"7"))
+            with pytest.raises(Unavailable):
+                await drain.run_once()
+        if fault == "table-away":
+            await holder.execute("ALTER TABLE invocations_away RENAME TO invocations")
+        await drain.run_once()
+        assert await redis.xlen(REJECTED) == 0
+        assert (await row(pool, job))["result"] == b"7"
+    finally:
+        await holder.close()
+        await close_pool(own)
+
+
 async def test_attempt_that_succeeds_after_its_job_has_ended_by_another_one_was_lost(
     redis: Redis, drain: Drain, pool: Pool, user: UUID, jobs: Jobs
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 
 from scheduler.due import Due
 from scheduler.expire import Expiry
@@ -14,7 +17,7 @@ from shared.jobs import JobStatus
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
 from shared.queue.message import message_of, now_ms
-from shared.queue.queue import Enqueued, Queue
+from shared.queue.queue import CancelledWhere, Enqueued, Queue
 from tests.client import Answer, Client
 from tests.deployment import Platform
 from tests.seeds import message, new_user
@@ -70,6 +73,16 @@ async def test_a_job_that_started_in_time_does_not_expire_before_its_next_attemp
     answer = await client.call("POST", f"/api/functions/once/invoke?expires_at={by}", json={})
     job = await client.job(answer.json["job_id"], wait=20)
     assert (job["status"], job["result"], job["reason"]) == ("succeeded", 2, None)
+
+
+async def test_a_cancel_that_did_not_reach_postgres_can_be_repeated(client: Client, shared_platform: Platform) -> None:
+    job = (await later(client, "delay=60")).json["job_id"]
+    redis = Redis.from_url(shared_platform.env["REDIS_URL"])
+    async with aclosing(Queue(redis)) as queue:
+        assert await queue.cancel("invoke", UUID(job)) is CancelledWhere.ABSENT  # and there its API process died
+    await redis.aclose()
+    answer = await client.call("POST", f"/api/jobs/{job}/cancel")
+    assert (answer.status, answer.json["status"]) == (200, "cancelled")
 
 
 async def test_run_at_is_taken_in_any_zone(client: Client) -> None:

@@ -20,6 +20,7 @@ from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import (
     GENERATION,
     RECORDS,
+    WATCHED,
     WORKERS,
     CancelledWhere,
     Claim,
@@ -339,6 +340,22 @@ async def test_a_durable_job_that_nobody_took_in_time_has_expired(queue: Queue, 
     (left,) = await records(redis)
     assert (left.id, left.status, left.reason, left.outcome) == (job.id, "failed", "expired", None)
     await conserved(redis, pool)
+
+
+async def test_call_that_was_cancelled_on_its_way_to_the_queue_is_not_let_in(queue: Queue) -> None:
+    call = message(reply="api-1")
+    assert await queue.cancel("invoke", call.id) is CancelledWhere.ABSENT
+    assert await queue.enqueue("invoke", [call]) == [Enqueued.THERE]
+    assert await claim(queue) == []
+
+
+async def test_onlookers_are_remembered_by_the_clock_of_redis(queue: Queue, redis: Redis) -> None:
+    job = uuid4()
+    await queue.look_on("invoke", [job])
+    seconds, _ = await redis.time()
+    until = await redis.zscore(WATCHED, str(job))
+    assert until is not None
+    assert 55 <= until - seconds <= 60
 
 
 async def test_cancel_of_a_parked_job_leaves_the_running_one_alone(queue: Queue, redis: Redis, pool: Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -21,10 +22,11 @@ from shared.embedded.redis import EmbeddedRedis
 from shared.errors import Unavailable
 from shared.ids import new_id, short
 from shared.jobs import JobStatus
-from shared.postgres.jobs import Jobs
-from shared.postgres.pool import Pool
+from shared.postgres.jobs import LOWEST_ID, Jobs
+from shared.postgres.pool import Pool, close_pool, open_pool
 from shared.queue.connection import connect
 from shared.queue.drain import Drain
+from shared.queue.message import now_ms
 from shared.queue.queue import GENERATION, REBUILT_CHANNEL, RECORDS, Claim, Queue
 from shared.queue.scripts import SCRIPTS, QueueClosed
 from tests.conservation import complaints
@@ -103,6 +105,14 @@ async def test_leader_that_resigns_is_followed_at_once(pool: Pool) -> None:
     await first.resign()
     assert not first.leading
     assert await second.run_once()
+
+
+async def test_f18_leader_that_died_before_the_clock_went_back_is_followed(pool: Pool) -> None:
+    dead, heir = Leader(pool, "dead", life_s=1), Leader(pool, "heir", life_s=1)
+    assert await dead.run_once()
+    # Seen from Postgres after its clock went back by an hour, all times of before lie an hour ahead.
+    await pool.execute("UPDATE leases SET expires_at = expires_at + interval '1 hour'")
+    assert await heir.run_once()
 
 
 async def test_nobody_resigns_for_another(pool: Pool) -> None:
@@ -233,11 +243,28 @@ async def test_long_backlog_is_looked_through_in_turns(
     queue: Queue, jobs: Jobs, reconciler: Reconciler, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scheduler.reconcile._PAGE", 2)
-    monkeypatch.setattr("scheduler.reconcile._PAGES_A_RUN", 2)
+    monkeypatch.setattr("scheduler.reconcile._PAGES_OF_NEW", 0)
     batch = [message(user) for _ in range(7)]
     await jobs.accept(batch)
     await _until_past(batch[-1].id)
     assert [await reconciler.run_once() for _ in range(3)] == [4, 3, 0]
+
+
+async def test_f5_missing_job_is_found_at_once_behind_a_long_backlog(
+    queue: Queue, redis: Redis, jobs: Jobs, user: UUID, reconciler: Reconciler
+) -> None:
+    hour_ago, function = int(now_ms()) - 3_600_000, uuid4()
+    for start in range(0, 22_000, 1000):
+        ids = (UUID(int=(hour_ago + start + each << 80) | 7 << 76 | 0b10 << 62) for each in range(1000))
+        batch = [message(user, function=function, id=each) for each in ids]
+        await jobs.accept(batch)
+        await queue.enqueue("invoke", batch)
+    lost = message(user)
+    await jobs.accept([lost])
+    assert await queue.present("invoke", [batch[0].id, lost.id]) == [True, False]
+    await asyncio.sleep(0.01)
+    assert await reconciler.run_once() == 1
+    assert await queue.present("invoke", [lost.id]) == [True]
 
 
 async def test_counts_of_lost_attempts_survive_the_way_through_postgres(
@@ -290,6 +317,37 @@ async def test_jobs_that_ended_are_not_put_back(
     assert await rebuild.run_once() == 1
     assert await complaints(redis, pool) == []
     assert await pool.fetchval("SELECT count(*) FROM jobs WHERE status = 'succeeded'") == 2
+
+
+async def test_a_queue_is_not_opened_before_the_records_are_written(
+    queue: Queue, jobs: Jobs, user: UUID, pool: Pool, database: str, rebuild: Rebuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.rebuild._DRAIN_BOUND_S", 0.2)
+    ended = message(user)
+    await jobs.accept([ended])
+    await queue.enqueue("invoke", [ended])
+    (one,) = await claim(queue)
+    assert await end(queue, one)
+    own = await open_pool(database, size=1, timeout_s=0.5, name="slow")
+    slow = Rebuild(queue.redis, queue, Jobs(own), own, grace_s=0)
+    async with pool.acquire() as holder, holder.transaction():
+        await holder.execute("LOCK TABLE invocations IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(Unavailable):
+            await slow.run_once()
+        assert not await queue.is_open()
+    await close_pool(own)
+    monkeypatch.undo()
+    assert await rebuild.run_once() == 0
+    assert await claim(queue) == []
+
+
+async def test_large_jobs_are_put_back_in_small_pages(queue: Queue, jobs: Jobs, user: UUID, rebuild: Rebuild) -> None:
+    batch = [message(user, payload=b'"%s"' % random.randbytes(60_000).hex().encode()) for _ in range(200)]
+    await jobs.accept(batch)
+    page = await jobs.open_jobs(after=LOWEST_ID, limit=1000)
+    assert 1 < len(page) < 200
+    assert await rebuild.run_once() == 200
+    assert all(await queue.present("invoke", [job.id for job in batch]))
 
 
 async def test_running_attempts_that_register_meanwhile_stay_with_their_worker(

@@ -23,7 +23,7 @@ for i = 4, #ARGV, 2 do
     if m.reply ~= '-' and backlog < 0 then backlog = redis.call('XLEN', RECORDS) end
     if m.reply ~= '-' and backlog > max_backlog then
         answers[#answers + 1] = -1
-    elseif (m.reply == '-' and (has_ended(id) or has_ended(attempt_of(id, m.attempt))))
+    elseif has_ended(id) or (m.reply == '-' and has_ended(attempt_of(id, m.attempt)))
         or redis.call('HSETNX', MESSAGES, id, message) == 0 then
         answers[#answers + 1] = 0
     else
