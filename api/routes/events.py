@@ -21,10 +21,11 @@ from api.contract import Operation, Parameter
 from api.feeds import Feed
 from api.keys import FEEDS, JOBS, QUEUE, SETTINGS
 from api.middleware import mark
-from api.routes.jobs import job_of, job_views
+from api.routes.jobs import RECORD_S, await_end, job_of, job_views
 from api.session import authenticated
 from shared.errors import ContainerPubError
-from shared.jobs import JobStatus
+from shared.jobs import Job, JobStatus
+from shared.jobview import job_view
 
 _BEAT_S = 15.0
 _LAST = "end"
@@ -108,7 +109,8 @@ class _Stream:
         self._response = response
         self._feed = feed
         self._sent = sent
-        self._shown: tuple[object, ...] = ()  # the state that was sent last
+        self._shown: tuple[Any, ...] = (None, 0, None)  # status, attempt and due time that were sent last
+        self._doubted = False
         self._progress: object = None
 
     async def run(self) -> None:
@@ -120,8 +122,7 @@ class _Stream:
             missed, self._feed.missed = self._feed.missed, False
             for event in events:
                 if event["kind"] == "state":
-                    # The record of an attempt may still be on its way to Postgres.
-                    if await self._look(event["status"]):
+                    if await self._look(event):
                         return
                     if event["status"] == JobStatus.RUNNING:
                         await self._app[FEEDS].missed(self._feed, event["worker"])
@@ -161,22 +162,48 @@ class _Stream:
         else:
             await self._send_log(event["epoch"], event["attempt"], before, event["entries"])
 
-    async def _look(self, heard: str | None = None) -> bool:
+    async def _look(self, heard: dict[str, Any] | None = None) -> bool:
         """Send the job's state, which was ``heard`` if it is not final yet, unless it is what was sent last; whether
         it is final, and all was sent."""
-        job = await self._app[JOBS].get(self._feed.user, self._feed.job)
+        job = await self._recorded(heard) if heard else await self._app[JOBS].get(self._feed.user, self._feed.job)
         if job is None:  # it went with its function, or by its age
             return True
         if job.final:
             await self._send_rest()
-        (view,) = await job_views(self._app[QUEUE], [job])
-        if heard is not None and not job.final:
-            view["status"] = heard
-        state = (view["status"], view["attempt"])
+        if heard and heard["status"] != JobStatus.RUNNING:
+            view = job_view(job)
+        else:
+            (view,) = await job_views(self._app[QUEUE], [job])
+        if not job.final:
+            if heard:
+                view |= {"status": heard["status"], "attempt": heard["attempt"]}
+            elif self._is_behind(view):
+                return False
+        due = view["run_at"] if view["status"] == JobStatus.SCHEDULED else None
+        state = (view["status"], view["attempt"], due)
         if state != self._shown:
-            self._shown = state
+            self._shown, self._doubted = state, False
             await self._send("state", view, _LAST if job.final else None)
         return job.final
+
+    async def _recorded(self, heard: dict[str, Any]) -> Job | None:
+        """The job as it is once Postgres has the attempt after which it goes on as ``heard``."""
+        attempt = 0 if heard["status"] == JobStatus.RUNNING else heard["attempt"]
+        return await await_end(
+            self._app, self._feed.user, self._feed.job, RECORD_S, until=lambda job: job.attempt >= attempt
+        )
+
+    def _is_behind(self, view: dict[str, Any]) -> bool:
+        """Whether a state that nobody told of may lack the record of the attempt that was sent last; what can be said
+        without that is put right."""
+        status, attempt, _ = self._shown
+        if view["status"] == JobStatus.RUNNING:
+            view["attempt"] = max(view["attempt"], attempt if status == JobStatus.RUNNING else attempt + 1)
+            return False
+        # Or the attempt was given back, and the push that says so was lost: then it is the same at the next look.
+        behind = status == JobStatus.RUNNING and view["attempt"] < attempt and not self._doubted
+        self._doubted = behind
+        return behind
 
     async def _send_rest(self) -> None:
         """What was written and not sent, as the records have it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,7 +27,7 @@ from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
 
-_RECORD_S = 1.0
+RECORD_S = 1.0
 _FRESH_S = 60.0
 _AT_ONCE = 100
 _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
@@ -59,15 +59,17 @@ async def job_of(request: web.Request, user: UUID) -> Job:
     job_id = documents.uuid_in_path(request, "job")
     job = await request.app[JOBS].get(user, job_id) if job_id is not None else None
     if job is None and job_id is not None and _is_fresh(job_id):
-        job = await await_end(request.app, user, job_id, _RECORD_S)
+        job = await await_end(request.app, user, job_id, RECORD_S)
     if job is None:
         raise NotFound("You have no such job.", code="job_not_found")
     return job
 
 
-async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: float) -> Job | None:
-    """The job once it is final, or as it is when ``wait_s`` seconds are over or this process ends; None if the user
-    has none such by then.
+async def await_end(
+    app: web.Application, user: UUID, job_id: UUID, wait_s: float, *, until: Callable[[Job], bool] = lambda job: False
+) -> Job | None:
+    """The job once it is final or ``until`` holds, or as it is when ``wait_s`` seconds are over or this process ends;
+    None if the user has none such by then.
 
     Watches before it looks, so that no end falls between the two.
     """
@@ -80,7 +82,7 @@ async def await_end(app: web.Application, user: UUID, job_id: UUID, wait_s: floa
             event.clear()
             job = await jobs.get(user, job_id)
             left = deadline - loop.time()
-            if left <= 0 or waiting.leaving or (job is not None and job.final):
+            if left <= 0 or waiting.leaving or (job is not None and (job.final or until(job))):
                 return job
             try:
                 async with asyncio.timeout(min(left, _BETWEEN_LOOKS_S)):

@@ -220,11 +220,10 @@ class Drain:
 
     async def _acknowledge(self, written: Sequence[tuple[Entry, Record]]) -> None:
         ids = [entry[0] for entry, _ in written]
-        ended = "".join(str(record.id) for _, record in written if record.status in FINAL)
         with redis_errors():
             pipe = self._redis.pipeline(transaction=False)
-            if ended:
-                pipe.publish(FINAL_CHANNEL, ended)
+            # Also of jobs that go on: who looks on one is told when it is due again.
+            pipe.publish(FINAL_CHANNEL, "".join(str(record.id) for _, record in written))
             pipe.xack(RECORDS, RECORDS_GROUP, *ids)
             pipe.xdel(RECORDS, *ids)
             await pipe.execute()

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.client import Client
 from tests.deployment import Platform
-from tests.eventstream import EventStream, events_of, states, text
+from tests.eventstream import Event, EventStream, events_of, states, text
 from tests.integration.conftest import StartApi
 
 TALKER = """
@@ -61,7 +61,7 @@ LOUD_ENV = {"MAX_LOG_BYTES": "32000000", "EVENT_READ_SECONDS": "2"}
 async def client(shared_platform: Platform) -> AsyncIterator[Client]:
     async with shared_platform.client() as client:
         await client.register()
-        settings = {"timeout_s": 60, "max_attempts": 2, "retry_delay_s": 0.2}
+        settings = {"timeout_s": 60, "max_attempts": 3, "retry_delay_s": 0.2}
         assert (await client.deploy("talker", {"main.py": TALKER}, settings=settings)).status == 201
         yield client
 
@@ -98,6 +98,12 @@ async def read_until(stream: EventStream, size: int) -> str:
                 if sum(map(len, parts)) >= size:
                     break
     return "".join(parts)
+
+
+def moves(events: list[Event]) -> list[tuple[str, int]]:
+    """The states that were told, with their attempts, without those before the first attempt."""
+    told = [(event.data["status"], event.data["attempt"]) for event in events if event.name == "state"]
+    return [move for move in told if move != ("queued", 0)]
 
 
 async def started(client: Client, **body: float) -> str:
@@ -194,14 +200,46 @@ async def test_nothing_is_lost_with_the_connection_to_redis(client: Client, redi
 
 
 async def test_each_attempt_is_told(client: Client) -> None:
-    job = await started(client, nap_s=0.3, failures=1)
+    job = await started(client, nap_s=0.3, failures=2)
     async with events_of(client, job) as stream:
         seen = await stream.rest()
-    assert states(seen)[-1] == "succeeded"
-    assert "scheduled" in states(seen)
-    for attempt in (1, 2):
+    assert moves(seen) == [
+        *(("running", 1), ("scheduled", 1), ("queued", 1)),
+        *(("running", 2), ("scheduled", 2), ("queued", 2)),
+        *(("running", 3), ("succeeded", 3)),
+    ]
+    due = [event.data["run_at"] for event in seen if event.name == "state" and event.data["status"] == "scheduled"]
+    assert len(set(due)) == 2
+    assert None not in due
+    for attempt in (1, 2, 3):
         mine = [event for event in seen if event.name != "log" or event.data["attempt"] == attempt]
         assert text(mine) == "first\nnap 0\n"
+
+
+async def test_the_states_of_a_lost_and_of_a_returned_attempt_are_told(platform: Platform) -> None:
+    platform.change(LEASE_SECONDS="2", HEARTBEAT_SECONDS="0.5", DRAIN_SECONDS="0.5")
+    for name in ("scheduler", "worker-1"):
+        await platform.terminate(name)
+        platform.start(name)
+    async with platform.client() as client:
+        await client.register()
+        assert (await client.deploy("talker", {"main.py": TALKER}, settings={"timeout_s": 60})).status == 201
+        lost, returned = [await started(client, nap_s=3, naps=1) for _ in range(2)]
+        async with events_of(client, lost) as one, events_of(client, returned) as other:
+            seen = await one.until("log", message="first\n")
+            platform.kill("worker-1")
+            platform.start("worker-1")
+            seen += await one.until("log", message="first\n", attempt=2)
+            told = await other.until("log", message="first\n", attempt=2)
+            await platform.terminate("worker-1")
+            platform.start("worker-1")
+            told += await other.rest()
+            seen += await one.rest()
+    for events in (seen, told):
+        assert moves(events) == [
+            *(("running", 1), ("queued", 1)),
+            *(("running", 2), ("queued", 1), ("running", 2), ("succeeded", 2)),
+        ]
 
 
 async def test_characters_that_are_cut_are_told_whole(client: Client) -> None:

@@ -28,6 +28,7 @@ for i = 4, #ARGV, 2 do
         answers[#answers + 1] = 0
     else
         admit(id, m, lined)
+        if m.reply == '-' then tell(id, {status = 'queued', attempt = m.attempt - 1}) end
         answers[#answers + 1] = 1
     end
 end

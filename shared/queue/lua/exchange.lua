@@ -36,7 +36,7 @@ for s = 0, settles - 1 do
             end
             to_user_queue(id, m)
             redis.call('XADD', RECORDS, '*', 'r', record)
-            tell(id, {status = 'queued', attempt = m.attempt})
+            tell(id, {status = 'queued', attempt = verb == 'lose' and m.attempt or m.attempt - 1})
         end
         settled[#settled + 1] = 1
     end

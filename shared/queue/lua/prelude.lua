@@ -63,7 +63,8 @@ local function with_counts(message, m, attempt, lost)
                          m.priority}, ' ') .. string.sub(message, m.rest)
 end
 
--- Tells those who look on a job what became of it; its end is told once Postgres has it.
+-- Tells those who look on a job what became of it, with the attempt as Postgres will have it; its end is told once
+-- Postgres has it.
 local function tell(id, what)
     if redis.call('ZSCORE', 'cp:watched', id) then
         what.kind = 'state'
