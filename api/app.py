@@ -67,7 +67,7 @@ def build_app(settings: Settings) -> web.Application:
     app.on_shutdown.append(_end_feeds)
     app.cleanup_ctx.extend((_store, _postgres, _queue))
     for operation in OPERATIONS:
-        app.router.add_route(operation.method, operation.path, operation.handler)
+        app.router.add_route(operation.method, operation.path, operation.serve)
     return app
 
 

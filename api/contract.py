@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from pydantic import BaseModel
 
+from api import documents, models
+from api.session import body_of
+from shared.errors import BadRequest
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -39,6 +43,24 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     form: Mapping[str, str] | None = None
     public: bool = False
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request that has no query parameters but those declared here, each once.
+
+        :raises BadRequest: for another one, which would be ignored. :raises Invalid: where the body says what belongs
+            into the query.
+        """
+        known = [parameter.name for parameter in self.parameters if parameter.where == "query"]
+        given: set[str] = set()
+        for name in request.query:
+            if name not in known:
+                raise BadRequest(f"{name} is not a parameter of this call.", code="unknown_parameter", field=name)
+            if name in given:
+                raise BadRequest(f"{name} is given twice.", code="invalid_parameter", field=name)
+            given.add(name)
+        if known and self.body is None and self.method == "POST":
+            documents.validate(models.NoBody, await body_of(request))
+        return await self.handler(request)
 
     @property
     def tag(self) -> str:

@@ -15,6 +15,10 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class NoBody(Body):
+    """Of a call that takes none."""
+
+
 class RegisterBody(Body):
     email: EmailStr
     username: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{1,38}$")]

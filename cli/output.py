@@ -73,7 +73,8 @@ class Output:
         if self.as_json:
             self.document({"error": error.document()})
         members = error.document()
-        at = f"{members['field']}: " if isinstance(members.get("field"), str) else ""
+        field = members.get("field")
+        at = f"{field}: " if isinstance(field, str) and not error.message.startswith(f"{field}: ") else ""
         self.note(f"Error: {at}{error.message}")
         for name in ("job_id", "request_id"):
             if isinstance(members.get(name), str):

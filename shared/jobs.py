@@ -127,6 +127,9 @@ PLATFORM_REASONS = frozenset(
 )
 """Failures that are not the function's: a waited-for invoke answers them with 503."""
 
+WORDLESS = frozenset({Reason.WORKER_LOST, Reason.QUEUE_TIMEOUT, Reason.EXPIRED})
+"""Failures that the queue itself tells of, without an error."""
+
 
 class Missing(StrEnum):
     """Why what a job ended with is not shown."""

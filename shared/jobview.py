@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from shared.jobs import Job, JobStatus, Missing
+from shared.jobs import WORDLESS, Job, JobStatus, Missing
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 _PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
@@ -48,6 +48,8 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
 
 
 def _missing(job: Job) -> Missing | None:
-    if job.missing is None and job.status is JobStatus.SUCCEEDED and job.result is None:
+    had = job.result if job.status is JobStatus.SUCCEEDED else job.error
+    ended_with_something = job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED) and job.reason not in WORDLESS
+    if job.missing is None and had is None and ended_with_something:
         return Missing.EXPIRED
     return job.missing

@@ -37,7 +37,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
     items = documents.validate(models.InvokeBatchBody, document).items
     if not 1 <= len(items) <= settings.max_batch:
         raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
-    for name in ({*request.query} - {"callback_url"}) | ({"Idempotency-Key"} & set(request.headers)):
+    if (name := "Idempotency-Key") in request.headers:
         raise BadRequest(f"{name} is not a parameter of a batch.", code="unknown_parameter", field=name)
     callback_url = documents.callback_url(request, settings.callback_networks)
     texts = await asyncio.to_thread(_texts, data)

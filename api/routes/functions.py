@@ -87,7 +87,7 @@ async def _set_status(request: web.Request, status: Literal["active", "inactive"
     caller = await authenticated(request)
     function = await function_of(request, caller)
     app, queue = request.app, request.app[QUEUE]
-    live = await app[FUNCTIONS].set_status(function.id, status)
+    live, updated_at = await app[FUNCTIONS].set_status(function.id, status)
     change = Change(function=function.id, live=live if status == "active" else None)
     app[RESOLVER].changed(change.encode().encode())
     try:
@@ -98,7 +98,7 @@ async def _set_status(request: web.Request, status: Literal["active", "inactive"
         await queue.announce_change(change)
     except (Unavailable, QueueClosed):
         pass  # the scheduler tells the queue, and others forget what they remember within seconds
-    return documents.answer(function_view(replace(function, status=status)))
+    return documents.answer(function_view(replace(function, status=status, updated_at=updated_at)))
 
 
 async def delete_function(request: web.Request) -> web.Response:

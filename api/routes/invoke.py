@@ -17,10 +17,10 @@ from api.rates import within_rate
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
 from api.waiting import Leaving
-from shared.errors import BadRequest, Unavailable, Unreadable, WaitTimeout
+from shared.errors import Unavailable, Unreadable, WaitTimeout
 from shared.event import complete
 from shared.ids import new_id
-from shared.jobs import PLATFORM_REASONS, Job, JobKind, Missing
+from shared.jobs import PLATFORM_REASONS, Job, JobKind, Missing, Reason
 from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import CancelledWhere
 from shared.queue.records import Record
@@ -44,9 +44,6 @@ async def invoke(request: web.Request) -> web.Response:
     data = await read_body(request)
     event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
     documents.validate(models.InvokeBody, event)
-    for name in request.query:
-        if name not in ("delay", "run_at", "expires_at", "priority", "callback_url"):
-            raise BadRequest(f"{name} is not a parameter of this release.", code="unknown_parameter", field=name)
     key = documents.idempotency_key(request)
     respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
     run_at, expires_at, priority, callback_url = None, None, 0, None
@@ -209,7 +206,7 @@ def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, er
         raise Unavailable(
             _PLATFORM_SENTENCES.get(reason, "The platform could not run the function; try again."),
             code=reason,
-            retry_after_s=1,
+            retry_after_s=None if reason == Reason.EXPIRED else 1,  # its time does not come back
             extra={"job_id": str(job)},
         )
     if status == "cancelled":
@@ -222,6 +219,7 @@ def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, er
 
 
 _PLATFORM_SENTENCES = {
+    "expired": "The job had not started by its expires_at; it did not run.",
     "queue_timeout": "No worker had a free slot in time; the call did not run.",
     "worker_lost": "The workers that ran the call were lost, several times over.",
     "sandbox_start_failed": "No sandbox could be started for the function.",

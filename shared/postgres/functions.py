@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -85,8 +86,8 @@ class Functions:
                 await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
         return job
 
-    async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> UUID | None:
-        """Start or stop a function; the version that is live.
+    async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> tuple[UUID | None, datetime]:
+        """Start or stop a function; the version that is live, and when the function was changed.
 
         :raises NotFound: if it was deleted.
         """
@@ -94,8 +95,7 @@ class Functions:
             row = await self._pool.fetchrow(_SQL["set_function_status"], function, status)
         if row is None:
             raise NotFound("The function was deleted.", code="function_not_found")
-        live: UUID | None = row["live"]
-        return live
+        return row["live"], row["updated_at"]
 
     async def stopped(self) -> set[UUID]:
         """Functions whose jobs wait until they are started again."""

@@ -96,9 +96,9 @@ UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND
 UPDATE versions SET image = $2, image_bytes = $3 WHERE id = $1
 
 -- name: set_function_status
--- Stop or start a function; it, with the version that is live.
+-- Stop or start a function; the version that is live, and when the function was changed.
 UPDATE functions f SET status = $2 WHERE f.id = $1 AND f.deleted_at IS NULL
-RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.name = 'live') AS live
+RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.name = 'live') AS live, updated_at
 
 -- name: stopped_functions
 -- Functions whose jobs wait until they are started again.

@@ -80,12 +80,13 @@ WHERE j.user_id = $1 AND j.id < $2
 ORDER BY j.id DESC LIMIT $8
 
 -- name: redrivable
--- A page of a user's failed invokes that no job repeats yet, oldest first; filters that are null match everything.
+-- A page of a user's failed invokes that no job repeats yet, oldest first; filters that are null match everything. Without
+-- those whose function cannot be called.
 SELECT id, function_id FROM jobs j
 WHERE user_id = $1 AND status = 'failed' AND kind = 'invoke' AND payload IS NOT NULL
   AND ($2::uuid IS NULL OR function_id = $2) AND ($3::text IS NULL OR reason = $3)
   AND NOT EXISTS (SELECT FROM jobs r WHERE r.redrive_of = j.id)
-  AND EXISTS (SELECT FROM functions f WHERE f.id = j.function_id AND f.deleted_at IS NULL)
+  AND EXISTS (SELECT FROM functions f WHERE f.id = j.function_id AND f.deleted_at IS NULL AND f.status = 'active')
 ORDER BY id LIMIT $4
 
 -- name: payload_of_job

@@ -6,12 +6,15 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from api.app import OPERATIONS
+from api.contract import Operation
 from tests.client import Answer, Client
 from tests.deployment import Platform
 
@@ -311,6 +314,13 @@ async def test_wait_that_is_no_number_of_seconds_is_400(client: Client, wait: st
     assert (answer.status, answer.json["code"]) == (400, "invalid_parameter")
 
 
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.handler.__name__)
+async def test_a_parameter_that_a_call_does_not_have_is_refused(client: Client, operation: Operation) -> None:
+    path = re.sub(r"{[a-z_]+}", "x", operation.path)
+    answer = await client.call(operation.method, f"{path}?state=failed")
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, "unknown_parameter", "state")
+
+
 @pytest.mark.parametrize("prefer", ["wait=x", "wait=-1", "wait=nan", "wait=inf", "wait=", 'wait="x"', "wait"])
 async def test_prefer_with_a_broken_wait_is_400(client: Client, prefer: str) -> None:
     answer = await client.invoke("none", prefer=prefer)
@@ -328,6 +338,10 @@ async def test_other_parameters_are_checked(client: Client) -> None:
     ):
         answer = await client.call("GET", path)
         assert (answer.status, answer.json["field"]) == (400, field)
+    for query in ("priority=low&priority=high", "delay=1&delay=1"):
+        answer = await client.call("POST", f"/api/functions/{name}/invoke?{query}", json={})
+        assert (answer.status, answer.json["code"]) == (400, "invalid_parameter")
+        assert "given twice" in answer.json["detail"]
     for query in ("alias=5", "callback=x", "%00=1", "%ff=1"):
         answer = await client.call("POST", f"/api/functions/{name}/invoke?{query}", json={})
         assert (answer.status, answer.json["code"]) == (400, "unknown_parameter")

@@ -186,6 +186,7 @@ def test_callbacks_are_asked_for_listed_and_sent_again(greeter: Command) -> None
     assert greeter("redeliver", job_id).returncode == 4
     refused = greeter("invoke", "greeter", "--body", "7", "--callback-url", "http://127.0.0.1/")
     assert (refused.returncode, refused.stdout) == (5, "")
+    assert refused.stderr.count("callback_url: ") == 1
     secret = greeter("webhook-secret").stdout
     assert secret.startswith("whsec_")
     assert greeter("webhook-secret", "--rotate").stdout != secret != greeter("webhook-secret").stdout

@@ -203,7 +203,7 @@ async def test_a_job_that_did_not_start_in_time_expires_wherever_it_is(client: C
         return job
 
     soon = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat().replace("+00:00", "Z")
-    running = await invoke(4, delay="0", expires_at=soon)
+    running = await invoke(6, delay="0", expires_at=soon)
     while (await client.job(running))["status"] != "running":
         await asyncio.sleep(0.02)
     parked = await invoke(0, expires_at=soon)
@@ -211,6 +211,12 @@ async def test_a_job_that_did_not_start_in_time_expires_wherever_it_is(client: C
     assert (expired["status"], expired["reason"], expired["attempt"]) == ("failed", "expired", 0)
     assert timedelta(0) <= at(expired["finished_at"]) - at(soon) < timedelta(seconds=2)
     assert expired["expires_at"] is not None
+    query = (datetime.now(UTC) + timedelta(seconds=0.5)).isoformat().replace("+00:00", "Z")
+    path = f"/api/functions/busy/invoke?expires_at={query}"
+    waited = await client.call("POST", path, json={"body": 0}, headers={"Prefer": "wait=10"})
+    assert (waited.status, waited.json["code"]) == (503, "expired")
+    assert "not started by its expires_at" in waited.json["detail"]
+    assert "Retry-After" not in waited.headers
     ended = await client.job(running, wait=10)
     assert (ended["status"], ended["result"]) == ("succeeded", "done"), "it had started by then"
 

@@ -88,7 +88,7 @@ async def test_what_did_not_fail_is_not_repeated(client: Client) -> None:
 
 async def test_failed_jobs_are_listed_and_repeated_by_filter(client: Client) -> None:
     mine = [(await ended(client, "picky", number))["id"] for number in range(3)]
-    others = (await ended(client, "other", "bad"))["id"]
+    await ended(client, "other", "bad")
     good = (await ended(client, "picky", "good"))["id"]
 
     async def failed(query: str) -> list[str]:
@@ -110,8 +110,12 @@ async def test_failed_jobs_are_listed_and_repeated_by_filter(client: Client) -> 
     # They failed again: these are there to be repeated now, and the first ones no more.
     assert len(again := await redrive("function=picky&reason=handler_error")) == 3
     assert not set(again) & set(mine)
-    assert (await client.call("DELETE", "/api/functions/picky")).status == 202
-    assert await redrive("") == [others], "what nobody can call any more is left alone"
+    assert (await client.call("POST", "/api/functions/picky/stop")).status == 200
+    assert await redrive("function=picky") == []
+    assert (await client.call("DELETE", "/api/functions/other")).status == 202
+    assert await redrive("") == [], "what nobody can call is left alone"
+    assert (await client.call("POST", "/api/functions/picky/start")).status == 200
+    assert len(await redrive("")) == 3
 
 
 async def test_open_jobs_are_cancelled_by_filter(client: Client) -> None:
@@ -159,11 +163,23 @@ async def test_more_jobs_than_a_batch_are_cancelled_in_turns(client: Client) -> 
         ("cancel?function=picky&limit=3", "unknown_parameter", "limit"),
         ("redrive?reason=odd", "invalid_parameter", "reason"),
         ("redrive?status=failed", "unknown_parameter", "status"),
+        ("redrive?function=picky&function=other", "invalid_parameter", "function"),
     ],
 )
 async def test_wrong_filters_are_refused(client: Client, path: str, code: str, field: str) -> None:
     answer = await client.call("POST", f"/api/jobs/{path}")
     assert (answer.status, answer.json["code"], answer.json["field"]) == (400, code, field)
+
+
+@pytest.mark.parametrize("what", ["cancel?status=scheduled", "redrive"])
+async def test_a_filter_in_the_body_is_refused_and_nothing_is_done(client: Client, what: str) -> None:
+    later = (await client.call("POST", "/api/functions/other/invoke?delay=60", json={})).json["job_id"]
+    await ended(client, "other", "bad")
+    answer = await client.call("POST", f"/api/jobs/{what}", json={"function": "picky"})
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (422, "invalid_field", "function")
+    assert (await client.job(later))["status"] == "scheduled"
+    done = (await client.call("POST", f"/api/jobs/{what}", json={})).json
+    assert done.get("cancelled", len(done.get("items", []))) == 1
 
 
 @pytest.mark.parametrize("what", ["cancel", "redrive"])

@@ -13,6 +13,7 @@ import pytest
 from scheduler.retention import Dropped, Kept, Retention
 from shared.ids import lowest_id, new_id, time_of
 from shared.jobs import JobStatus
+from shared.jobview import job_view
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
 from tests.seeds import message, new_user, record
@@ -74,6 +75,23 @@ async def test_results_go_before_payloads_and_jobs_go_last_with_their_records(po
     for jobs in (good, bad):
         assert [await records(pool, job) for job in jobs.values()] == [(1, 1)] * (len(jobs) - 1) + [(0, 0)]
     assert await Retention(pool, KEPT).run_once() == NOTHING
+
+
+async def test_a_job_says_that_what_it_ended_with_is_not_kept_any_more(pool: Pool, user: UUID) -> None:
+    jobs = [
+        await ended(pool, user, 8),
+        await ended(pool, user, 8, JobStatus.FAILED),
+        *[await ended(pool, user, days, JobStatus.FAILED, reason="expired", error=None) for days in (1, 8)],
+        await ended(pool, user, 8, JobStatus.CANCELLED, error=None),
+    ]
+
+    async def missing() -> list[object]:
+        found = [await Jobs(pool).get(user, job) for job in jobs]
+        return [job_view(job)["missing"] for job in found if job is not None]
+
+    assert await missing() == [None] * 5
+    await Retention(pool, KEPT).run_once()
+    assert await missing() == ["expired", "expired", None, None, None], "which never had an error"
 
 
 async def test_a_job_that_did_not_end_is_kept_however_old(pool: Pool, user: UUID) -> None:

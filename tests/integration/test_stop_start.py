@@ -170,6 +170,7 @@ async def test_a_function_is_stopped_and_started_over_http(client: Client) -> No
             await asyncio.sleep(0.05)
     stopped = await client.call("POST", "/api/functions/nap/stop")
     assert (stopped.status, stopped.json["status"]) == (200, "inactive")
+    assert stopped.json == (await client.call("GET", "/api/functions/nap")).json
     assert (await client.call("POST", "/api/functions/nap/stop")).status == 200
     for prefer in ("respond-async", None):
         refused = await client.invoke("nap", 0, prefer=prefer)
