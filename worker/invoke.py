@@ -161,7 +161,9 @@ class Invoker:
                 now_ms=now_ms(),
                 draw=random.random(),  # noqa: S311
             )
-            if due_ms is None or not await self._is_within(message, record, settings, due_ms):
+            if due_ms is not None:
+                due_ms = await self._within(message, record, outcome, settings, due_ms)
+            if due_ms is None:
                 return record
             return replace(record, status=JobStatus.SCHEDULED, run_at_ms=due_ms)
         return replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1, payload=None)
@@ -182,23 +184,34 @@ class Invoker:
         except Unavailable:
             return True
 
-    async def _is_within(
-        self, message: JobMessage, record: Record, settings: FunctionSettings | None, due_ms: float
-    ) -> bool:
-        """Whether an attempt then is within ``retry_within_s`` of the first one's beginning.
+    async def _within(
+        self,
+        message: JobMessage,
+        record: Record,
+        outcome: CallOutcome,
+        settings: FunctionSettings | None,
+        due_ms: float,
+    ) -> float | None:
+        """When an attempt that is due then may be, within ``retry_within_s`` of the first one's beginning; None for no
+        more. A wait that the function itself asked for is cut to that.
 
-        That is asked for only of jobs that were accepted longer ago.
+        That beginning is asked for only of jobs that were accepted longer ago.
         """
         if settings is None or record.reason == Reason.DEPENDENCY_DOWN:
-            return True
+            return due_ms
         latest_ms = due_ms - 1000 * settings.retry_within_s
         if 1000 * time_of(message.id).timestamp() >= latest_ms:
-            return True
+            return due_ms
         try:
             began_ms = record.started_ms if message.attempt == 1 else await self._jobs.began_ms(message.id)
         except Unavailable:
-            return False
-        return began_ms is not None and began_ms >= latest_ms
+            return None
+        if began_ms is None:
+            return None
+        if began_ms >= latest_ms:
+            return due_ms
+        last_ms = began_ms + 1000 * settings.retry_within_s
+        return last_ms if outcome.retry is not None and last_ms > now_ms() else None
 
     def _call_of(self, message: JobMessage, event: bytes, version: RunnableVersion, tail: Tail) -> Call:
         return Call(

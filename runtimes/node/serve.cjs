@@ -20,6 +20,7 @@ const STACK_CHARS = 64 * 1024;
 const CAUSES = 8;
 const REPORT_EVERY_MS = 50;
 const REPORT_CHARS = 1024;
+const MOST_WISHED_S = 86_400;
 // More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
 // leaks is replaced at this point, far from where opening fails.
 const KEPT_DESCRIPTORS = 32;
@@ -331,7 +332,11 @@ function wishOf(error) {
     if (!error?.[EXPECTED]) return undefined;
     if (error.retry === false) return false;
     const seconds = error.retryAfterS;
-    return typeof seconds === 'number' && seconds >= 0 && seconds < 1e9 ? seconds : undefined;
+    if (seconds === undefined || seconds === null) return undefined;
+    if (typeof seconds === 'number' && seconds >= 0) return Math.min(seconds, MOST_WISHED_S);
+    const given = typeof seconds === 'number' ? seconds : typeof seconds;
+    process.stderr.write(`retryAfterS must be a number of seconds, not ${given}: the function's settings hold\n`);
+    return undefined;
   } catch {
     return undefined;
   }

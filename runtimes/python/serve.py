@@ -32,6 +32,7 @@ _REPORT_CHARS = 1024
 _BEGINNERS_S = 0.1
 _ENDING_S = 0.05
 _KEPT_DESCRIPTORS = 32
+_MOST_WISHED_S = 86_400
 """More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
 that leaks is replaced at this point, far from where opening fails."""
 _IMPORT_GC = (10_000, 10, 10)
@@ -424,12 +425,30 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
     except BaseException as error:  # noqa: BLE001 (whatever the function raises is its result)
         meta.update(reason="handler_error", error=function.describe(error))
         if isinstance(error, FunctionError):
-            wish = error.retry_after_s if error.retry else False
-            if wish is False or (isinstance(wish, (int, float)) and 0 <= wish < 1e9):
+            wish = wish_of(error)
+            if wish is not None:
                 meta["retry"] = wish
     after_ms, peak = usage()
     meta["cpu_ms"], meta["peak_memory_bytes"] = round(after_ms - before_ms, 3), peak
     return meta, result
+
+
+def wish_of(error: FunctionError) -> float | bool | None:
+    """What a failure says of another attempt: False for none, seconds until it, None for what the settings say."""
+    if not error.retry:
+        return False
+    wish: Any = error.retry_after_s
+    is_number = isinstance(wish, (int, float)) and not isinstance(wish, bool)
+    if wish is None:
+        return None
+    if is_number and wish >= 0:
+        return min(wish, _MOST_WISHED_S)
+    given = str(wish) if is_number else type(wish).__name__
+    try:
+        sys.stderr.write(f"retry_after_s must be a number of seconds, not {given}: the function's settings hold\n")
+    except Exception:  # noqa: BLE001, S110 (the function closed or replaced it)
+        pass
+    return None
 
 
 def leave(error: SystemExit) -> None:

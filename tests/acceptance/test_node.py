@@ -259,6 +259,7 @@ async def test_an_expected_failure_has_no_stack(node: Node) -> None:
         ({"retryAfterS": 30}, 30),
         ({"retry": False}, False),
         ({}, None),
+        ({"retryAfterS": 1e12}, 86_400),
         ({"retryAfterS": -1}, None),
         ({"retryAfterS": "soon"}, None),
     ],
@@ -268,6 +269,8 @@ async def test_an_expected_failure_says_what_it_wants_of_another_attempt(
 ) -> None:
     outcome = await node.run("failAndWish", options)
     assert (outcome.reason, outcome.retry) == ("handler_error", wish)
+    refused = bool(options) and wish is None
+    assert ("retryAfterS must be a number of seconds" in text(outcome, LogStream.STDERR)) == refused
 
 
 @pytest.mark.parametrize(

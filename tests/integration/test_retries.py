@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -103,6 +105,23 @@ async def test_a_function_asks_for_its_next_attempt_or_for_none(client: Client) 
         job, records = await ended(client, "flaky", [2, wish])
         assert (job["status"], job["error"]["message"]) == ("failed", "Function execution failed: not yet")
         assert len(records) == 1
+
+
+async def test_a_wait_without_sense_is_told_of_and_one_that_is_too_long_is_cut(client: Client) -> None:
+    assert (await client.deploy("flaky", {"main.py": FLAKY}, settings=POLICY)).status == 201
+    for wish, given in ((-1, "-1"), ("soon", "str"), (True, "bool")):
+        job, records = await ended(client, "flaky", [2, {"retry_after_s": wish}])
+        assert (job["status"], len(records)) == ("succeeded", 2), "by the function's settings"
+        assert [record["logs"]["container"]["stderr"] for record in records] == [
+            f"retry_after_s must be a number of seconds, not {given}: the function's settings hold\n",
+            "",
+        ]
+    job_id = (await client.invoke("flaky", [2, {"retry_after_s": 10**12}], prefer="respond-async")).json["job_id"]
+    async with asyncio.timeout(20):
+        while (job := await client.job(job_id, wait=0.1))["status"] != "scheduled":
+            pass
+    wait = datetime.fromisoformat(job["run_at"]) - datetime.fromisoformat(job["created_at"])
+    assert abs(wait - timedelta(days=1)) < timedelta(seconds=20)
 
 
 async def test_an_error_class_of_the_functions_own_is_a_failure_like_any_other(client: Client) -> None:

@@ -11,7 +11,7 @@ export class FunctionError extends Error {
   constructor(message?: string, options?: { retry?: boolean; retryAfterS?: number; cause?: unknown });
   /** False if trying again would be of no use. */
   retry: boolean;
-  /** Seconds until the next attempt. */
+  /** Seconds until the next attempt, a day at most. */
   retryAfterS?: number;
 }
 

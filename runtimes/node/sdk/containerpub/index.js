@@ -46,7 +46,7 @@ class FunctionError extends Error {
   /**
    * @param {string} message
    * @param {{ retry?: boolean, retryAfterS?: number, cause?: unknown }} options `retry: false` if trying again would be
-   *   of no use; `retryAfterS` for the seconds until the next attempt.
+   *   of no use; `retryAfterS` for the seconds until the next attempt, a day at most.
    */
   constructor(message, options = {}) {
     super(message, options);

@@ -8,7 +8,8 @@ class FunctionError(Exception):
     for accepted jobs, not for calls that are waited for.
 
     :param retry: False if trying again would be of no use.
-    :param retry_after_s: seconds until the next attempt.
+    :param retry_after_s: seconds until the next attempt, a day at most; what is no such number is told of in the log
+        and counts as None.
     """
 
     # For subclasses whose own __init__ does not call this one's.
