@@ -48,12 +48,38 @@ def invoke(
         str | None,
         typer.Option("--callback-url", metavar="URL", help="Where the job's end is told; implies --async."),
     ] = None,
+    delay: Annotated[
+        float | None,
+        typer.Option("--delay", metavar="SECONDS", help="Run it that much later; implies --async."),
+    ] = None,
+    run_at: Annotated[
+        str | None,
+        typer.Option("--run-at", metavar="TIME", help="Run it at a time (RFC 3339, with an offset); implies --async."),
+    ] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option("--expires-at", metavar="TIME", help="Do not start it after this time; implies --async."),
+    ] = None,
+    priority: Annotated[
+        str | None, typer.Option("--priority", metavar="low|normal|high", help="Before or after others of yours.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Run a function and print its result."""
     output = output_of(ctx, as_json)
     at_least("--wait", wait, 0)
-    asynchronous = asynchronous or (callback_url is not None and wait is None)
+    at_least("--delay", delay, 0)
+    if delay is not None and run_at is not None:
+        raise UsageError("--delay and --run-at exclude each other.")
+    if priority not in (None, "low", "normal", "high"):
+        raise UsageError(f"--priority {priority!r} is not low, normal or high.")
+    given = {"callback_url": callback_url, "run_at": run_at, "expires_at": expires_at}
+    params = {name: value for name, value in given.items() if value is not None}
+    if delay is not None:
+        params["delay"] = str(delay)
+    asynchronous = asynchronous or (bool(params) and wait is None)
+    if priority is not None:
+        params["priority"] = priority
     if asynchronous and wait is not None:
         raise UsageError(
             "--async and --wait exclude each other.", hint="Use `containerpub job ID --wait N` afterwards."
@@ -84,7 +110,7 @@ def invoke(
             Request(
                 method="POST",
                 path=function_path(name, "invoke"),
-                params={} if callback_url is None else {"callback_url": callback_url},
+                params=params,
                 headers=headers,
                 body=event,
                 wait_s=LONGEST_RUN_S if wait is None else wait,

@@ -29,10 +29,10 @@ _MESSAGE_CHARS = 16 * 1024
 _TRACEBACK_CHARS = 64 * 1024
 _REPORT_EVERY_S = 0.05
 _REPORT_CHARS = 1024
+_MOST_WISHED_S = 86_400
 _BEGINNERS_S = 0.1
 _ENDING_S = 0.05
 _KEPT_DESCRIPTORS = 32
-_MOST_WISHED_S = 86_400
 """More open files than after the import that a function may keep: clients that it opens lazily and uses again. One
 that leaks is replaced at this point, far from where opening fails."""
 _IMPORT_GC = (10_000, 10, 10)

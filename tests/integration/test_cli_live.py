@@ -10,7 +10,9 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,6 +175,25 @@ def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> No
     listed = json.loads(greeter("jobs", "--function", "greeter", "--status", "succeeded", "--json").stdout)["items"]
     assert job_id in [each["id"] for each in listed]
     assert greeter("cancel", job_id).returncode == 5
+
+
+def test_a_job_is_asked_for_later_and_by_a_time(greeter: Command) -> None:
+    def asked_for(*options: str) -> dict[str, Any]:
+        done = greeter("invoke", "greeter", "--body", "7", *options)
+        assert done.returncode == 0, done.stderr
+        job: dict[str, Any] = json.loads(greeter("job", done.stdout.strip(), "--json").stdout)
+        return job
+
+    later = asked_for("--delay", "60.5", "--priority", "high")
+    wait = datetime.fromisoformat(later["run_at"]) - datetime.fromisoformat(later["created_at"])
+    assert (later["status"], later["priority"], round(wait.total_seconds(), 1)) == ("scheduled", "high", 60.5)
+    soon = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
+    due = asked_for("--run-at", soon.isoformat())
+    assert (due["status"], datetime.fromisoformat(due["run_at"])) == ("scheduled", soon)
+    assert datetime.fromisoformat(asked_for("--expires-at", soon.isoformat())["expires_at"]) == soon
+    now = greeter("invoke", "greeter", "--body", "7", "--priority", "low")
+    assert json.loads(now.stdout)["got"] == 7, "which is waited for as ever"
+    assert greeter("invoke", "greeter", "--run-at", "tomorrow").returncode == 5
 
 
 def test_callbacks_are_asked_for_listed_and_sent_again(greeter: Command) -> None:
