@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from api import documents, models
 from api.session import body_of
 from shared.errors import BadRequest
+from shared.jobview import PRIORITIES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,7 +30,9 @@ class Parameter:
 class Operation:
     """One endpoint.
 
-    :param responses: status to model; ``None`` for an answer without a body.
+    :param responses: status to model; the content type where the body is none of ours, ``None`` without a body.
+    :param headers: status, or ``default`` for problems, to the names of headers that such an answer may have beside
+        those that any may.
     :param public: whether it may be called without credentials.
     :param form: multipart fields, name to description, for uploads.
     """
@@ -38,10 +41,11 @@ class Operation:
     path: str
     handler: Handler
     summary: str
-    responses: Mapping[int, type[BaseModel] | None]
+    responses: Mapping[int, type[BaseModel] | str | None]
     body: type[BaseModel] | None = None
     parameters: tuple[Parameter, ...] = ()
     form: Mapping[str, str] | None = None
+    headers: Mapping[int | str, tuple[str, ...]] = field(default_factory=dict)
     public: bool = False
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -68,6 +72,12 @@ class Operation:
         return parts[2] if len(parts) > 2 else "operations"
 
 
+def one_of(known: Iterable[str]) -> dict[str, object]:
+    """The schema of a parameter that has one of these values."""
+    return {"type": "string", "enum": [str(each) for each in known]}
+
+
+RATES = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 LIMIT = Parameter(name="limit", description="Most items of the page.", schema={"type": "integer", "minimum": 1})
 CURSOR = Parameter(name="cursor", description="`next` of the page before.")
 PREFER = Parameter(
@@ -99,7 +109,7 @@ EXPIRES_AT = Parameter(
 PRIORITY = Parameter(
     name="priority",
     description="Before or after others of yours.",
-    schema={"type": "string", "enum": ["low", "normal", "high"]},
+    schema=one_of(PRIORITIES),
 )
 CALLBACK_URL = Parameter(
     name="callback_url",

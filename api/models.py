@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, EmailStr, Field
+
+from shared.jobs import JobKind, JobStatus, Missing, Reason
+from shared.postgres.deliveries import DeliveryStatus
 
 
 class Body(BaseModel):
@@ -141,7 +144,7 @@ class InvokeResult(BaseModel):
     success: bool
     result: Any = None
     error: dict[str, Any] | None = None
-    reason: str | None = None
+    reason: Reason | Literal["cancelled"] | None = None
     job_id: UUID
 
 
@@ -153,9 +156,9 @@ class Progress(BaseModel):
 
 class JobView(BaseModel):
     id: UUID
-    kind: str
-    status: str
-    reason: str | None
+    kind: JobKind
+    status: JobStatus
+    reason: Reason | None
     function_id: UUID
     version: int | None
     attempt: int
@@ -163,13 +166,13 @@ class JobView(BaseModel):
     result: Any
     error: dict[str, Any] | None
     created_at: datetime
-    priority: str
+    priority: Literal["low", "normal", "high"]
     run_at: datetime | None
     expires_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     redrive_of: UUID | None
-    missing: str | None
+    missing: Missing | None
     callback_url: str | None
     chained_from: UUID | None
     chain_refused: str | None
@@ -196,7 +199,7 @@ class DeliveryView(BaseModel):
     job_id: UUID
     url: str
     event: str
-    status: str
+    status: DeliveryStatus
     attempts: int
     next_at: datetime | None
     last_status: int | None
@@ -241,9 +244,9 @@ class InvocationView(BaseModel):
     attempt: int
     version_id: UUID
     worker_id: str
-    outcome: str
-    reason: str | None
-    start_kind: str | None
+    outcome: Literal["succeeded", "failed", "lost", "handed_back", "cancelled"]
+    reason: Reason | None
+    start_kind: Literal["cold", "paused", "warm"] | None
     exit_code: int | None
     timings: dict[str, float | None]
     peak_memory_bytes: int | None

@@ -19,7 +19,7 @@ def document(operations: Sequence[Operation], *, version: str, server: str) -> b
     """OpenAPI 3.1 as JSON text."""
     models: set[type[BaseModel]] = {Problem}
     for operation in operations:
-        models.update(model for model in operation.responses.values() if model is not None)
+        models.update(model for model in operation.responses.values() if isinstance(model, type))
         if operation.body is not None:
             models.add(operation.body)
     ordered = sorted(models, key=lambda model: model.__name__)
@@ -44,12 +44,42 @@ def document(operations: Sequence[Operation], *, version: str, server: str) -> b
     )
 
 
+HEADERS: dict[str, tuple[str, str]] = {
+    "X-Request-ID": ("string", "The request's id, as the log has it."),
+    "Location": ("string", "Where the job is read."),
+    "Preference-Applied": ("string", "The preference that was honoured (RFC 7240)."),
+    "Idempotent-Replayed": ("string", "`true` where the job is that of an earlier call."),
+    "Retry-After": ("integer", "Seconds after which a retry makes sense."),
+    "RateLimit-Limit": ("integer", "Calls that may come at once, where a rate is set."),
+    "RateLimit-Remaining": ("integer", "How many of them are left."),
+    "RateLimit-Reset": ("integer", "Seconds until it is as if nothing had been called."),
+}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {
+        name: {"description": HEADERS[name][1], "schema": {"type": HEADERS[name][0]}}
+        for name in ("X-Request-ID", *names)
+    }
+
+
 def _operation(operation: Operation, refs: dict[type[BaseModel], Any]) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": refs[Problem]}}
-    responses: dict[str, Any] = {"default": {"description": "A problem", "content": problem}}
+    responses: dict[str, Any] = {
+        "default": {
+            "description": "A problem",
+            "headers": _headers("Retry-After", *operation.headers.get("default", ())),
+            "content": problem,
+        }
+    }
     for status, model in operation.responses.items():
-        responses[str(status)] = {"description": HTTPStatus(status).phrase}
-        if model is not None:
+        responses[str(status)] = {
+            "description": HTTPStatus(status).phrase,
+            "headers": _headers(*operation.headers.get(status, ())),
+        }
+        if isinstance(model, str):
+            responses[str(status)]["content"] = {model: {"schema": {"type": "string"}}}
+        elif model is not None:
             responses[str(status)]["content"] = {"application/json": {"schema": refs[model]}}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

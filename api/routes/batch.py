@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from api import documents, models
-from api.contract import CALLBACK_URL, Operation
+from api.contract import CALLBACK_URL, RATES, Operation
 from api.keys import ACCEPTOR, RESOLVER, SETTINGS
 from api.rates import within_rate
 from api.session import authenticated, read_body
@@ -93,5 +93,6 @@ OPERATIONS = (
         body=models.InvokeBatchBody,
         parameters=(CALLBACK_URL,),
         responses={202: models.BatchAccepted},
+        headers={"default": RATES, 202: RATES},
     ),
 )

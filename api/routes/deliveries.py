@@ -8,7 +8,7 @@ from uuid import UUID
 from aiohttp import web
 
 from api import documents, models
-from api.contract import CURSOR, LIMIT, Operation, Parameter
+from api.contract import CURSOR, LIMIT, Operation, Parameter, one_of
 from api.keys import DELIVERIES, SETTINGS
 from api.routes.jobs import job_of
 from api.session import authenticated
@@ -89,7 +89,7 @@ def _secret_answer(found: WebhookSecret) -> web.Response:
     return documents.answer(document, headers={"Cache-Control": "no-store"})
 
 
-_STATUS = Parameter(name="status", description="Only those that are `pending`, `delivered` or `dead`.")
+_STATUS = Parameter(name="status", description="Only those in this state.", schema=one_of(DeliveryStatus))
 
 OPERATIONS = (
     Operation(

@@ -216,5 +216,6 @@ OPERATIONS = (
             "settings": "JSON object that overrides the project file.",
         },
         responses={200: models.DeployView, 201: models.DeployView, 202: models.DeployView},
+        headers={202: ("Location",)},
     ),
 )

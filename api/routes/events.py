@@ -240,6 +240,6 @@ OPERATIONS = (
         parameters=(
             Parameter(name="Last-Event-ID", where="header", description="Id of the last event that was received."),
         ),
-        responses={200: None, 204: None},
+        responses={200: "text/event-stream", 204: None},
     ),
 )

@@ -177,6 +177,7 @@ OPERATIONS = (
         handler=delete_function,
         summary="Delete a function; a job clears up behind it",
         responses={202: models.Accepted},
+        headers={202: ("Location",)},
     ),
     Operation(
         method="POST",

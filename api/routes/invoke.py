@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from api import documents, models
-from api.contract import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RUN_AT, Operation
+from api.contract import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RATES, RUN_AT, Operation
 from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, TEXTS, WAITING
 from api.rates import within_rate
 from api.routes.jobs import await_end
@@ -234,5 +234,10 @@ OPERATIONS = (
         body=models.InvokeBody,
         parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT, EXPIRES_AT, PRIORITY, CALLBACK_URL),
         responses={200: models.InvokeResult, 202: models.Accepted},
+        headers={
+            "default": RATES,
+            200: ("Idempotent-Replayed", *RATES),
+            202: ("Location", "Preference-Applied", "Idempotent-Replayed", *RATES),
+        },
     ),
 )

@@ -14,7 +14,7 @@ from uuid import UUID
 from aiohttp import web
 
 from api import documents, models
-from api.contract import CURSOR, LIMIT, WAIT, Operation, Parameter
+from api.contract import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.keys import ACCEPTOR, FUNCTIONS, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
 from api.resolver import no_such_function
 from api.session import authenticated
@@ -264,9 +264,9 @@ async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[
     ]
 
 
-_STATUS = Parameter(name="status", description="Only jobs in this state.")
+_STATUS = Parameter(name="status", description="Only jobs in this state.", schema=one_of(JobStatus))
 _FUNCTION = Parameter(name="function", description="Only jobs of this function, by id or name.")
-_REASON = Parameter(name="reason", description="Only jobs that failed for this reason.")
+_REASON = Parameter(name="reason", description="Only jobs that failed for this reason.", schema=one_of(Reason))
 
 OPERATIONS = (
     Operation(
@@ -312,6 +312,7 @@ OPERATIONS = (
         handler=redrive_job,
         summary="Repeat a failed job as a new one",
         responses={202: models.Redriven},
+        headers={202: ("Location", "Idempotent-Replayed")},
     ),
     Operation(
         method="POST",

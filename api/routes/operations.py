@@ -100,6 +100,7 @@ OPERATIONS = (
         handler=ready,
         summary="Can calls be served",
         responses={200: models.Readiness, 503: models.Readiness},
+        headers={503: ("Retry-After",)},
         public=True,
     ),
     Operation(
@@ -107,7 +108,7 @@ OPERATIONS = (
         path="/metrics",
         handler=metrics,
         summary="Figures for Prometheus",
-        responses={200: None},
+        responses={200: "text/plain"},
         public=True,
     ),
     Operation(

@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from api import documents, models
-from api.contract import CURSOR, LIMIT, Operation, Parameter
+from api.contract import CURSOR, LIMIT, Operation, Parameter, one_of
 from api.keys import INVOCATIONS, SETTINGS
 from api.session import authenticated, function_of
 from shared.errors import BadRequest
@@ -148,7 +148,7 @@ OPERATIONS = (
         path="/api/functions/{function}/logs",
         handler=list_logs,
         summary="Read what a function printed, newest first",
-        parameters=(_JOB, Parameter(name="level", description="Least level."), LIMIT, CURSOR),
+        parameters=(_JOB, Parameter(name="level", description="Least level.", schema=one_of(LEVELS)), LIMIT, CURSOR),
         responses={200: models.LogPage},
     ),
     Operation(

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from api.app import OPERATIONS, build_app
 from api.contract import Operation
 from api.models import Problem
+from api.openapi import HEADERS
+from shared.jobs import JobStatus, Reason
 from shared.settings import load
 from tests.client import Answer, Client
 from tests.deployment import Platform
@@ -61,6 +63,20 @@ async def test_document_lists_every_route_of_the_application(document: dict[str,
     assert described == routes
 
 
+async def test_document_says_what_streams_headers_and_enumerations_are(document: dict[str, Any]) -> None:
+    events = document["paths"]["/api/jobs/{job}/events"]["get"]["responses"]["200"]
+    assert list(events["content"]) == ["text/event-stream"]
+    answers = document["paths"]["/api/functions/{function}/invoke"]["post"]["responses"]
+    assert {"Location", "Idempotent-Replayed", "RateLimit-Remaining"} <= set(answers["202"]["headers"])
+    assert {"Retry-After", "RateLimit-Reset"} <= set(answers["default"]["headers"])
+    schemas = document["components"]["schemas"]
+    assert schemas["JobStatus"]["enum"] == list(JobStatus)
+    assert schemas["Reason"]["enum"] == list(Reason)
+    assert "handed_back" in schemas["InvocationView"]["properties"]["outcome"]["enum"]
+    (status,) = (one for one in document["paths"]["/api/jobs"]["get"]["parameters"] if one["name"] == "status")
+    assert status["schema"]["enum"] == list(JobStatus)
+
+
 async def test_document_says_which_calls_need_a_token_and_what_every_call_may_answer(document: dict[str, Any]) -> None:
     for operation in OPERATIONS:
         item = document["paths"][operation.path][operation.method.lower()]
@@ -96,8 +112,14 @@ class Witness:
             assert answer.json["request_id"] == answer.headers["X-Request-ID"]
             return answer
         assert answer.status in operation.responses, (method, path, answer)
+        for name in {*HEADERS} & {*answer.headers} - {"X-Request-ID"}:
+            assert name in operation.headers.get(answer.status, ()), (method, path, answer.status, name)
+        if "Location" in operation.headers.get(answer.status, ()):
+            assert answer.headers["Location"].startswith("/api/jobs/")
         model = operation.responses[answer.status]
-        if model is not None:
+        if isinstance(model, str):
+            assert answer.headers["Content-Type"].partition(";")[0] == model
+        elif model is not None:
             self._is(model, answer, "application/json")
         elif answer.status == 204:
             assert answer.body == b""
@@ -136,6 +158,10 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
         refused = witness.check("POST", deploy, await client.deploy("f", {"main.py": "def handler(:"}))
         assert refused.status == 422
 
+        for _ in range(2):
+            key = {"Idempotency-Key": "once"}
+            await witness.call("POST", f"{url}/invoke", json={"body": 1}, headers=key)
+            await witness.call("POST", f"{url}/invoke", json={"body": 1}, headers={**key, "Prefer": "respond-async"})
         for body in (1, "fail"):
             await witness.call("POST", f"{url}/invoke", json={"body": body})
             job = (
@@ -176,8 +202,11 @@ async def test_every_answer_has_the_shape_that_its_operation_declares(shared_pla
         ):
             await witness.call("GET", path)
         sleeper = "def handler(e, c):\n    import time\n    time.sleep(60)\n"
-        await client.deploy("sleeper", {"main.py": sleeper}, settings={"timeout_s": 90})
-        running = (await client.invoke("sleeper", prefer="respond-async")).json["job_id"]
+        await client.deploy("sleeper", {"main.py": sleeper}, settings={"timeout_s": 90, "rate_per_s": 100})
+        at_once = {"Prefer": "respond-async"}
+        limited = await witness.call("POST", "/api/functions/sleeper/invoke", json={}, headers=at_once)
+        assert "RateLimit-Remaining" in limited.headers
+        running = limited.json["job_id"]
         await witness.call("POST", f"/api/jobs/{running}/cancel")
         await witness.call("POST", "/api/jobs/cancel?status=queued")
         await witness.call("POST", f"/api/jobs/{job}/redrive")
