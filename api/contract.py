@@ -54,17 +54,19 @@ class Operation:
         :raises BadRequest: for another one, which would be ignored. :raises Invalid: where the body says what belongs
             into the query.
         """
-        known = [parameter.name for parameter in self.parameters if parameter.where == "query"]
-        given: set[str] = set()
+        if request.query_string:
+            self._only_declared(request)
+        if self.body is None and self.method == "POST" and any(one.where == "query" for one in self.parameters):
+            documents.validate(models.NoBody, await body_of(request))
+        return await self.handler(request)
+
+    def _only_declared(self, request: web.Request) -> None:
+        known = {parameter.name for parameter in self.parameters if parameter.where == "query"}
         for name in request.query:
             if name not in known:
                 raise BadRequest(f"{name} is not a parameter of this call.", code="unknown_parameter", field=name)
-            if name in given:
+            if len(request.query.getall(name)) > 1:
                 raise BadRequest(f"{name} is given twice.", code="invalid_parameter", field=name)
-            given.add(name)
-        if known and self.body is None and self.method == "POST":
-            documents.validate(models.NoBody, await body_of(request))
-        return await self.handler(request)
 
     @property
     def tag(self) -> str:

@@ -21,9 +21,12 @@ from shared.ids import new_id
 log = logging.getLogger("api.request")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ALLOWED_HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "Prefer", "X-Request-ID")
-_EXPOSED_HEADERS = (
-    *("Location", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"),
+_ALLOWED_HEADERS = ", ".join(
+    ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID")
+)
+_EXPOSED_HEADERS = ", ".join(
+    ("Idempotent-Replayed", "Location", "Preference-Applied")
+    + ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID")
 )
 _CODES = {400: "bad_request", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
@@ -137,10 +140,8 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, origin: st
     if origin not in request.app[CORS_ORIGINS]:
         return
     response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED_HEADERS)
+    response.headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
-        response.headers["Access-Control-Allow-Headers"] = (
-            "Authorization, Content-Type, Last-Event-ID, Prefer, X-Request-ID"
-        )
+        response.headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
         response.headers["Access-Control-Max-Age"] = "600"
