@@ -21,12 +21,10 @@ from shared.ids import new_id
 log = logging.getLogger("api.request")
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ALLOWED_HEADERS = ", ".join(
-    ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID")
-)
-_EXPOSED_HEADERS = ", ".join(
-    ("Idempotent-Replayed", "Location", "Preference-Applied")
-    + ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID")
+_ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-Request-ID"
+_EXPOSED_HEADERS = (
+    "Idempotent-Replayed, Location, Preference-Applied, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, "
+    "Retry-After, X-Request-ID"
 )
 _CODES = {400: "bad_request", 401: "unauthenticated", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
