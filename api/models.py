@@ -242,6 +242,7 @@ class LogPage(BaseModel):
 class InvocationView(BaseModel):
     job_id: UUID
     attempt: int
+    epoch: str
     version_id: UUID
     worker_id: str
     outcome: Literal["succeeded", "failed", "lost", "handed_back", "cancelled"]

@@ -141,6 +141,15 @@ class Missing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """An attempt that is under way, as Redis knows it; Postgres hears of it when it ends."""
+
+    epoch: str
+    attempt: int | None  # None, as the time, if an older release began it
+    claimed_ms: int | None  # Unix time, by Redis's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job as Postgres has it. ``result``, ``error`` and ``payload`` are JSON text, which may be sealed; a job that
     is read for its user has result and error opened. Timings are in milliseconds."""

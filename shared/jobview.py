@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from shared.jobs import WORDLESS, Job, JobStatus, Missing
+from shared.jobs import WORDLESS, Job, JobStatus, Missing, Run
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 _PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
 
 
-def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``running``: a worker holds the job's lease just now, which Postgres is not told of. ``progress``: what the job
-    said last."""
-    status = JobStatus.RUNNING if running and job.status is JobStatus.QUEUED else job.status
+def job_view(job: Job, *, run: Run | None = None, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``run``: the attempt that is under way, which Postgres is not told of. ``progress``: what that said last."""
+    if run is not None and job.status is JobStatus.QUEUED:
+        job = _under_way(job, run)
     return {
         "id": job.id,
         "kind": job.kind,
-        "status": status,
+        "status": job.status,
         "reason": job.reason,
         "function_id": job.function_id,
         "version": job.version,
-        "attempt": job.attempt + 1 if status is JobStatus.RUNNING else job.attempt,
+        "attempt": job.attempt,
         "progress": progress,
         "result": orjson.Fragment(job.result) if job.result is not None else None,
         "error": orjson.Fragment(job.error) if job.error is not None else None,
@@ -45,6 +47,24 @@ def job_view(job: Job, *, running: bool = False, progress: dict[str, Any] | None
             "total_ms": job.total_ms,
         },
     }
+
+
+def _under_way(job: Job, run: Run) -> Job:
+    """A job with what is known of the attempt that runs, in place of the one before."""
+    started_at = queue_ms = None
+    if run.claimed_ms is not None:
+        started_at = datetime.fromtimestamp(run.claimed_ms / 1000, UTC)
+        queue_ms = max(0.0, (started_at - (job.run_at or job.created_at)).total_seconds() * 1000)
+    return replace(
+        job,
+        status=JobStatus.RUNNING,
+        attempt=run.attempt or job.attempt + 1,
+        started_at=started_at,
+        queue_ms=queue_ms,
+        sandbox_ms=None,
+        run_ms=None,
+        total_ms=None,
+    )
 
 
 def _missing(job: Job) -> Missing | None:

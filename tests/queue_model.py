@@ -128,6 +128,10 @@ class QueueModel:
             self.stream.append(end)
         return True
 
+    def note(self, end: End) -> None:
+        """What the worker knows of an attempt that somebody else ended."""
+        self.stream.append(replace(end, status="running", outcome="lost"))
+
     def cancel(self, job: UUID) -> str:
         message = self.messages.get(job)
         if message is None:
@@ -196,10 +200,14 @@ class QueueModel:
             self._write_row(end, epoch)
             if end.outcome is not None and epoch is not None:
                 row = self.rows.get(end.job.id)
-                counts = end.outcome != "succeeded" or (row is not None and row.epoch == epoch)
-                self.attempts.setdefault((end.job.id, epoch), end.outcome if counts else "lost")
+                counts = row is not None and (row.status, row.epoch) == ("succeeded", epoch)
+                if self.attempts.get((end.job.id, epoch), "lost") == "lost":  # until somebody knows better
+                    lost = end.outcome == "succeeded" and not counts
+                    self.attempts[end.job.id, epoch] = "lost" if lost else end.outcome
 
     def _write_row(self, end: End, epoch: int | None) -> None:
+        if end.status == "running":
+            return
         final = end.status not in OPEN
         row = self.rows.get(end.job.id)
         if row is None:
@@ -210,7 +218,8 @@ class QueueModel:
             return
         if row.epoch is not None and epoch is not None and (row.epoch > epoch or (row.epoch == epoch and not final)):
             return
-        row.status, row.attempt, row.lost = end.status, end.attempt, end.lost
+        row.status, row.lost = end.status, end.lost
+        row.attempt = end.attempt - 1 if end.outcome == "handed_back" else end.attempt
         row.reason = end.reason if final else None
         row.epoch = row.epoch if epoch is None else epoch
 

@@ -68,5 +68,5 @@ def settle(claim: Claim, verb: Verb = Verb.FINAL, **fields: Any) -> Settle:
     """The end of a claimed attempt."""
     job = claim.decode()
     if verb is Verb.HAND_BACK:
-        fields = {"status": JobStatus.QUEUED, "outcome": "handed_back", "attempt": job.attempt - 1} | fields
+        fields = {"status": JobStatus.QUEUED, "outcome": "handed_back"} | fields
     return Settle(id=job.id, epoch=claim.epoch, verb=verb, record=record(job, epoch=claim.epoch, **fields).encode())

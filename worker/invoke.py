@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from shared.chains import envelope, referred
 from shared.errors import ContainerPubError, Unavailable, Unreadable
@@ -20,13 +20,14 @@ from shared.sealing import Part
 from shared.texts import Texts
 from worker.deploy import Deployer
 from worker.engine.contract import BuildRejected, Call, CallOutcome, Engine, EngineUnavailable
+from worker.engine.output import entries
 from worker.engine.tail import Tail
 from worker.onlookers import Onlookers
 from worker.outage import Outage
 from worker.pool import Lease, Pool
 from worker.retry import next_try_ms
 from worker.sealed import SealedParts, sealed_parts
-from worker.station import Cleanup
+from worker.station import Cleanup, Killed
 from worker.versions import Specs, Versions
 
 
@@ -44,6 +45,22 @@ class _NotStarted(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is known of an attempt while it is made."""
+
+    message: JobMessage
+    claim: Claim
+    tail: Tail
+    begun: float = field(default_factory=time.perf_counter)
+    begun_ms: int = field(default_factory=now_ms)
+    event: bytes = b""
+    version: RunnableVersion | None = None
+    lease: Lease | None = None
+    ready: float | None = None  # when it had its sandbox
+    cleanup: Cleanup = None  # what must end before the slot is free
 
 
 class Invoker:
@@ -77,46 +94,61 @@ class Invoker:
         self._jobs = jobs
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
-        """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox."""
-        tail = self._onlookers.begin(message, claim)
+        """One attempt. Never raises for what the function or the engine does; cancelling it kills the sandbox, and then
+        raises :class:`Killed`."""
+        attempt = _Attempt(message, claim, self._onlookers.begin(message, claim))
         try:
-            return await self._run(message, claim, tail)
+            return await self._run(attempt)
+        except BaseException as error:
+            # Nobody wants the outcome, and the slot is free once the sandbox is dead.
+            if attempt.cleanup is not None:
+                await attempt.cleanup
+            if isinstance(error, asyncio.CancelledError):
+                raise Killed(await self._cut_short(attempt)) from error
+            raise
         finally:
-            self._onlookers.end(tail)
+            self._onlookers.end(attempt.tail)
 
-    async def _run(self, message: JobMessage, claim: Claim, tail: Tail) -> tuple[Record, Cleanup]:
-        claimed_ms = now_ms()
-        started = time.perf_counter()
-        event = b""
+    async def _run(self, attempt: _Attempt) -> tuple[Record, Cleanup]:
+        message = attempt.message
+        settings: FunctionSettings | None = None
         try:
-            event = await self._event(message)
-            version = await self._version(message)
+            attempt.event = await self._event(message)
+            version = attempt.version = await self._version(message)
             lease = await self._sandbox(version)
-            call = self._call_of(message, event, version, tail)
-            ready, outcome, cleanup = await self._call(lease, call, version)
+            call = self._call_of(attempt, version)
+            outcome = await self._call(attempt, lease, call, version)
             if not outcome.ran and await self._is_lost(version):
                 # Its image went after the sandbox was there, which has met no code yet.
-                if cleanup is not None:
-                    await cleanup
+                if attempt.cleanup is not None:
+                    await attempt.cleanup
+                attempt.cleanup = attempt.lease = attempt.ready = None
                 lease = await self._rebuilt(version)
-                ready, outcome, cleanup = await self._call(lease, call, version)
+                outcome = await self._call(attempt, lease, call, version)
+            settings = version.settings
         except _NotStarted as error:
             outcome = CallOutcome(
                 reason=error.reason,
                 error={"type": "PlatformError", "message": f"Function execution failed: {error}"},
                 exit_code=None,
             )
-            parts = await sealed_parts(message.id, event, outcome, self._texts)
-            record = self._record(message, claim, claimed_ms, started, started, outcome, parts, None, None)
-            return await self._judged(message, record, outcome, None), None
-        try:
-            parts = await sealed_parts(message.id, event, outcome, self._texts)
-        except asyncio.CancelledError:
-            if cleanup is not None:
-                await cleanup
-            raise
-        record = self._record(message, claim, claimed_ms, started, ready, outcome, parts, lease, version)
-        return await self._judged(message, record, outcome, version.settings), cleanup
+        parts = await sealed_parts(message.id, attempt.event, outcome, self._texts)
+        record = self._record(attempt, outcome, parts)
+        return await self._judged(message, record, outcome, settings), attempt.cleanup
+
+    async def _cut_short(self, attempt: _Attempt) -> Record:
+        """What is known of an attempt that was killed."""
+        ready = attempt.ready
+        outcome = CallOutcome(
+            reason=None,
+            logs=entries(attempt.tail.kept),
+            logs_truncated=attempt.tail.truncated,
+            exit_code=None,
+            run_ms=0.0 if ready is None else (time.perf_counter() - ready) * 1000,
+        )
+        parts = await sealed_parts(attempt.message.id, attempt.event, outcome, self._texts)
+        record = self._record(attempt, outcome, parts)
+        return record if ready is not None else replace(record, sandbox_ms=None, run_ms=None)
 
     async def _event(self, message: JobMessage) -> bytes:
         try:
@@ -158,7 +190,7 @@ class Invoker:
                 outcome,
                 settings,
                 waited_for=await self._is_waited_for(message, outcome, settings),
-                now_ms=now_ms(),
+                now_ms=record.at_ms,
                 draw=random.random(),  # noqa: S311
             )
             if due_ms is not None:
@@ -213,30 +245,25 @@ class Invoker:
         last_ms = began_ms + 1000 * settings.retry_within_s
         return last_ms if outcome.retry is not None and last_ms > now_ms() else None
 
-    def _call_of(self, message: JobMessage, event: bytes, version: RunnableVersion, tail: Tail) -> Call:
+    def _call_of(self, attempt: _Attempt, version: RunnableVersion) -> Call:
         return Call(
-            job_id=message.id,
-            attempt=message.attempt,
-            event=event,
+            job_id=attempt.message.id,
+            attempt=attempt.message.attempt,
+            event=attempt.event,
             timeout_ms=version.settings.timeout_ms,
             max_result_bytes=self._limits.max_result_bytes,
             max_log_bytes=self._limits.max_log_bytes,
-            tail=tail,
+            tail=attempt.tail,
         )
 
-    async def _call(self, lease: Lease, call: Call, version: RunnableVersion) -> tuple[float, CallOutcome, Cleanup]:
-        """When the sandbox was ready, how the call ended, and what must end before the slot is free."""
+    async def _call(self, attempt: _Attempt, lease: Lease, call: Call, version: RunnableVersion) -> CallOutcome:
+        """How the call in ``lease`` ended; the attempt knows what must end before the slot is free."""
         fresh = version.settings.isolation == "fresh"
-        ready = time.perf_counter()
+        attempt.lease, attempt.ready = lease, time.perf_counter()
         try:
-            outcome = await lease.sandbox.call(call)
-        except BaseException:
-            # Cancelled: nobody wants the outcome, and the slot is free once the sandbox is dead.
-            leaving = self._pool.release(lease, fresh=fresh)
-            if leaving is not None:
-                await leaving
-            raise
-        return ready, outcome, self._pool.release(lease, fresh=fresh)
+            return await lease.sandbox.call(call)
+        finally:
+            attempt.cleanup = self._pool.release(lease, fresh=fresh)
 
     async def _version(self, message: JobMessage) -> RunnableVersion:
         try:
@@ -272,21 +299,11 @@ class Invoker:
         except (ContainerPubError, BuildRejected) as error:
             raise _NotStarted(Reason.ARTIFACT_MISSING, f"its image cannot be made again: {error}") from error
 
-    def _record(
-        self,
-        message: JobMessage,
-        claim: Claim,
-        claimed_ms: int,
-        started: float,
-        ready: float,
-        outcome: CallOutcome,
-        parts: SealedParts,
-        lease: Lease | None,
-        version: RunnableVersion | None,
-    ) -> Record:
-        ended = time.perf_counter()
+    def _record(self, attempt: _Attempt, outcome: CallOutcome, parts: SealedParts) -> Record:
+        message, lease, version = attempt.message, attempt.lease, attempt.version
+        elapsed_ms = (time.perf_counter() - attempt.begun) * 1000
         succeeded = outcome.reason is None
-        queue_ms = max(0.0, float(claimed_ms - message.enqueued_ms))
+        queue_ms = max(0.0, float(attempt.begun_ms - message.enqueued_ms))
         return Record(
             id=message.id,
             user_id=message.user_id,
@@ -298,16 +315,17 @@ class Invoker:
             outcome="succeeded" if succeeded else "failed",
             attempt=message.attempt,
             lost=message.lost,
-            epoch=claim.epoch,
+            epoch=attempt.claim.epoch,
             worker=self._worker,
-            at_ms=now_ms(),
-            started_ms=claimed_ms,
+            # By the clock that the claim was made by, whatever this machine's says.
+            at_ms=round(attempt.claim.claimed_ms + elapsed_ms),
+            started_ms=attempt.claim.claimed_ms,
             start_kind=None if lease is None else lease.start_kind,
             exit_code=outcome.exit_code,
             queue_ms=queue_ms,
-            sandbox_ms=(ready - started) * 1000,
+            sandbox_ms=0.0 if attempt.ready is None else (attempt.ready - attempt.begun) * 1000,
             run_ms=outcome.run_ms,
-            total_ms=queue_ms + (ended - started) * 1000,
+            total_ms=queue_ms + elapsed_ms,
             cpu_ms=outcome.cpu_ms,
             peak_memory_bytes=outcome.peak_memory_bytes,
             timeout_ms=version.settings.timeout_ms if version else None,

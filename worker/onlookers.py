@@ -34,12 +34,13 @@ _MOST_EARLY = 10_000
 
 
 class _Call:
-    __slots__ = ("attempt", "epoch", "id", "job", "stored_at", "tail", "told", "told_progress")
+    __slots__ = ("attempt", "claim", "epoch", "id", "job", "stored_at", "tail", "told", "told_progress")
 
     def __init__(self, message: JobMessage, claim: Claim, tail: Tail) -> None:
         self.id = message.id
         self.job = str(message.id)
         self.attempt = message.attempt
+        self.claim = claim.epoch
         self.epoch = epoch_number(claim.epoch)
         self.tail = tail
         self.told: Counter[str] = Counter()  # characters by stream; of the logger, entries
@@ -115,7 +116,7 @@ class Onlookers:
                 said = {"attempt": call.attempt, "fraction": progress.fraction, "message": progress.message}
                 if now - call.stored_at >= _PROGRESS_EVERY_S or progress.fraction == 1:
                     call.stored_at = now
-                    kept = self._keyring.seal(orjson.dumps(said), call.id, Part.PROGRESS)
+                    kept = self._keyring.seal(orjson.dumps(said | {"epoch": call.claim}), call.id, Part.PROGRESS)
                     pipe.set(progress_key(call.job), kept, ex=_PROGRESS_KEPT_S)
             if not call.tail.watched:
                 continue

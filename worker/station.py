@@ -31,6 +31,7 @@ RETRY_S = 0.2
 LAST_SETTLE_S = 4.0
 UNREADABLE_S = 1.0
 ASIDE_S = 0.2
+_HANDED_BACK = "handed_back"
 
 Cleanup = Awaitable[None] | None
 Run = Callable[[JobMessage, Claim], Awaitable[tuple[Record, Cleanup]]]
@@ -40,10 +41,23 @@ A record whose status is not final says that the job goes on: at once (``queued`
 due (``scheduled``)."""
 
 
+class Killed(asyncio.CancelledError):
+    """An attempt was cancelled; ``record`` has what is known of it. How it ended is for the station to say."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
     claim: Claim
-    settle: Settle
+    verb: Verb
+    record: Record
+
+    @property
+    def settle(self) -> Settle:
+        return Settle(id=self.record.id, epoch=self.claim.epoch, verb=self.verb, record=self.record.encode())
 
 
 class Station:
@@ -63,7 +77,7 @@ class Station:
         self._generation = ""
         self._busy = 0
         self._running: dict[str, tuple[Claim, asyncio.Task[None]]] = {}  # by epoch
-        self._ends: dict[str, Verb | None] = {}  # by epoch: how an attempt that is being killed is to be settled
+        self._ends: dict[str, str] = {}  # by epoch: the outcome of an attempt that is being killed
         self._ended: list[_Ended] = []
         self._wake = asyncio.Event()
         self._draining = False
@@ -108,7 +122,7 @@ class Station:
 
     def cancel(self, job: str, epoch: str) -> None:
         """The job was ended by somebody else: kill its attempt."""
-        self._kill(epoch, None, "cancelled")
+        self._kill(epoch, "cancelled")
 
     def hand_back_all(self) -> None:
         """Give every running attempt back unspent, for a shutdown that cannot wait for them.
@@ -117,15 +131,15 @@ class Station:
         """
         self._give_up_at = asyncio.get_running_loop().time() + LAST_SETTLE_S
         for epoch in list(self._running):
-            self._kill(epoch, Verb.HAND_BACK, "handed back")
+            self._kill(epoch, _HANDED_BACK)
         self._wake.set()
 
-    def _kill(self, epoch: str, settle_as: Verb | None, why: str) -> None:
+    def _kill(self, epoch: str, outcome: str) -> None:
         running = self._running.get(epoch)
         if running is not None and epoch not in self._ends:
-            self._ends[epoch] = settle_as
+            self._ends[epoch] = outcome
             # A task that is cancelled before its first step never gets to its clean-up.
-            asyncio.get_running_loop().call_soon(running[1].cancel, why)
+            asyncio.get_running_loop().call_soon(running[1].cancel, outcome)
 
     async def work(self) -> None:
         """Serve until drained."""
@@ -183,6 +197,7 @@ class Station:
             if not flag:
                 # Cancelled meanwhile, or lost to another worker: that one's outcome counts.
                 log.info("settle refused", extra={"job": item.claim.id, "epoch": item.claim.epoch})
+                self._note(item.claim, item.record, "lost")
         for claim in claims:
             self._start(claim)
 
@@ -197,15 +212,18 @@ class Station:
             message = await self._message(claim)
             if message is None:
                 self._stand_aside()
-                self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
+                self._hand_back(claim, _closing(claim, self.name, self._worker))
             else:
                 record, cleanup = await self._run(message, claim)
                 self._end(claim, _verb(record), record)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if claim.epoch not in self._ends:
                 raise
-            if self._ends[claim.epoch] is Verb.HAND_BACK:
-                self._end(claim, Verb.HAND_BACK, _handed_back(claim, self.name, self._worker))
+            known = error.record if isinstance(error, Killed) else _closing(claim, self.name, self._worker)
+            if self._ends[claim.epoch] == _HANDED_BACK:
+                self._hand_back(claim, known)
+            else:
+                self._note(claim, known, self._ends[claim.epoch])
         except Exception:
             # A fault of ours. Given back, the job would come again and again.
             log.exception("an attempt broke", extra={"job": claim.id})
@@ -247,9 +265,17 @@ class Station:
         self._wake.set()
 
     def _end(self, claim: Claim, verb: Verb, record: Record) -> None:
-        settle = Settle(id=record.id, epoch=claim.epoch, verb=verb, record=record.encode())
-        self._ended.append(_Ended(claim=claim, settle=settle))
+        self._ended.append(_Ended(claim=claim, verb=verb, record=record))
         self._wake.set()
+
+    def _hand_back(self, claim: Claim, record: Record) -> None:
+        """Give an attempt back, unspent."""
+        self._end(claim, Verb.HAND_BACK, _without_result(record, JobStatus.QUEUED, _HANDED_BACK))
+
+    def _note(self, claim: Claim, record: Record, outcome: str) -> None:
+        """Tell what is known here of an attempt that somebody else ended, as what it printed. Where nobody did, because
+        Redis forgot of it, it was lost."""
+        self._end(claim, Verb.NOTE, _without_result(record, JobStatus.RUNNING, outcome))
 
     async def _join(self) -> None:
         """Join the queue's generation, telling one that is being rebuilt what runs here."""
@@ -257,7 +283,8 @@ class Station:
             try:
                 state = await self._queue.generation()
                 if state is not None:
-                    claims = [claim for claim, _ in self._running.values()] + [item.claim for item in self._ended]
+                    claims = [claim for claim, _ in self._running.values()]
+                    claims += [item.claim for item in self._ended if item.verb is not Verb.NOTE]
                     # Also with nothing to tell: that the script is known says that the generation is being opened.
                     taken = await self._queue.register(self.name, self._worker, claims)
                     await self._queue.beat(self._worker)
@@ -286,12 +313,11 @@ class Station:
         for claim in held:
             if claim.epoch not in known:
                 log.warning("handing back an unheard claim", extra={"job": claim.id})
-                record = _handed_back(claim, self.name, self._worker)
-                settle = Settle(id=record.id, epoch=claim.epoch, verb=Verb.HAND_BACK, record=record.encode())
-                ended.append(_Ended(claim=claim, settle=settle))
+                record = _without_result(_closing(claim, self.name, self._worker), JobStatus.QUEUED, _HANDED_BACK)
+                ended.append(_Ended(claim=claim, verb=Verb.HAND_BACK, record=record))
         for epoch in set(self._running) - {claim.epoch for claim in held}:
             log.info("killing an attempt that is not ours any more", extra={"epoch": epoch})
-            self._kill(epoch, None, "not ours")
+            self._kill(epoch, "lost")
         self._compare_at = asyncio.get_running_loop().time() + POLL_S
 
 
@@ -301,10 +327,11 @@ def _verb(record: Record) -> Verb:
     return Verb.RETRY if record.status == JobStatus.SCHEDULED else Verb.LOSE
 
 
-def _handed_back(claim: Claim, queue: str, worker: str) -> Record:
-    """The record of an attempt that was given back, unspent."""
-    record = _closing(claim, queue, worker)
-    return replace(record, status=JobStatus.QUEUED, outcome="handed_back", attempt=record.attempt - 1)
+def _without_result(record: Record, status: JobStatus, outcome: str) -> Record:
+    """A record that leaves its job without an end."""
+    return replace(
+        record, status=status, outcome=outcome, reason=None, run_at_ms=None, result=None, error=None, payload=None
+    )
 
 
 def _broken(claim: Claim, queue: str, worker: str) -> Record:
@@ -330,4 +357,5 @@ def _closing(claim: Claim, queue: str, worker: str) -> Record:
         epoch=claim.epoch,
         worker=worker,
         at_ms=now_ms(),
+        started_ms=claim.claimed_ms or None,
     )

@@ -20,7 +20,7 @@ from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
 from shared.jobview import job_view
 from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
 from shared.queue.message import queue_of
@@ -35,20 +35,22 @@ _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to s
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The views of jobs, with what Redis knows of those that run."""
-    running: set[UUID] = set()
-    progress: dict[UUID, dict[str, Any] | None] = {}
+    runs: dict[UUID, Run] = {}
+    progress: dict[UUID, dict[str, Any]] = {}
     for kind in {queue_of(job.kind) for job in jobs if not job.final}:
         open_jobs = [job.id for job in jobs if not job.final and queue_of(job.kind) == kind]
         try:
-            flags = await queue.running(kind, open_jobs)
+            found = await queue.running(kind, open_jobs)
         except Unavailable:
             continue
-        running.update(job for job, flag in zip(open_jobs, flags, strict=True) if flag)
+        runs |= {job: run for job, run in zip(open_jobs, found, strict=True) if run is not None}
     try:
-        progress = dict(zip(running, await queue.progress(list(running)), strict=True))
+        for (job, run), said in zip(runs.items(), await queue.progress(list(runs)), strict=True):
+            if said is not None and said.pop("epoch", None) == run.epoch:  # else an attempt before this one said it
+                progress[job] = said
     except Unavailable:
         pass
-    return [job_view(job, running=job.id in running, progress=progress.get(job.id)) for job in jobs]
+    return [job_view(job, run=runs.get(job.id), progress=progress.get(job.id)) for job in jobs]
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:

@@ -15,6 +15,7 @@ from api.keys import INVOCATIONS, SETTINGS
 from api.session import authenticated, function_of
 from shared.errors import BadRequest
 from shared.postgres.invocations import NEWEST_INVOCATION, NEWEST_LOG
+from shared.queue.records import epoch_text
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _NUMBERS = (2**62, 2**31)  # bounds of a cursor's epoch and sequence number
@@ -121,6 +122,7 @@ async def list_invocations(request: web.Request) -> web.Response:
         {
             "job_id": row["job_id"],
             "attempt": row["attempt"],
+            "epoch": epoch_text(row["epoch"]),
             "version_id": row["version_id"],
             "worker_id": row["worker_id"],
             "outcome": row["outcome"],

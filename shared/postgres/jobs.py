@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -306,6 +306,8 @@ class Jobs:
         """
         latest: dict[UUID, Record] = {}
         for record in records:
+            if record.status == JobStatus.RUNNING:
+                continue
             before = latest.get(record.id)
             if before is None or _supersedes(record, before):
                 latest[record.id] = record
@@ -313,9 +315,12 @@ class Jobs:
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 # One order of row locks for all workers, so that two batches cannot wait for each other.
-                ended = await _upsert_jobs(connection, sorted(latest.values(), key=lambda record: record.id))
+                ended = []
+                if latest:
+                    ended = await _upsert_jobs(connection, sorted(latest.values(), key=lambda record: record.id))
+                for distinct in _rounds(attempts):
+                    await _insert_invocations(connection, distinct)
                 if attempts:
-                    await _insert_invocations(connection, attempts)
                     await _insert_logs(connection, attempts)
                 await _fail_versions(connection, [record for record in latest.values() if record.kind == "deploy"])
                 return await bring_about(connection, ended) if ended else []
@@ -346,6 +351,15 @@ def _supersedes(record: Record, before: Record) -> bool:
     return record.epoch is None or before.epoch is None or epoch_number(record.epoch) >= epoch_number(before.epoch)
 
 
+def _rounds(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """The same records, no attempt twice in a round: what is written of one a second time completes the first."""
+    while records:
+        distinct: dict[tuple[UUID, str | None], Record] = {}
+        again = [r for r in records if distinct.setdefault((r.id, r.epoch), r) is not r]
+        yield list(distinct.values())
+        records = again
+
+
 def from_unix_ms(value: float | None) -> datetime | None:
     return None if value is None else datetime.fromtimestamp(value / 1000, UTC)
 
@@ -353,6 +367,7 @@ def from_unix_ms(value: float | None) -> datetime | None:
 async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> list[UUID]:
     """:returns: jobs that ended by this and whose end brings something about."""
     final = ("succeeded", "failed", "cancelled")
+    records = [_unspent(r) if r.outcome == "handed_back" else r for r in records]
     rows = await connection.fetch(
         _SQL["settle_jobs"],
         [r.id for r in records],
@@ -397,6 +412,12 @@ def _deploy_error(record: Record) -> str:
     if record.error is not None:
         return _text(str(orjson.loads(record.error)["message"]))
     return "The deploy was cancelled." if record.status == "cancelled" else "The workers that built it were lost."
+
+
+def _unspent(record: Record) -> Record:
+    """What a job is told of an attempt that was handed back: it is as if that had not been."""
+    before = max(0, record.attempt - 1)
+    return replace(record, attempt=before, started_ms=None, queue_ms=None, sandbox_ms=None, run_ms=None, total_ms=None)
 
 
 async def _insert_invocations(connection: Connection, records: Sequence[Record]) -> None:

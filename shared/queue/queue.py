@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from shared.errors import Unreadable
 from shared.ids import from_short, short
+from shared.jobs import Run
 from shared.queue import scripts
 from shared.queue.connection import redis_errors
 from shared.queue.link import Link
@@ -61,6 +62,7 @@ class Verb(StrEnum):
     HAND_BACK = "hand_back"  # back to the queue, unspent
     RETRY = "retry"  # off the queue until it is due again, which is Postgres's to know
     LOSE = "lose"  # back to the queue: the attempt died with what ran it
+    NOTE = "note"  # ends nothing: more about an attempt that somebody else ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +77,13 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to run one attempt. ``raw`` is the message as it stands in Redis, for a later registration."""
+    """The right to run one attempt. ``raw`` is the message as it stands in Redis, for a later registration;
+    ``claimed_ms`` the time of the claim by Redis's clock, 0 if it is not known."""
 
     id: str
     epoch: str
     raw: bytes
+    claimed_ms: int = 0
 
     def decode(self) -> JobMessage:
         return JobMessage.decode(self.id, self.raw)
@@ -301,9 +305,9 @@ class Queue:
 
     async def register(self, queue: str, worker: str, claims: Sequence[Claim]) -> int:
         """Tell a queue that is being rebuilt what ``worker`` still runs."""
-        args: list[str | bytes] = []
+        args: list[str | bytes | int] = []
         for claim in claims:
-            args += (claim.id, claim.epoch, claim.raw)
+            args += (claim.id, claim.epoch, claim.raw, claim.claimed_ms)
         return int(await self._run(scripts.REGISTER, queue, worker, *args))
 
     async def held(self, queue: str, worker: str, *, generation: str) -> list[Claim]:
@@ -323,7 +327,7 @@ class Queue:
             await self.redis.publish(f"cp:worker:{worker}", f"watch {job}")
 
     async def progress(self, jobs: Sequence[UUID]) -> list[Any]:
-        """What each job said last of its progress: ``attempt``, ``fraction`` and ``message``, or None."""
+        """What each job said last of its progress: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
         if not jobs:
             return []
         with redis_errors():
@@ -373,13 +377,13 @@ class Queue:
             return []
         return [flag == 1 for flag in await self.evaluate(_PRESENT, queue, *(str(job) for job in jobs))]
 
-    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
-        """Whether each job is running right now."""
+    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[Run | None]:
+        """The run of each job that is under way right now."""
         if not jobs:
             return []
         with redis_errors():
             answer = await self.redis.hmget(f"cp:{queue}:running", [str(job) for job in jobs])  # type: ignore[misc]
-        return [value is not None for value in answer]
+        return [None if entry is None else _run_of(entry) for entry in answer]
 
     async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
         with redis_errors():
@@ -411,5 +415,15 @@ def progress_key(job: str) -> str:
     return f"cp:progress:{job}"
 
 
-def _claims(flat: Sequence[bytes]) -> list[Claim]:
-    return [Claim(id=flat[i].decode(), epoch=flat[i + 1].decode(), raw=flat[i + 2]) for i in range(0, len(flat), 3)]
+def _claims(flat: Sequence[Any]) -> list[Claim]:
+    return [
+        Claim(id=flat[i].decode(), epoch=flat[i + 1].decode(), raw=flat[i + 2], claimed_ms=int(flat[i + 3] or 0))
+        for i in range(0, len(flat), 4)
+    ]
+
+
+def _run_of(entry: bytes) -> Run:
+    """An older release left out when and the how manieth attempt it is."""
+    epoch, _, _, _, *rest = entry.decode().split(" ")
+    claimed_ms, attempt = (int(part) for part in rest) if rest else (None, None)
+    return Run(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)

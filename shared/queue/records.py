@@ -24,15 +24,21 @@ def epoch_number(epoch: str) -> int:
     return (int(generation) << EPOCH_COUNTER_BITS) + int(counter)
 
 
+def epoch_text(number: int) -> str:
+    """What :func:`epoch_number` was made of."""
+    return f"{number >> EPOCH_COUNTER_BITS}-{number & ((1 << EPOCH_COUNTER_BITS) - 1)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """The end of an attempt, or of a job that had none.
 
-    ``status`` is where the job is now. ``outcome`` is the attempt's (``None`` if there was none). Times are Unix
-    milliseconds, durations milliseconds. The next attempt is due as long after this record is written to Postgres as
-    ``run_at_ms`` is after ``at_ms``, whatever the worker's clock said. ``request`` describes the call without its body.
-    With keys, result, error and payload are sealed (:mod:`shared.sealing`), and so are, in base64, ``request`` and the
-    messages within ``logs``.
+    ``status`` is where the job is now; ``running`` says nothing of that, but more about an attempt that somebody else
+    ended. ``outcome`` is the attempt's (``None`` if there was none); one that was handed back does not count for its
+    job, whatever its number. Times are Unix milliseconds, durations milliseconds. The next attempt is due as long after
+    this record is written to Postgres as ``run_at_ms`` is after ``at_ms``, whatever the worker's clock said.
+    ``request`` describes the call without its body. With keys, result, error and payload are sealed
+    (:mod:`shared.sealing`), and so are, in base64, ``request`` and the messages within ``logs``.
     """
 
     id: UUID

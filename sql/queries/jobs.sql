@@ -170,14 +170,17 @@ JOIN jobs j ON j.id = new.job AND j.kind = 'deploy' AND j.status IN ('failed', '
 WHERE v.id = j.version_id AND v.status = 'building'
 
 -- name: insert_invocations
--- The records of attempts; one that is there already stays. An attempt that succeeded when its job had ended by another
--- one (its worker slept beyond its lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
-INSERT INTO invocations (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
+-- The records of attempts. An attempt that succeeded when its job had ended by another one (its worker slept beyond its
+-- lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
+-- One that is there already stays, but for an attempt that did not end by itself: who ended it and who ran it each tell
+-- what they know, in any order. What is known stays; that it was lost holds only until somebody knows better.
+INSERT INTO invocations AS known (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
                          reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
                          peak_memory_bytes, timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at)
 SELECT accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch,
        -- A scalar subquery is looked up by its key; EXISTS may be planned as a scan of all jobs.
-       CASE WHEN outcome = 'succeeded' AND (SELECT j.epoch FROM jobs j WHERE j.id = job_id) IS DISTINCT FROM new.epoch
+       CASE WHEN outcome = 'succeeded' AND (SELECT j.epoch FROM jobs j WHERE j.id = job_id AND j.status = 'succeeded')
+                                           IS DISTINCT FROM new.epoch
             THEN 'lost' ELSE outcome END,
        reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms, peak_memory_bytes,
        timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at
@@ -188,7 +191,21 @@ FROM unnest($1::timestamptz[], $2::uuid[], $3::int[], $4::uuid[], $5::uuid[], $6
      AS new (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome, reason, error,
              start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms, peak_memory_bytes, timeout_ms,
              memory_mb, logs_truncated, request, started_at, finished_at)
-ON CONFLICT (accepted_at, job_id, epoch) DO NOTHING
+ON CONFLICT (accepted_at, job_id, epoch) DO UPDATE SET
+    outcome = CASE known.outcome WHEN 'lost' THEN excluded.outcome ELSE known.outcome END,
+    reason = CASE known.outcome WHEN 'lost' THEN coalesce(known.reason, excluded.reason) ELSE known.reason END,
+    error = CASE known.outcome WHEN 'lost' THEN coalesce(known.error, excluded.error) ELSE known.error END,
+    start_kind = coalesce(known.start_kind, excluded.start_kind),
+    exit_code = coalesce(known.exit_code, excluded.exit_code),
+    queue_ms = coalesce(known.queue_ms, excluded.queue_ms), sandbox_ms = coalesce(known.sandbox_ms, excluded.sandbox_ms),
+    run_ms = coalesce(known.run_ms, excluded.run_ms), total_ms = coalesce(known.total_ms, excluded.total_ms),
+    cpu_ms = coalesce(known.cpu_ms, excluded.cpu_ms),
+    peak_memory_bytes = coalesce(known.peak_memory_bytes, excluded.peak_memory_bytes),
+    timeout_ms = coalesce(known.timeout_ms, excluded.timeout_ms), memory_mb = coalesce(known.memory_mb, excluded.memory_mb),
+    logs_truncated = known.logs_truncated OR excluded.logs_truncated,
+    request = CASE known.request WHEN '{}' THEN excluded.request ELSE known.request END,
+    started_at = coalesce(known.started_at, excluded.started_at)
+WHERE known.outcome IN ('lost', 'cancelled')
 
 -- name: insert_logs
 -- What attempts printed.

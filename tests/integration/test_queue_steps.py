@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.errors import Unavailable
 from shared.ids import new_id, short
-from shared.jobs import JobKind
+from shared.jobs import JobKind, Run
 from shared.postgres.pool import Pool
 from shared.queue import scripts
 from shared.queue.message import JobMessage, now_ms
@@ -271,7 +271,7 @@ async def test_hand_back_costs_no_attempt_and_is_recorded(queue: Queue, redis: R
     assert (again.decode().attempt, again.decode().lost) == (1, 0)
     assert again.epoch != one.epoch
     (left,) = await records(redis)
-    assert (left.status, left.outcome, left.attempt) == ("queued", "handed_back", 0)
+    assert (left.status, left.outcome, left.attempt) == ("queued", "handed_back", 1)
     await conserved(redis, pool)
 
 
@@ -697,8 +697,10 @@ async def test_reads_tell_running_from_waiting(queue: Queue) -> None:
     jobs: list[JobMessage] = [message(), message()]
     await queue.enqueue("invoke", jobs)
     (one,) = await claim(queue)
-    flags = await queue.running("invoke", [job.id for job in jobs])
-    assert [str(job.id) == one.id for job in jobs] == flags
+    runs = await queue.running("invoke", [job.id for job in jobs])
+    run = Run(epoch=one.epoch, attempt=1, claimed_ms=one.claimed_ms)
+    assert runs == [run if str(job.id) == one.id else None for job in jobs]
+    assert abs(one.claimed_ms - now_ms()) < 60_000
     assert await queue.running_of_user("invoke", one.decode().user_id) == [UUID(one.id)]
     assert await queue.present("invoke", [jobs[0].id, uuid4()]) == [True, False]
 

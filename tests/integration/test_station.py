@@ -141,7 +141,7 @@ async def test_claim_whose_answer_was_lost_is_handed_back(
     async with at_work(station):
         await until(lambda: work.started == [job.id])
     outcomes = [(one.outcome, one.attempt) for one in await records(redis)]
-    assert outcomes == [("handed_back", 0), ("succeeded", 1)]
+    assert outcomes == [("handed_back", 1), ("succeeded", 1)]
 
 
 async def test_attempt_that_was_cancelled_while_nobody_listened_is_killed(
@@ -155,7 +155,13 @@ async def test_attempt_that_was_cancelled_while_nobody_listened_is_killed(
         station.look_again()
         await until(lambda: work.killed == [job.id])
         await until(lambda: station.busy == 0)
-    assert [one.status for one in await records(redis)] == ["cancelled"]
+    told, noted = await records(redis)
+    assert (told.status, told.outcome, told.worker, told.epoch) == ("cancelled", "cancelled", W, noted.epoch)
+    assert (noted.status, noted.outcome, noted.started_ms) == ("running", "lost", told.started_ms)
+    assert told.started_ms is not None
+    assert told.queue_ms is not None
+    assert told.total_ms is not None
+    assert 0 <= told.total_ms - told.queue_ms == told.at_ms - told.started_ms
 
 
 async def test_attempt_whose_lease_was_lost_settles_nothing(
@@ -173,7 +179,13 @@ async def test_attempt_whose_lease_was_lost_settles_nothing(
         assert [UUID(claim.id) for claim in claims] == [job.id]
         work.may_end.set()
         await until(lambda: station.busy == 0)
-    assert [one.outcome for one in await records(redis)] == ["lost"]
+        await until(lambda: station.settled == 2)
+    lost, noted = await records(redis)
+    assert (lost.status, lost.outcome, lost.reason) == ("queued", "lost", None)
+    # What it printed is told all the same; its result counts nowhere.
+    assert (noted.status, noted.outcome, noted.epoch, noted.result) == ("running", "lost", lost.epoch, None)
+    assert lost.started_ms is not None
+    assert lost.total_ms is not None
     assert await queue.holders() == {"worker-b"}
 
 
@@ -202,7 +214,7 @@ async def test_unreadable_job_goes_back_unspent(
     await redis.hset("cp:invoke:messages", str(job.id), raw.replace(b" invoke ", b" juggle "))  # type: ignore[misc]
     async with at_work(station):
         await until(lambda: station.settled >= 2)
-    assert {(one.outcome, one.attempt) for one in await records(redis)} == {("handed_back", 0)}
+    assert {(one.outcome, one.attempt) for one in await records(redis)} == {("handed_back", 1)}
     assert await queue.present("invoke", [job.id]) == [True]
 
 
@@ -278,7 +290,7 @@ async def test_f22_what_cannot_end_in_time_is_handed_back_unspent(
     async with at_work(station):
         await until(lambda: len(work.started) == 2)
     assert sorted(work.killed) == sorted(work.started)
-    assert [(one.outcome, one.attempt) for one in await records(redis)] == [("handed_back", 0)] * 2
+    assert [(one.outcome, one.attempt) for one in await records(redis)] == [("handed_back", 1)] * 2
     assert [line for line in await complaints(redis, pool) if "not open in Postgres" not in line] == []
 
 

@@ -26,6 +26,8 @@ class Capture:
     def add(self, stream: LogStream, level: str, chunk: bytes) -> None:
         if len(chunk) > self._room:
             self._truncated = True
+            if self._tail is not None:
+                self._tail.truncated = True
             chunk = chunk[: max(self._room, 0)]
         if chunk:
             self._room -= len(chunk)

@@ -13,7 +13,7 @@ import fcntl
 import socket
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from worker.engine.contract import LogEntry, LogStream
 from worker.engine.tail import Tail
@@ -113,7 +113,9 @@ class Output:
             self._drain()
         self._collecting = False
         self._starting = False
-        self._tail = None
+        if self._tail is not None:
+            self._tail.truncated = self._truncated
+            self._tail = None
         kept, self._kept = self._kept, []
         if not kept:
             return (), self._truncated
@@ -171,7 +173,7 @@ class Output:
         return True
 
 
-def entries(kept: list[tuple[LogStream, str, bytes]]) -> tuple[LogEntry, ...]:
+def entries(kept: Iterable[tuple[LogStream, str, bytes]]) -> tuple[LogEntry, ...]:
     """Join neighbours of one stream and decode, so that a character cut by a read is whole again."""
     stretches: list[tuple[LogStream, str, list[str]]] = []
     new_decoder: Callable[..., codecs.IncrementalDecoder] = codecs.getincrementaldecoder("utf-8")

@@ -172,6 +172,7 @@ class AttachedSandbox:
         except asyncio.CancelledError:
             self._break(_LOST)
             self._vessel.kill()
+            self._output.finish()  # its tail has it
             raise
         finally:
             timer.cancel()

@@ -26,7 +26,7 @@ class Tail:
     Until then it costs nothing: it holds on to the list that the output is kept in, and reads it when asked.
     """
 
-    __slots__ = ("_changed", "_decoders", "_kept", "_read", "progress", "watched")
+    __slots__ = ("_changed", "_decoders", "_kept", "_read", "progress", "truncated", "watched")
 
     def __init__(self, changed: Callable[[Tail], None]) -> None:
         """``changed`` is called when there is something new to tell; it must be quick."""
@@ -35,12 +35,18 @@ class Tail:
         self._read = 0
         self._decoders: dict[LogStream, codecs.IncrementalDecoder] = {}
         self.watched = False
+        self.truncated = False  # not all of the output is kept
         self.progress: Progress | None = None
 
     def follow(self, kept: Sequence[tuple[LogStream, str, bytes]]) -> None:
         """The call's output is kept in this list, at whose end it grows; :meth:`grew` says when it did."""
         self._kept = kept
         self.grew()
+
+    @property
+    def kept(self) -> Sequence[tuple[LogStream, str, bytes]]:
+        """The output so far, also of a call that was killed."""
+        return self._kept
 
     def grew(self) -> None:
         if self.watched:

@@ -18,12 +18,12 @@ local function reason_of(text) if text ~= '' then return text end end
 local entry = redis.call('HGET', RUNNING, id)
 if entry then
     if ARGV[5] == '' then return 'running' end
-    local epoch, worker = string.match(entry, '^(%S+) (%S+) ')
+    local ended = known_of(entry, message, m)
+    ended.status, ended.reason, ended.outcome = ARGV[5], reason_of(ARGV[6]), 'cancelled'
     release(id, m)
     forget(id, m)
-    publish_end(id, m, closing_record(id, m, {status = ARGV[5], reason = reason_of(ARGV[6]), outcome = 'cancelled',
-                                              epoch = epoch, worker = worker}))
-    redis.call('PUBLISH', 'cp:worker:' .. worker, 'cancel ' .. id .. ' ' .. epoch)
+    publish_end(id, m, closing_record(id, m, ended))
+    redis.call('PUBLISH', 'cp:worker:' .. ended.worker, 'cancel ' .. id .. ' ' .. ended.epoch)
     wake()
     return 'running'
 end

@@ -2,8 +2,9 @@
 -- ARGV: queue, worker, generation that the worker knows, free slots, how many of these are kept for newcomers (users
 -- with nothing running), most running of one user, number of settles, then a settle as
 --   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off until it is due again, "hand_back" returns
---   the attempt unspent, "lose" counts it as lost and has the job delivered again.
--- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, ...} claimed}.
+--   the attempt unspent, "lose" counts it as lost and has the job delivered again. "note" ends nothing: the record says
+--   more of an attempt that somebody else ended.
+-- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, claimed at ms, ...} claimed}.
 local worker, want, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
 local user_max, settles = tonumber(ARGV[6]), tonumber(ARGV[7])
 local gen, open = generation()
@@ -14,8 +15,11 @@ local settled = {}
 for s = 0, settles - 1 do
     local base = 8 + s * 4
     local id, epoch, verb, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
-    local entry = redis.call('HGET', RUNNING, id)
-    if not entry or string.sub(entry, 1, #epoch + 1) ~= epoch .. ' ' then
+    local entry = verb ~= 'note' and redis.call('HGET', RUNNING, id)
+    if verb == 'note' then
+        redis.call('XADD', RECORDS, '*', 'r', record)
+        settled[#settled + 1] = 1
+    elseif not entry or string.sub(entry, 1, #epoch + 1) ~= epoch .. ' ' then
         settled[#settled + 1] = 0
     else
         local message = redis.call('HGET', MESSAGES, id)
@@ -70,12 +74,13 @@ if want > 0 and open then
                     park(id, m)
                 else
                     local epoch = gen .. '-' .. redis.call('INCR', 'cp:epoch')
-                    redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn}, ' '))
+                    redis.call('HSET', RUNNING, id, table.concat({epoch, worker, user, m.fn, now, m.attempt}, ' '))
                     redis.call('SADD', using, id)
                     tell(id, {status = 'running', worker = worker, attempt = m.attempt})
                     claimed[#claimed + 1] = id
                     claimed[#claimed + 1] = epoch
                     claimed[#claimed + 1] = message
+                    claimed[#claimed + 1] = now
                     taken = taken + 1
                 end
             end

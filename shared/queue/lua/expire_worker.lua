@@ -7,22 +7,23 @@ local requeued, given_up = 0, 0
 local entries = redis.call('HGETALL', RUNNING)
 for i = 1, #entries, 2 do
     local id = entries[i]
-    local epoch, holder = string.match(entries[i + 1], '^(%S+) (%S+) ')
-    if holder == worker then
+    if string.match(entries[i + 1], '^%S+ (%S+) ') == worker then
         local message = redis.call('HGET', MESSAGES, id)
         local m = parse(message)
         local lost = m.lost + 1
+        local ended = known_of(entries[i + 1], message, m)
+        ended.outcome, ended.lost = 'lost', lost
         release(id, m)
         if lost >= max_lost then
             forget(id, m)
-            publish_end(id, m, closing_record(id, m, {status = 'failed', reason = 'worker_lost', outcome = 'lost',
-                                                      epoch = epoch, worker = worker, lost = lost}))
+            ended.status, ended.reason = 'failed', 'worker_lost'
+            publish_end(id, m, closing_record(id, m, ended))
             given_up = given_up + 1
         else
             redis.call('HSET', MESSAGES, id, with_counts(message, m, m.attempt + 1, lost))
             to_user_queue(id, m)
-            redis.call('XADD', RECORDS, '*', 'r', closing_record(id, m, {
-                status = 'queued', outcome = 'lost', epoch = epoch, worker = worker, lost = lost}))
+            ended.status = 'queued'
+            redis.call('XADD', RECORDS, '*', 'r', closing_record(id, m, ended))
             tell(id, {status = 'queued', attempt = m.attempt})
             requeued = requeued + 1
         end

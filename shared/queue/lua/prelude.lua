@@ -8,7 +8,7 @@
 --   parked:{function} zset  job by time and priority      jobs over their function's limit, or of a stopped function
 --   parking:{user}    set   function                      functions of a user that may have jobs parked
 --   admitted:{function} set job                           jobs of a limited function that are runnable or running
---   running           hash  job -> epoch worker user function
+--   running           hash  job -> epoch worker user function, when it was claimed (ms, by this clock), attempt
 --   using:{user}      set   job                           running jobs of one user
 --   idle              zset  worker by turn                workers that wait for any user's job
 --   spare             zset  worker by turn                workers whose free slots are kept for newcomers
@@ -171,6 +171,18 @@ local function closing_record(id, m, fields)
     fields.lost = fields.lost or m.lost
     fields.kind = QUEUE == 'invoke' and 'invoke' or 'deploy'
     return cjson.encode(fields) .. '\n'
+end
+
+-- What is known of a running attempt that ends now by somebody else's hand, for its closing record.
+local function known_of(entry, message, m)
+    local epoch, worker, started = string.match(entry, '^(%S+) (%S+) %S+ %S+ ?(%d*)')
+    local known = {epoch = epoch, worker = worker, started_ms = tonumber(started)}
+    local enqueued = tonumber(string.match(message, '^ %S+ (%d+)', m.rest))
+    if known.started_ms and enqueued then
+        known.queue_ms = math.max(0, known.started_ms - enqueued)
+        known.total_ms = known.queue_ms + math.max(0, clock_ms() - known.started_ms)
+    end
+    return known
 end
 
 -- An attempt that is to be followed by another one later ends without its job.

@@ -1,5 +1,5 @@
 -- Puts attempts that a live worker still runs back into an emptied queue, under the epoch they had.
--- ARGV: queue, worker, then (id, epoch, message). Only while the queue is closed: once it is open, such a job may have
+-- ARGV: queue, worker, then (id, epoch, message, claimed at ms, 0 if that is not known). Only while the queue is closed: once it is open, such a job may have
 -- been given to somebody else. Of two that run a job the later epoch counts: the other's lease was over before, though
 -- nobody knows any more. Returns how many were taken.
 local gen, open = generation()
@@ -13,11 +13,12 @@ local function is_later(epoch, entry)
 end
 local taken = 0
 if open then return 0 end
-for i = 3, #ARGV, 3 do
+for i = 3, #ARGV, 4 do
     local id, epoch, message = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     if is_later(epoch, redis.call('HGET', RUNNING, id)) then
         local m = parse(message)
-        redis.call('HSET', RUNNING, id, table.concat({epoch, ARGV[2], m.user, m.fn}, ' '))
+        local started = ARGV[i + 3] == '0' and clock_ms() or ARGV[i + 3]
+        redis.call('HSET', RUNNING, id, table.concat({epoch, ARGV[2], m.user, m.fn, started, m.attempt}, ' '))
         redis.call('HSET', MESSAGES, id, message)
         -- It may have been put back as a job that waits before its worker was heard.
         redis.call('ZREM', K .. 'user:' .. m.user, id)

@@ -76,6 +76,9 @@ class ProcessRun:
                 await asyncio.sleep(_LOOK_EVERY_S)
             run_ms = (time.perf_counter() - started) * 1000
             logs, truncated = output.finish()
+        except asyncio.CancelledError:
+            output.finish()  # its tail has it
+            raise
         finally:
             output.close()
             self._child.kill()
