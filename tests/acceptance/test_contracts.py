@@ -337,6 +337,20 @@ async def test_a_command_is_followed_while_it_runs(bench: Bench) -> None:
     assert "".join(entry.message for entry in looking.entries) == "began\nended\n"
 
 
+async def test_what_a_killed_command_wrote_is_with_its_tail(bench: Bench) -> None:
+    sandbox = await bench.command()
+    looking = Onlooker()
+    running = asyncio.create_task(sandbox.call(call({"do": "wait", "with": 60}, tail=looking.tail, max_log_bytes=4)))
+    async with asyncio.timeout(4):
+        await looking.heard.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await sandbox.destroy()
+    assert b"".join(text for _, _, text in looking.tail.kept) == b"bega"
+    assert looking.tail.truncated
+
+
 async def test_variables_that_are_too_long_are_left_out(bench: Bench) -> None:
     sandbox = await bench.command()
     outcome = await sandbox.call(call({"do": "tell", "with": "x" * 70_000}, query={"q": "1"}))

@@ -568,6 +568,24 @@ async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(benc
     assert await _left(bench) == []
 
 
+async def test_what_a_killed_call_wrote_is_with_its_tail(bench: Bench) -> None:
+    sandbox = await bench.start("follow")
+    assert (await sandbox.call(call(0))).reason is None  # what its import writes is gone with this
+    looking = Onlooker()
+    running = asyncio.create_task(sandbox.call(call(60, max_log_bytes=9, tail=looking.tail, timeout_ms=60_000)))
+    async with asyncio.timeout(10):
+        while not looking.progress:  # it comes after what is logged
+            await asyncio.sleep(0.02)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [(stream, text) for stream, _, text in looking.tail.kept] == [
+        (LogStream.STDOUT, b"began\n"),
+        (LogStream.LOGGER, b"log"),
+    ]
+    assert looking.tail.truncated
+
+
 @pytest.mark.podman
 @pytest.mark.every_way
 async def test_r21_no_secret_of_the_platform_is_in_the_environment(

@@ -107,6 +107,83 @@ async def test_attempts_that_arrive_out_of_order_only_move_a_job_forward(
     assert await attempts(pool, job) == [("lost", 1), ("lost", 2), ("succeeded", 3)]
 
 
+@pytest.mark.parametrize("order", ["told first", "noted first", "at once"])
+@pytest.mark.parametrize("outcome", ["cancelled", "lost"])
+async def test_who_ended_an_attempt_and_who_ran_it_each_tell_what_they_know(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID, order: str, outcome: str
+) -> None:
+    job = message(user)
+    await Jobs(pool).accept([job])
+    reason = "worker_lost" if outcome == "lost" else None
+    status = JobStatus.FAILED if outcome == "lost" else JobStatus.CANCELLED
+    told = record(job, status=status, outcome=outcome, reason=reason, started_ms=1000, queue_ms=5, at_ms=3000)
+    noted = replace(
+        told, status=JobStatus.RUNNING, outcome="lost", reason=None, at_ms=3100, start_kind="warm", run_ms=7,
+        timeout_ms=9, logs=orjson.dumps([("stdout", "info", "began")]), request={"method": "POST"},
+    )  # fmt: skip
+    records = [noted, told] if order == "noted first" else [told, noted]
+    for one in records:
+        await put(redis, one)
+        if order != "at once":
+            await drain.run_once()
+    await drain.run_once()
+    for one in records:  # again
+        await put(redis, one)
+        await drain.run_once()
+    (left,) = await pool.fetch("SELECT * FROM invocations WHERE job_id = $1", job.id)
+    assert (left["outcome"], left["reason"], left["started_at"].timestamp()) == (outcome, reason, 1)
+    assert (left["start_kind"], left["queue_ms"], left["run_ms"], left["timeout_ms"]) == ("warm", 5, 7, 9)
+    assert orjson.loads(left["request"]) == {"method": "POST"}
+    assert await pool.fetchval("SELECT message FROM logs WHERE job_id = $1", job.id) == "began"
+    found = await row(pool, job)
+    assert (found["status"], found["reason"], found["run_ms"]) == (status, reason, None)
+    assert found["finished_at"].timestamp() == 3
+
+
+async def test_what_is_noted_of_an_attempt_leaves_its_job_alone(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    job, unknown = message(user), message(user)
+    await Jobs(pool).accept([job])
+    before = await row(pool, job)
+    await put(redis, *(record(one, status=JobStatus.RUNNING, outcome="lost") for one in (job, unknown)))
+    await drain.run_once()
+    assert await row(pool, job) == before
+    assert await row(pool, unknown) is None
+    # Its worker was told nothing of a settle that was done: what that says counts.
+    await put(redis, record(job))
+    await drain.run_once()
+    assert await attempts(pool, job) == [("succeeded", 1)]
+
+
+async def test_lost_attempt_of_a_job_that_was_given_up_does_not_succeed_after_all(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID
+) -> None:
+    job = message(user)
+    await put(redis, record(job, status=JobStatus.FAILED, outcome="lost", reason="worker_lost"))
+    await drain.run_once()
+    await put(redis, record(job))  # it told a rebuilt queue of it
+    await drain.run_once()
+    assert await attempts(pool, job) == [("lost", 1)]
+
+
+@pytest.mark.parametrize("attempt", [3, 0])
+async def test_attempt_that_was_handed_back_keeps_its_number_and_costs_its_job_nothing(
+    redis: Redis, drain: Drain, pool: Pool, user: UUID, attempt: int
+) -> None:
+    job = message(user)
+    await Jobs(pool).accept([job])
+    await put(
+        redis,
+        record(job, status=JobStatus.QUEUED, outcome="handed_back", attempt=attempt, started_ms=1000, total_ms=2),
+    )
+    await drain.run_once()
+    found = await row(pool, job)
+    assert (found["status"], found["attempt"]) == ("queued", max(0, attempt - 1))
+    assert (found["started_at"], found["total_ms"]) == (None, None)
+    assert await attempts(pool, job) == [("handed_back", attempt)]
+
+
 async def test_final_outcome_never_changes_afterwards(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
     job = message(user)
     await put(redis, record(job, epoch="1-5"))

@@ -186,7 +186,11 @@ async def test_a_lost_attempt_has_its_times_and_the_next_one_its_own(platform: P
     # The first attempt's progress is not that of the second, which says nothing.
     assert second["progress"] is None
     assert second["started_at"] > first["started_at"]
-    (lost,) = await attempts(client, job)
+
+    async def told() -> list[Any]:
+        return await attempts(client, job)
+
+    (lost,) = await until(told)
     assert (lost["attempt"], lost["outcome"], lost["started_at"]) == (1, "lost", first["started_at"])
     assert lost["worker_id"]
     times_add_up(lost)

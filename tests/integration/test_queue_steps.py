@@ -773,6 +773,38 @@ async def test_of_two_that_register_a_job_the_later_attempt_counts(queue: Queue,
     assert await end(queue, settle(late)) == [True]
 
 
+async def test_an_attempt_that_registers_keeps_the_time_it_was_claimed_at(queue: Queue, redis: Redis) -> None:
+    known, unknown = message(), message()
+    claims = [Claim(id=str(known.id), epoch="1-7", raw=known.encode(), claimed_ms=known.enqueued_ms + 500)]
+    claims += [Claim(id=str(unknown.id), epoch="1-8", raw=unknown.encode())]
+    await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
+    before = now_ms()
+    assert await queue.register("invoke", W, claims) == 2
+    held = await queue.held("invoke", W, generation=await generation(queue))
+    kept = {one.epoch: one.claimed_ms for one in held}
+    assert kept["1-7"] == known.enqueued_ms + 500
+    assert before - 1000 <= kept["1-8"] <= now_ms() + 1000
+    await queue.cancel("invoke", known.id)
+    (left,) = await records(redis)
+    assert (left.epoch, left.started_ms, left.queue_ms) == ("1-7", known.enqueued_ms + 500, 500)
+
+
+async def test_an_attempt_that_an_older_release_began_ends_without_its_times(queue: Queue, redis: Redis) -> None:
+    jobs = [message(), message()]
+    await queue.enqueue("invoke", jobs)
+    one, other = await claim(queue, 2)
+    for held in (one, other):
+        entry = (await redis.hget("cp:invoke:running", held.id)).split(b" ")  # type: ignore[misc]
+        await redis.hset("cp:invoke:running", held.id, b" ".join(entry[:4]))  # type: ignore[misc]
+    assert await queue.running("invoke", [UUID(one.id)]) == [Run(epoch=one.epoch, attempt=None, claimed_ms=None)]
+    assert {held.claimed_ms for held in await queue.held("invoke", W, generation=await generation(queue))} == {0}
+    await queue.cancel("invoke", UUID(one.id))
+    assert await queue.expire_worker(W, seen=0, max_lost=3) == (1, 0)
+    cancelled, lost = await records(redis)
+    assert (cancelled.outcome, cancelled.epoch, cancelled.started_ms) == ("cancelled", one.epoch, None)
+    assert (lost.outcome, lost.epoch, lost.started_ms) == ("lost", other.epoch, None)
+
+
 async def test_priority_orders_one_user_s_jobs_with_a_head_start_and_no_more(queue: Queue) -> None:
     user = uuid4()
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.jobs import JobStatus
-from shared.queue.records import EPOCH_COUNTER_BITS, Record, epoch_number
+from shared.queue.records import EPOCH_COUNTER_BITS, Record, epoch_number, epoch_text
 from tests.seeds import message, record
 
 PART = st.none() | st.binary(max_size=100)
@@ -146,3 +146,8 @@ def test_epochs_compare_like_their_pairs(one: tuple[int, int], other: tuple[int,
 
 def test_epoch_counter_has_forty_bits() -> None:
     assert EPOCH_COUNTER_BITS == 40
+
+
+@given(st.integers(1, 2**20), st.integers(0, 2**EPOCH_COUNTER_BITS - 1))
+def test_epoch_is_told_as_it_was(generation: int, counter: int) -> None:
+    assert epoch_text(epoch_number(f"{generation}-{counter}")) == f"{generation}-{counter}"
