@@ -423,7 +423,7 @@ def _claims(flat: Sequence[Any]) -> list[Claim]:
 
 
 def _run_of(entry: bytes) -> Run:
-    """An older release left out when and the how manieth attempt it is."""
+    """An older release tells no more than worker and epoch."""
     epoch, _, _, _, *rest = entry.decode().split(" ")
     claimed_ms, attempt = (int(part) for part in rest) if rest else (None, None)
     return Run(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)

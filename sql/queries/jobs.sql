@@ -174,7 +174,8 @@ WHERE v.id = j.version_id AND v.status = 'building'
 -- lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
 -- One that is there already stays, but for an attempt that did not end by itself: who ended it and who ran it each tell
 -- what they know, in any order. What is known stays; that it was lost holds only until somebody knows better.
-INSERT INTO invocations AS known (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
+INSERT INTO invocations AS known
+                        (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
                          reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
                          peak_memory_bytes, timeout_ms, memory_mb, logs_truncated, request, started_at, finished_at)
 SELECT accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch,
