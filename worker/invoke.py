@@ -243,7 +243,7 @@ class Invoker:
         if began_ms >= latest_ms:
             return due_ms
         last_ms = began_ms + 1000 * settings.retry_within_s
-        return last_ms if outcome.retry is not None and last_ms > now_ms() else None
+        return last_ms if outcome.retry is not None and last_ms > record.at_ms else None
 
     def _call_of(self, attempt: _Attempt, version: RunnableVersion) -> Call:
         return Call(

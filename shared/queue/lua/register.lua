@@ -1,7 +1,7 @@
 -- Puts attempts that a live worker still runs back into an emptied queue, under the epoch they had.
 -- ARGV: queue, worker, then (id, epoch, message, claimed at ms: 0 if that is not known). Only while the queue is closed:
--- once it is open, such a job may have been given to somebody else. Of two that run a job the later epoch counts: the other's lease was over before, though
--- nobody knows any more. Returns how many were taken.
+-- once it is open, such a job may have been given to somebody else. Of two that run a job the later epoch counts: the
+-- other's lease was over before, though nobody knows any more. Returns how many were taken.
 local gen, open = generation()
 if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 local function is_later(epoch, entry)
