@@ -154,7 +154,7 @@ async def test_attempt_that_was_cancelled_while_nobody_listened_is_killed(
         await queue.cancel("invoke", job.id)  # the station has no push here
         station.look_again()
         await until(lambda: work.killed == [job.id])
-        await until(lambda: station.busy == 0)
+        await until(lambda: station.settled == 1)
     told, noted = await records(redis)
     assert (told.status, told.outcome, told.worker, told.epoch) == ("cancelled", "cancelled", W, noted.epoch)
     assert (noted.status, noted.outcome, noted.started_ms) == ("running", "lost", told.started_ms)
