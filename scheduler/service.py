@@ -10,6 +10,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
+from redis.asyncio import Redis
+
 from scheduler.callbacks import Callbacks
 from scheduler.conserve import SHARE, Conserve
 from scheduler.due import Due
@@ -20,7 +22,7 @@ from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.retention import Kept, Retention
 from scheduler.stopped import StoppedFunctions
-from shared.errors import Unavailable
+from shared.errors import Misconfigured, Unavailable
 from shared.ids import new_id
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
@@ -46,6 +48,7 @@ _EXPIRY_S = 1.0
 _RETENTION_S = 60.0
 _STOPPED_S = 1.0
 _CALLBACKS_S = 0.25
+_POLICY_S = 10.0
 
 
 async def serve(settings: Settings) -> None:
@@ -100,6 +103,7 @@ async def serve(settings: Settings) -> None:
             "callbacks": _while_leading(leader, callbacks.step, every_s=_CALLBACKS_S),
             "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
             "retention": _while_leading(leader, retention.run_once, every_s=_RETENTION_S),
+            "policy": _while_leading(leader, lambda: watch_policy(redis), every_s=_POLICY_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
         }
         tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
@@ -121,6 +125,15 @@ async def make_partitions(pool: Pool) -> int:
     """Months of records ahead of time; how many were made."""
     with postgres_errors():
         return int(await pool.fetchval(queries("leases")["make_partitions"]))
+
+
+async def watch_policy(redis: Redis) -> None:
+    """Say so again and again where Redis was told to evict keys after everybody had started: it loses queued jobs then,
+    and whoever starts anew refuses to."""
+    try:
+        await refuse_evicting_policy(redis)
+    except Misconfigured as error:
+        log.error("jobs may be lost", extra={"error": error.message})
 
 
 async def _while_leading(leader: Leader, work: Callable[[], Awaitable[object]], *, every_s: float) -> None:

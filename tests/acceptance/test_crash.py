@@ -259,6 +259,20 @@ async def test_f10_redis_without_memory_delays_durable_jobs_and_loses_none(datab
         await on.one_outcome_each()
 
 
+async def test_f11_redis_that_evicts_later_is_complained_of(database: str, redis_url: str) -> None:
+    async with scene(database, redis_url) as on:
+        await on.redis.config_set("maxmemory-policy", "volatile-lru")
+        try:
+
+            async def complained() -> bool:
+                return "maxmemory-policy volatile-lru" in on.platform.log("scheduler").read_text()
+
+            await until(complained, 20, on.platform.logs)
+        finally:
+            await on.redis.config_set("maxmemory-policy", "noeviction")
+        on.nothing_exited()
+
+
 async def test_f11_redis_that_evicts_is_refused_at_the_start(database: str, redis_url: str) -> None:
     redis = Redis.from_url(redis_url)
     await redis.config_set("maxmemory-policy", "allkeys-lru")
