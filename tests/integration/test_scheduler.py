@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +29,9 @@ from shared.queue.drain import Drain
 from shared.queue.message import now_ms
 from shared.queue.queue import GENERATION, REBUILT_CHANNEL, RECORDS, Claim, Queue
 from shared.queue.scripts import SCRIPTS, QueueClosed
+from tests.clocks import WallClock
 from tests.conservation import complaints
+from tests.deployment import Platform
 from tests.seeds import message, new_user, record, settle
 
 W = "worker-a"
@@ -172,6 +174,44 @@ async def test_f12_observer_that_could_not_watch_starts_over(queue: Queue) -> No
     assert await observer.run_once() == []
     await queue.beat("paused")
     assert await observer.run_once() == []
+
+
+async def test_f18_clock_that_jumps_expires_nobody_early_and_nobody_late(
+    queue: Queue, database: str, redis_url: str, tmp_path: Path
+) -> None:
+    clock, lease_s = WallClock(tmp_path), 4.0
+    settings = {"LEASE_SECONDS": f"{lease_s:g}", "HEARTBEAT_SECONDS": "1", "LEADER_SECONDS": "2"}
+    scheduler = Platform(database_url=database, redis_url=redis_url, engine="process", env=clock.env | settings)
+
+    async def within(seconds: float, reached: Callable[[], Awaitable[bool]], beat: str) -> None:
+        async with asyncio.timeout(seconds):
+            while not await reached():
+                await queue.beat(beat)
+                await asyncio.sleep(0.1)
+
+    async def leads() -> bool:
+        return "leading" in scheduler.logs()
+
+    try:
+        scheduler.start("scheduler")
+        await within(20, leads, "alive")
+        for to in ("+3600", "+0"):
+            before, after = f"before{to}", f"after{to}"
+            for worker in ("alive", before):
+                await queue.beat(worker)
+            await asyncio.sleep(lease_s / 4)  # longer than between two looks: it has been seen
+            clock.move(to)
+            await asyncio.sleep(lease_s / 4)
+            assert {"alive", before} <= set(await queue.beats())
+            await queue.beat(after)
+
+            async def both_gone(gone: frozenset[str] = frozenset((before, after))) -> bool:
+                return not gone & set(await queue.beats())
+
+            await within(lease_s + 5, both_gone, "alive")
+        assert scheduler.log("scheduler").read_text().count("worker lost") == 4
+    finally:
+        await scheduler.stop()
 
 
 async def test_f5_committed_job_that_redis_misses_is_enqueued(
