@@ -23,6 +23,7 @@ from scenes import LEASE_S, NAP, Load, Scene, own_postgres, scene, until
 from bench.relay import Relay
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.postgres.migrate import migrate
+from shared.queue.queue import RECORDS
 from tests.client import Answer
 from tests.clocks import WallClock
 
@@ -66,6 +67,13 @@ async def only(on: Scene, name: str, **env: str) -> None:
     await on.platform.terminate("worker-1")
     assert (await on.client.invoke("nap", 0)).status == 200
 
+    async def recorded() -> bool:
+        return bool(await on.rows("SELECT FROM invocations"))
+
+    # Nothing of it may be on its way any more when what follows is held.
+    await until(recorded, 15, on.platform.logs)
+    await on.drained()
+
 
 async def with_api(on: Scene, **env: str) -> None:
     """Replace the API process by one with other settings."""
@@ -100,7 +108,6 @@ async def test_f2_worker_killed_with_a_record_that_is_not_committed_leaves_it_to
 ) -> None:
     async with scene(database, redis_url) as on, postgres_relay(sockets, database) as (relay, through):
         await only(on, "worker-2", DATABASE_URL=through)
-        await on.drained()
         relay.hold_request(b"COMMIT")
         await on.accept(0)
         await asyncio.wait_for(relay.held.wait(), 20)
@@ -110,9 +117,12 @@ async def test_f2_worker_killed_with_a_record_that_is_not_committed_leaves_it_to
             "SELECT status, result FROM jobs WHERE kind = 'invoke' AND id = ANY ($1)", on.ids
         )
         assert (status, result) == ("queued", None), "it was committed all the same"
+        assert await on.redis.xlen(RECORDS) == 1, "it was acknowledged before it was committed"
         on.platform.start("worker-3")
         await on.all_ended(15)
         assert await attempts_of_the_one(on) == [("succeeded", 1)]
+        ((record,),) = (await on.attempts()).values()
+        assert on.killed[record["worker_id"].split("-")[-2]] == "worker-2", "it was run again"
         await on.one_outcome_each()
 
 
@@ -121,14 +131,13 @@ async def test_f3_worker_killed_between_commit_and_acknowledgement_leaves_no_sec
 ) -> None:
     async with scene(database, redis_url) as on, redis_relay(sockets, redis_url) as (relay, through):
         await only(on, "worker-2", REDIS_URL=through)
-        await on.drained()
         relay.hold_request(b"XACK")
         await on.accept(0)
         await asyncio.wait_for(relay.held.wait(), 20)
         await on.kill_worker("worker-2")
         before = await on.jobs()
         assert [row["status"] for row in before.values()] == ["succeeded"]
-        assert await on.redis.xlen("cp:records") == 1
+        assert await on.redis.xlen(RECORDS) == 1
         on.platform.start("worker-3")
         assert await attempts_of_the_one(on) == [("succeeded", 1)]
         assert await on.jobs() == before
