@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -141,6 +142,38 @@ async def test_f3_worker_killed_between_commit_and_acknowledgement_leaves_no_sec
         on.platform.start("worker-3")
         assert await attempts_of_the_one(on) == [("succeeded", 1)]
         assert await on.jobs() == before
+        await on.one_outcome_each()
+
+
+async def test_f4_settle_of_a_worker_that_slept_beyond_its_lease_ends_nothing_that_another_runs(
+    database: str, redis_url: str, sockets: Path
+) -> None:
+    async with scene(database, redis_url) as on, redis_relay(sockets, redis_url) as (relay, through):
+        await only(on, "worker-2", REDIS_URL=through)
+        relay.hold_request(b'"succeeded"')  # the settle
+        await on.accept(LEASE_S)
+        await asyncio.wait_for(relay.held.wait(), 20)
+        on.platform.signal("worker-2", signal.SIGSTOP)
+        on.platform.start("worker-3")
+
+        async def runs_again() -> bool:
+            return "worker-3" in await on.holders()
+
+        await until(runs_again, 3 * LEASE_S + 5, on.platform.logs)
+        relay.hold_request(b"")
+        relay.flow()
+        on.platform.signal("worker-2", signal.SIGCONT)
+
+        async def told() -> bool:
+            return "settle refused" in on.platform.log("worker-2").read_text()
+
+        await until(told, 15, on.platform.logs)
+        await on.all_ended(15)
+        assert await attempts_of_the_one(on) == [("lost", 1), ("succeeded", 2)]
+        (records,) = (await on.attempts()).values()
+        pids = {str(process.pid): name for name, process in on.platform.processes.items()}
+        assert [pids[record["worker_id"].split("-")[-2]] for record in records] == ["worker-2", "worker-3"]
+        on.nothing_exited()
         await on.one_outcome_each()
 
 
