@@ -6,6 +6,7 @@ What is played is the same, with real processes and containers; there it is long
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from aiodocker import Docker
 from engines import engine_socket, short_dir
+from scenes import until
 
 from bench import crash, crowd, dockerd, engine_restart, functions, misbehaviour, outages, rolling
 from bench.dockerd import PrivateDockerd
@@ -21,6 +23,7 @@ from bench.engine import BASE_IMAGE
 from bench.engine_restart import Restart
 from bench.platform import Platform
 from bench.relay import Relay
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 
 pytestmark = pytest.mark.docker
 
@@ -155,3 +158,59 @@ async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir
         await platform.stop("worker-1")
         assert time.monotonic() - started < 20, f"told to stop, the worker waits for the engine\n{platform.logs()}"
         proxy.flow()
+
+
+async def test_f16_job_cancelled_while_the_engine_hangs_is_final_at_once_and_its_sandbox_goes_later(
+    machine: Docker, short_dir: Path
+) -> None:
+    env = {
+        "ENGINE_TIMEOUT_SECONDS": str(ENGINE_TIMEOUT_S),
+        "SWEEP_SECONDS": "2",
+        "DRAIN_SECONDS": "2",
+        "SANDBOX_PAUSE_SECONDS": "60",
+        "SANDBOX_BLANKS": "0",
+        "FUNCTION_MAX_CONCURRENT": "1",
+    }
+    async with (
+        Relay(short_dir / "engine", engine_socket()) as proxy,
+        Platform("docker", env={**env, "DOCKER_HOST": proxy.url}) as platform,
+        platform.caller() as caller,
+    ):
+        await caller.deploy("nap", functions.SLEEP, timeout_s=60)
+        await caller.invoke("nap", 0, functions.SLEEP_RESULT)
+        labels = json.dumps({"label": [f"{LABEL_INSTALLATION}={platform.installation}", LABEL_WORKER]})
+
+        async def sandboxes() -> set[str]:
+            return {container.id for container in await machine.containers.list(all=1, filters=labels)}
+
+        async def started() -> bool:
+            return (await caller.call("GET", f"/api/jobs/{job}", 200))["status"] == "running"
+
+        (mine,) = await sandboxes()
+        path, accept = "/api/functions/nap/invoke", {"Prefer": "respond-async"}
+        job = (await caller.call("POST", path, 202, json={"body": 50}, headers=accept))["job_id"]
+        await until(started, 5, platform.logs)
+
+        try:
+            proxy.stall()
+            asked_at = time.monotonic()
+            await caller.call("POST", f"/api/jobs/{job}/cancel", 200)
+            assert (await caller.call("GET", f"/api/jobs/{job}?wait=1", 200))["status"] == "cancelled"
+            assert time.monotonic() - asked_at < 1, "not final within a second"
+            # It waits for the one slot, and for the engine.
+            after = (await caller.call("POST", path, 202, json=NO_TIME, headers=accept))["job_id"]
+            await asyncio.sleep(2 * ENGINE_TIMEOUT_S)
+            assert mine in await sandboxes(), "the engine did not hang"
+        finally:
+            await proxy.cut()  # what the engine was asked meanwhile never arrives
+            proxy.flow()
+
+        answer = await caller.call("GET", f"/api/jobs/{after}?wait={5 + 2 * ENGINE_TIMEOUT_S}", 200)
+        assert answer["status"] == "succeeded", (answer, platform.logs())
+
+        async def gone() -> bool:
+            return mine not in await sandboxes()
+
+        await until(gone, 5 + ENGINE_TIMEOUT_S, platform.logs)
+        assert (await caller.call("GET", f"/api/jobs/{job}", 200))["status"] == "cancelled"
+        assert platform.ended() == {}
