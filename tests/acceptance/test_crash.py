@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from scenes import ENV, LEASE_S, Load, own_postgres, own_redis, scene, until
+from redis.exceptions import RedisError
+from scenes import ENV, LEASE_S, Load, Scene, own_postgres, own_redis, scene, until
 
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.embedded.redis import EmbeddedRedis
-from shared.postgres.jobs import Jobs
-from shared.postgres.pool import Pool
+from shared.queue.queue import RECORDS
 from tests.conservation import assert_conserved
 from tests.deployment import Platform
-from tests.seeds import message
 
 __all__ = ["own_postgres", "own_redis"]  # fixtures
+
+BEGUN = "rebuilding the queue"
+HANDLER = "\ndef handler(event, context): pass\n"
+BIG = "\n".join(f"def f{number}(a, b):\n    return [a, b, {number}]" for number in range(12_000)) + HANDLER
+"""Takes long to build."""
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -69,6 +74,44 @@ async def test_f4_worker_that_slept_beyond_its_lease_settles_nothing(database: s
         on.nothing_exited()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_f4_deploy_of_a_worker_that_slept_beyond_its_lease_ends_well(
+    database: str, redis_url: str, workers: int
+) -> None:
+    async with scene(database, redis_url, workers=workers) as on:
+        deploying = asyncio.create_task(on.client.deploy("big", {"main.py": BIG}))
+
+        async def builder() -> str | None:
+            entries = await on.redis.hvals("cp:build:running")  # type: ignore[misc]
+            pids = [entry.split(b" ")[1].decode().split("-")[-2] for entry in entries]
+            return next((name for name, process in on.platform.processes.items() if str(process.pid) in pids), None)
+
+        sleeper = await until(builder, 20, on.platform.logs)
+        on.platform.signal(sleeper, signal.SIGSTOP)
+
+        async def given_up() -> bool:
+            now = await builder()
+            return now != sleeper and (workers == 1 or now is not None)
+
+        await until(given_up, LEASE_S + 10, on.platform.logs)
+        on.platform.signal(sleeper, signal.SIGCONT)
+        answer = await deploying
+        assert answer.status == 201, (answer, on.platform.logs())
+        assert await _deploy_of_big(on) == ("active", "succeeded", 2, 1, True)
+        assert (await on.client.invoke("big")).status == 200
+        on.nothing_exited()
+
+
+async def _deploy_of_big(on: Scene) -> tuple[Any, ...]:
+    """Of its version and its job: status and status, attempt, lost attempts; and whether it is live."""
+    (row,) = await on.rows(
+        "SELECT v.status, j.status AS job, j.attempt, j.lost, a.version_id IS NOT NULL FROM functions f"
+        " JOIN versions v ON v.function_id = f.id JOIN jobs j ON j.version_id = v.id AND j.kind = 'deploy'"
+        " LEFT JOIN aliases a ON a.version_id = v.id WHERE f.name = 'big'"
+    )
+    return tuple(row)
+
+
 async def test_f20_job_that_costs_worker_after_worker_is_given_up(database: str, redis_url: str) -> None:
     async with scene(database, redis_url, workers=2) as on:
         await on.accept(60)
@@ -85,21 +128,18 @@ async def test_f20_job_that_costs_worker_after_worker_is_given_up(database: str,
         await assert_conserved(on.redis, database)
 
 
-async def test_f5_job_committed_and_never_enqueued_is_found(database: str, redis_url: str, pool: Pool) -> None:
-    async with scene(database, redis_url) as on:
-        version = (await on.rows("SELECT id, function_id FROM versions"))[0]
-        user = (await on.rows("SELECT id FROM users"))[0]["id"]
-        job = message(user, function=version["function_id"], version_id=version["id"], payload=b'{"body":0}')
-        await Jobs(pool).accept([job])
-        on.accepted.append(str(job.id))
-        await on.all_ended(10)
-        await on.one_outcome_each()
-
-
-async def _lose_aof(server: EmbeddedRedis) -> None:
+async def _kill(server: EmbeddedRedis) -> None:
     server.kill()
     await server.wait()
+
+
+async def _lose(on: Scene, server: EmbeddedRedis) -> int:
+    """Kill Redis and throw its file away; how many records, of attempts that had ended, went with it."""
+    await on.redis.client_pause(10_000, all=False)  # writes: from here on no record more comes in
+    lost = int(await on.redis.xlen(RECORDS))
+    await _kill(server)
     await asyncio.to_thread(shutil.rmtree, server.data)
+    return lost
 
 
 @pytest.mark.parametrize("fault", ["f8-killed-without-aof", "f8-killed-with-aof", "f9-flushed"])
@@ -110,14 +150,14 @@ async def test_redis_that_lost_everything_loses_no_job(database: str, own_redis:
         await on.busy()
         async with Load(on) as load:
             await load.served(20)
+            records_lost = 0
             if fault == "f9-flushed":
-                await on.redis.flushall()
+                records_lost = await on.empty_redis()
             else:
                 if fault == "f8-killed-without-aof":
-                    await _lose_aof(own_redis)
+                    records_lost = await _lose(on, own_redis)
                 else:
-                    own_redis.kill()
-                    await own_redis.wait()
+                    await _kill(own_redis)
                 await load.refused(load.invokes)
                 await own_redis.start()
             await load.served(20)
@@ -126,7 +166,56 @@ async def test_redis_that_lost_everything_loses_no_job(database: str, own_redis:
             assert all(answer.status == 202 for answer in load.accepts), "Redis away must not refuse a durable job"
         on.nothing_exited()
         await on.all_ended(60)
-        await on.one_outcome_each()
+        await on.one_outcome_each(unrecorded=records_lost)
+        attempts = await on.attempts()
+        for job in on.accepted[:3]:
+            assert [record["outcome"] for record in attempts[job]] == ["succeeded"], "a running attempt was lost"
+
+
+@pytest.mark.parametrize("fault", ["f8-killed-again", "f9-emptied", "leader-killed", "f10-no-memory"])
+async def test_fault_in_the_middle_of_a_rebuild_loses_no_job(
+    database: str, own_redis: EmbeddedRedis, fault: str
+) -> None:
+    async with scene(database, own_redis.url, workers=2) as on:
+        await on.accept_many(3, 6)
+        await on.accept_many(100, 0.02)
+        await on.busy()
+        async with Load(on) as load:
+            await load.served(5)
+            await _kill(own_redis)
+            await own_redis.start()
+
+            async def rebuilding() -> bool:
+                try:
+                    return bool(await on.redis.hget("cp:generation", "open") == b"0")  # type: ignore[misc]
+                except RedisError:
+                    return False
+
+            await until(rebuilding, 20, on.platform.logs)
+            records_lost = 0
+            if fault == "f8-killed-again":
+                await _kill(own_redis)
+                await own_redis.start()
+            elif fault == "f9-emptied":
+                records_lost = await on.empty_redis()
+            elif fault == "leader-killed":
+                on.platform.kill("scheduler")
+                on.platform.start("scheduler-2")
+            else:
+                log = on.platform.log("scheduler")
+                begun = log.read_text().count(BEGUN)
+                await on.redis.config_set("maxmemory", 1)
+
+                async def begun_again() -> bool:
+                    return log.read_text().count(BEGUN) > begun
+
+                await until(begun_again, 20, on.platform.logs)
+                await on.redis.config_set("maxmemory", 0)
+            await load.served(10, within_s=40)
+        load.only_clean_refusals()
+        await on.all_ended(60)
+        on.nothing_exited()
+        await on.one_outcome_each(unrecorded=records_lost)
         attempts = await on.attempts()
         for job in on.accepted[:3]:
             assert [record["outcome"] for record in attempts[job]] == ["succeeded"], "a running attempt was lost"
@@ -195,6 +284,24 @@ async def test_f22_worker_told_to_stop_under_load_fails_nobody(database: str, re
         outcomes = {(record["outcome"], record["reason"]) for records in attempts.values() for record in records}
         assert set(outcomes) == {("succeeded", None), ("handed_back", None)}
         await on.one_outcome_each()
+
+
+async def test_f22_deploy_on_a_worker_that_is_restarted_goes_on_elsewhere(database: str, redis_url: str) -> None:
+    async with scene(database, redis_url, DRAIN_SECONDS="0.2") as on:
+        deploy = await on.client.deploy("big", {"main.py": BIG}, prefer=None)
+        assert deploy.status == 202
+
+        async def builds() -> bool:
+            return bool(await on.redis.hlen("cp:build:running"))
+
+        await until(builds, 20, on.platform.logs)
+        await on.platform.terminate("worker-1")
+        assert (await on.client.job(deploy.json["job_id"]))["status"] == "queued", "it was not in the middle of it"
+        on.platform.start("worker-2")
+        job = await on.client.job(deploy.json["job_id"], wait=60)
+        assert (job["status"], job["attempt"]) == ("succeeded", 1), (job, on.platform.logs())
+        assert await _deploy_of_big(on) == ("active", "succeeded", 1, 0, True)
+        assert (await on.client.invoke("big")).status == 200
 
 
 async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(database: str, redis_url: str) -> None:

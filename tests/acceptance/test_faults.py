@@ -19,14 +19,16 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import aiohttp
 import asyncpg
 import pytest
-from scenes import LEASE_S, NAP, Load, Scene, own_postgres, scene, until
+from scenes import LEASE_S, Load, Scene, own_postgres, scene, until
 
 from bench.relay import Relay
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.postgres.migrate import migrate
 from shared.queue.queue import RECORDS
+from shared.queue.scripts import ENQUEUE
 from tests.client import Answer
 from tests.clocks import WallClock
+from tests.deployment import free_port
 
 __all__ = ["own_postgres"]  # a fixture
 
@@ -177,6 +179,46 @@ async def test_f4_settle_of_a_worker_that_slept_beyond_its_lease_ends_nothing_th
         await on.one_outcome_each()
 
 
+async def test_f5_job_whose_api_died_between_its_commit_and_the_queue_is_found(
+    database: str, redis_url: str, sockets: Path
+) -> None:
+    async with scene(database, redis_url) as on, redis_relay(sockets, redis_url) as (relay, through):
+        await with_api(on, REDIS_URL=through)
+        relay.hold_request(ENQUEUE.sha.encode())
+        await on.accept_many(1, 0)
+        await asyncio.wait_for(relay.held.wait(), 20)
+        on.platform.kill("api")
+        await relay.cut()
+        assert not await on.redis.exists("cp:invoke:messages"), "it was on the queue already"
+        await on.all_ended(10)
+        assert await attempts_of_the_one(on) == [("succeeded", 1)]
+        await on.one_outcome_each()
+
+
+async def test_f7_same_key_at_two_apis_is_one_job(database: str, redis_url: str) -> None:
+    async with scene(database, redis_url, workers=2) as on:
+        port = free_port()
+        on.platform.change(PORT=str(port))
+        on.platform.start("api-2")
+        urls = (on.platform.url, f"http://127.0.0.1:{port}")
+        await on.platform.ready(urls[1])
+        headers = {"Prefer": "respond-async", "Idempotency-Key": KEY, "Authorization": f"Bearer {on.client.token}"}
+
+        async def ask(url: str) -> str:
+            async with on.client.http.post(
+                f"{url}/api/functions/nap/invoke", json={"body": 0}, headers=headers
+            ) as answer:
+                assert answer.status == 202, await answer.text()
+                return str((await answer.json())["job_id"])
+
+        (job,) = set(await asyncio.gather(*(ask(url) for url in urls * 25)))
+        on.accepted.append(job)
+        await on.all_ended(10)
+        assert [str(row["id"]) for row in await on.rows("SELECT id FROM jobs WHERE kind = 'invoke'")] == [job]
+        assert on.runs.read_text().split() == [job]
+        await on.one_outcome_each()
+
+
 @pytest.mark.parametrize("committed", [False, True], ids=["before-the-commit", "after-the-commit"])
 async def test_f6_api_killed_around_its_commit_may_be_asked_again(
     database: str, redis_url: str, sockets: Path, committed: bool
@@ -240,7 +282,7 @@ async def test_f12_callers_of_a_redis_that_hangs_do_not_wait_for_each_other(
     names = [f"nap-{number}" for number in range(8)]
     async with scene(database, redis_url, DEPENDENCY_TIMEOUT_SECONDS="2") as on:
         for name in names:
-            assert (await on.client.deploy(name, {"main.py": NAP})).status == 201
+            assert (await on.client.deploy(name, {"main.py": on.nap})).status == 201
         await on.accept_many(1, 60)
         await on.busy()
         async with redis_relay(sockets, redis_url) as (relay, through):
