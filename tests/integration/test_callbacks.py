@@ -225,7 +225,8 @@ async def test_f25_attempts_reach_over_about_a_day_and_soon_past_ten_minutes(
     assert waits[0] < 7
     assert 16 * 3600 < sum(waits) < 32 * 3600
     assert sum(waits[:6]) > 600
-    assert all(later > earlier for earlier, later in pairwise(waits[:9]))
+    # The ninth is the first that is cut to the longest, half of which may be less than the eighth.
+    assert all(later > earlier for earlier, later in pairwise(waits[:8]))
     assert (await only(deliveries, user)).status is DeliveryStatus.DEAD
 
 
