@@ -7,8 +7,11 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import aiodocker
 import asyncpg
 import pytest
 from redis.asyncio import Redis
@@ -20,6 +23,7 @@ from worker.engine.attach import SocketFolders
 from worker.engine.codecache import _prefix
 from worker.engine.config import EngineConfig
 from worker.engine.docker.stock import FUNCTION
+from worker.engine.docker.sweep import sweep
 
 pytestmark = pytest.mark.docker
 
@@ -141,6 +145,24 @@ class Steady:
         while True:
             self.answers.append(await self._client.invoke(self._name, 0.01))
             await asyncio.sleep(0.05)
+
+
+async def test_f21_one_container_that_cannot_be_removed_keeps_no_other(tmp_path: Path) -> None:
+    name = f"test-{uuid4().hex[:12]}"
+    config = EngineConfig(installation=name, worker_id="living", socket_dir=tmp_path / "s", data_dir=tmp_path / "d")
+    labels = ("--label", f"containerpub.installation={name}", "--label", "containerpub.worker=gone")
+    made = [(await docker("create", *labels, "python:3.11-slim", "true"))[0] for _ in range(4)]
+    (upper,) = await docker("inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", made[2])
+    held = Path(upper) / "held"
+    held.touch()
+    subprocess.run(["chattr", "+i", held], check=True)
+    async with aiodocker.Docker() as engine:
+        try:
+            assert await sweep(engine, config, (), frozenset({"living"}), frozenset()) == 3
+            assert await docker("ps", "-aq", "--no-trunc", "--filter", f"label={labels[1]}") == [made[2]]
+        finally:
+            subprocess.run(["chattr", "-i", held], check=True)
+        assert await sweep(engine, config, (), frozenset({"living"}), frozenset()) == 1
 
 
 async def test_f21_what_killed_workers_leave_goes_with_the_next_sweep_and_the_living_are_left_alone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 
 from aiodocker import Docker, DockerError
@@ -11,8 +12,11 @@ from aiodocker.containers import DockerContainer
 
 from worker.engine.attach import SocketFolders, remove_folder
 from worker.engine.config import EngineConfig
+from worker.engine.contract import EngineUnavailable
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+
+log = logging.getLogger(__name__)
 
 _AGAIN_S = (0.05, 0.2, 1.0)
 
@@ -27,8 +31,8 @@ async def sweep(
     """Remove containers, in whatever state, and socket folders of this installation whose worker is not live.
 
     Of our own worker's, sandboxes that are not in ``own_sandboxes`` go too: a start that was cancelled while the
-    engine was still at it can leave one. Returns how many containers and folders of workers went. Raises
-    :class:`EngineUnavailable`.
+    engine was still at it can leave one. Returns how many containers and folders of workers went. One that the engine
+    cannot remove keeps nothing else. Raises :class:`EngineUnavailable` for an engine that does not answer.
     """
     count = 0
     for container in await _labelled(docker, config, f"{LABEL_INSTALLATION}={config.installation}"):
@@ -40,7 +44,13 @@ async def sweep(
             # Images carry the label of their installation: what somebody runs of one by hand names no worker.
             stale = worker is not None and worker not in live_workers
         if stale:
-            await remove_container(docker, container.id, config.engine_call_timeout_s)
+            try:
+                await remove_container(docker, container.id, config.engine_call_timeout_s)
+            except EngineUnavailable as error:
+                if not isinstance(error.__cause__, DockerError):
+                    raise
+                log.warning("a container stays", extra={"container": container.id, "error": error.message})
+                continue
             count += 1
     # Folders last: until here a container may still have one mounted.
     for kind in folders:
