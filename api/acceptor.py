@@ -69,7 +69,7 @@ class Acceptor:
                 async with asyncio.timeout(LOOK_S):
                     await self._asked.ask(user, lambda: self._look(user))
             except (Unavailable, TimeoutError):
-                self._depths[user] = (asyncio.get_running_loop().time() + DEPTH_S, 0)
+                self._remember(user, 0)
                 return
             until, depth = self._depths.get(user, (0.0, 0))
         if depth + count > self._max_queued:
@@ -93,7 +93,9 @@ class Acceptor:
             )
 
     async def _look(self, user: UUID) -> None:
-        depth = await self._queue.depth("invoke", user)
+        self._remember(user, await self._queue.depth("invoke", user))
+
+    def _remember(self, user: UUID, depth: int) -> None:
         if len(self._depths) >= DEPTHS_REMEMBERED:
             self._depths.clear()
         self._depths[user] = (asyncio.get_running_loop().time() + DEPTH_S, depth)

@@ -115,16 +115,21 @@ async def test_f15_restarted_engine_costs_attempts_and_no_job(private: PrivateDo
     assert outcome.lost > 0, "nothing ran when the engine went away"
 
 
+HANGING = {
+    "ENGINE_TIMEOUT_SECONDS": str(ENGINE_TIMEOUT_S),
+    "SWEEP_SECONDS": "2",
+    "DRAIN_SECONDS": "2",
+    "SANDBOX_PAUSE_SECONDS": "60",
+    "SANDBOX_BLANKS": "0",
+}
+"""For an engine that hangs: short bounds, and nothing that it is asked for by the way."""
+
+
 async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir: Path) -> None:
-    env = {
-        "ENGINE_TIMEOUT_SECONDS": str(ENGINE_TIMEOUT_S),
+    env = HANGING | {
         "QUEUE_TIMEOUT_SECONDS": "2",
         "LEASE_SECONDS": "3",
         "HEARTBEAT_SECONDS": "1",
-        "SWEEP_SECONDS": "2",
-        "DRAIN_SECONDS": "2",
-        "SANDBOX_PAUSE_SECONDS": "60",
-        "SANDBOX_BLANKS": "0",
         "WORKER_MEMORY_MB": "256",
     }
     async with (
@@ -163,14 +168,7 @@ async def test_f16_engine_that_hangs_holds_up_nobody_beyond_the_bounds(short_dir
 async def test_f16_job_cancelled_while_the_engine_hangs_is_final_at_once_and_its_sandbox_goes_later(
     machine: Docker, short_dir: Path
 ) -> None:
-    env = {
-        "ENGINE_TIMEOUT_SECONDS": str(ENGINE_TIMEOUT_S),
-        "SWEEP_SECONDS": "2",
-        "DRAIN_SECONDS": "2",
-        "SANDBOX_PAUSE_SECONDS": "60",
-        "SANDBOX_BLANKS": "0",
-        "FUNCTION_MAX_CONCURRENT": "1",
-    }
+    env = HANGING | {"FUNCTION_MAX_CONCURRENT": "1"}
     async with (
         Relay(short_dir / "engine", engine_socket()) as proxy,
         Platform("docker", env={**env, "DOCKER_HOST": proxy.url}) as platform,

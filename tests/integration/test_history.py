@@ -40,7 +40,7 @@ async def platform(database: str, redis_url: str) -> AsyncIterator[Platform]:
 async def client(platform: Platform) -> AsyncIterator[Client]:
     async with platform.client() as client:
         await client.register()
-        assert (await client.deploy("work", {"main.py": WORK}, settings={"timeout_s": 90})).status == 201
+        assert (await client.deploy("steps", {"main.py": WORK}, settings={"timeout_s": 90})).status == 201
         yield client
 
 
@@ -52,7 +52,7 @@ async def until(found: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def started(client: Client, body: object) -> str:
-    job: str = (await client.invoke("work", body, prefer="respond-async")).json["job_id"]
+    job: str = (await client.invoke("steps", body, prefer="respond-async")).json["job_id"]
     return job
 
 
@@ -68,7 +68,7 @@ async def progressing(client: Client, job: str) -> Any:
 
 async def attempts(client: Client, job: str) -> list[Any]:
     """The records of its attempts, the first one first."""
-    items: list[Any] = (await client.call("GET", f"/api/functions/work/invocations?job_id={job}")).json["items"]
+    items: list[Any] = (await client.call("GET", f"/api/functions/steps/invocations?job_id={job}")).json["items"]
     return sorted(items, key=lambda one: [int(part) for part in one["epoch"].split("-")])
 
 
@@ -84,7 +84,7 @@ async def whole(client: Client, job: str) -> list[Any]:
 
 
 async def printed(client: Client, job: str) -> list[Any]:
-    lines: list[Any] = (await client.call("GET", f"/api/functions/work/logs?job_id={job}")).json["items"]
+    lines: list[Any] = (await client.call("GET", f"/api/functions/steps/logs?job_id={job}")).json["items"]
     return [(line["attempt"], line["stream"], line["message"]) for line in reversed(lines)]
 
 
