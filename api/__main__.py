@@ -11,7 +11,7 @@ import sys
 from aiohttp import web
 
 from api.app import build_app
-from api.keys import LEAVING, WAITING
+from api.keys import LEAVING, PENDING_REPLIES
 from api.server import Runner
 from shared.process import run
 from shared.sealing import NOT_SEALED
@@ -53,7 +53,7 @@ async def serve(settings: Settings) -> None:
         app[LEAVING].set()
         # Whoever closes at once cuts off requests that are on their way over connections that were kept.
         await asyncio.sleep(settings.leave_seconds)
-        loop.call_later(settings.drain_seconds, app[WAITING].leave)
+        loop.call_later(settings.drain_seconds, app[PENDING_REPLIES].leave)
     finally:
         await runner.cleanup()
 

@@ -12,16 +12,16 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from api.once import Once
+from api.single_flight import SingleFlight
 from shared.errors import ArtifactMissing, TooMany, Unavailable, Unreadable
 from shared.jobs import Job
+from shared.payload_store import PayloadStore
 from shared.postgres.jobs import Jobs, Repetition
 from shared.queue.coalesce import Coalescer
 from shared.queue.message import JobMessage, message_of
 from shared.queue.queue import Enqueued, Queue
 from shared.queue.scripts import QueueClosed
 from shared.sealing import Part
-from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,18 @@ class Acceptor:
     """
 
     def __init__(
-        self, jobs: Jobs, queue: Queue, texts: Texts, *, patience_s: float, max_queued: int, keep_keys_s: float
+        self,
+        jobs: Jobs,
+        queue: Queue,
+        payload_store: PayloadStore,
+        *,
+        patience_s: float,
+        max_queued: int,
+        keep_keys_s: float,
     ) -> None:
         self._jobs = jobs
         self._queue = queue
-        self._texts = texts
+        self._payload_store = payload_store
         self._patience_s = patience_s
         self._commit: Coalescer[JobMessage, None] = Coalescer(self._accept, most=MOST_IN_ONE_COMMIT, name="accept")
         self._send: Coalescer[JobMessage, Enqueued] = Coalescer(self._enqueue, most=MOST_IN_ONE_COMMIT, name="enqueue")
@@ -55,7 +62,7 @@ class Acceptor:
         self._max_queued = max_queued
         self._keep_keys_s = keep_keys_s
         self._depths: dict[UUID, tuple[float, int]] = {}  # until when it counts, and how many wait
-        self._asked: Once[None] = Once()
+        self._asked: SingleFlight[None] = SingleFlight()
 
     async def admit(self, user: UUID, count: int = 1) -> None:
         """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second and
@@ -128,8 +135,8 @@ class Acceptor:
         for one in repetitions:
             try:
                 if one.of in payloads:
-                    text = await self._texts.get(payloads[one.of], one.of, Part.PAYLOAD)
-                    payload = await self._texts.put(text, one.id, Part.PAYLOAD)
+                    text = await self._payload_store.get(payloads[one.of], one.of, Part.PAYLOAD)
+                    payload = await self._payload_store.put(text, one.id, Part.PAYLOAD)
                     readable.append(replace(one, payload=payload))
             except (Unreadable, ArtifactMissing) as error:
                 log.warning("a job cannot be repeated", extra={"job": str(one.of), "error": error.message})
@@ -219,7 +226,7 @@ class Acceptor:
             await asyncio.wait(self._later, timeout=5)
 
     async def _kept(self, message: JobMessage) -> JobMessage:
-        payload = await self._texts.put(message.payload, message.id, Part.PAYLOAD)
+        payload = await self._payload_store.put(message.payload, message.id, Part.PAYLOAD)
         return message if payload is message.payload else replace(message, payload=payload)
 
     async def _accept(self, messages: list[JobMessage]) -> list[None]:

@@ -19,7 +19,7 @@ from uuid import UUID
 import bcrypt
 import jwt
 
-from api.once import Once
+from api.single_flight import SingleFlight
 from shared.errors import Invalid, TooMany, Unauthenticated, Unavailable
 from shared.ids import new_id
 from shared.postgres.users import User, Users
@@ -54,7 +54,7 @@ class Accounts:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bcrypt")
         self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(settings.bcrypt_cost))
         self._known: dict[str, tuple[float, Caller]] = {}
-        self._asked: Once[Caller] = Once()
+        self._asked: SingleFlight[Caller] = SingleFlight()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

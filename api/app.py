@@ -12,16 +12,17 @@ from aiohttp import web
 from api import keys
 from api.acceptor import Acceptor
 from api.accounts import Accounts
-from api.contract import Operation
-from api.feeds import Feeds
 from api.middleware import around
 from api.openapi import document
+from api.operation import Operation
+from api.pending_replies import PendingReplies
 from api.resolver import Resolver
 from api.routes import accounts, batch, deliveries, deploy, events, functions, invoke, jobs, operations, records
-from api.waiting import Waiting
+from api.subscriptions import Subscriptions
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.payload_store import PayloadStore
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
@@ -35,7 +36,6 @@ from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
 from shared.scratch import Scratch
 from shared.settings import Settings
-from shared.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,15 @@ def build_app(settings: Settings) -> web.Application:
     app[keys.LEAVING] = asyncio.Event()
     app[keys.API_ID] = new_id().hex
     app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
-    app.on_shutdown.append(_end_feeds)
+    app.on_shutdown.append(_end_subscriptions)
     app.cleanup_ctx.extend((_store, _postgres, _queue))
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, operation.serve)
     return app
 
 
-async def _end_feeds(app: web.Application) -> None:
-    app[keys.FEEDS].stop()
+async def _end_subscriptions(app: web.Application) -> None:
+    app[keys.SUBSCRIPTIONS].stop()
 
 
 async def _postgres(app: web.Application) -> AsyncIterator[None]:
@@ -88,7 +88,7 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
             await check_schema(connection)
     app[keys.POOL] = pool
     app[keys.FUNCTIONS] = Functions(pool)
-    app[keys.JOBS] = Jobs(pool, app[keys.TEXTS])
+    app[keys.JOBS] = Jobs(pool, app[keys.PAYLOAD_STORE])
     app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
     app[keys.DELIVERIES] = Deliveries(pool, settings.keyring)
     app[keys.RESOLVER] = Resolver(app[keys.FUNCTIONS])
@@ -100,7 +100,7 @@ async def _store(app: web.Application) -> AsyncIterator[None]:
     app[keys.SCRATCH] = Scratch(app[keys.SETTINGS].data_dir)
     await app[keys.SCRATCH].open()
     store = app[keys.STORE] = await open_store(store_config(app[keys.SETTINGS]))
-    app[keys.TEXTS] = Texts(app[keys.KEYRING], store, inline_bytes=app[keys.SETTINGS].inline_bytes)
+    app[keys.PAYLOAD_STORE] = PayloadStore(app[keys.KEYRING], store, inline_bytes=app[keys.SETTINGS].inline_bytes)
     yield
     await app[keys.STORE].close()
     await app[keys.SCRATCH].close()
@@ -116,20 +116,22 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         max_running_per_user=settings.max_running_per_user,
         keyring=app[keys.KEYRING],
     )
-    waiting, resolver = Waiting(), app[keys.RESOLVER]
-    app[keys.WAITING] = waiting
-    feeds = app[keys.FEEDS] = Feeds(queue, waiting, app[keys.KEYRING], most_of_user=settings.max_event_streams_per_user)
+    pending, resolver = PendingReplies(), app[keys.RESOLVER]
+    app[keys.PENDING_REPLIES] = pending
+    subscriptions = app[keys.SUBSCRIPTIONS] = Subscriptions(
+        queue, pending, app[keys.KEYRING], most_of_user=settings.max_event_streams_per_user
+    )
 
     def back() -> None:
-        waiting.connection_back()
-        feeds.connection_back()
+        pending.connection_back()
+        subscriptions.connection_back()
         resolver.forget_all()
 
     rechecks: set[asyncio.Task[None]] = set()
 
     async def recheck() -> None:
         try:
-            await waiting.rebuilt(lambda jobs: queue.present("invoke", jobs))
+            await pending.rebuilt(lambda jobs: queue.present("invoke", jobs))
         except Unavailable as error:
             log.warning("calls are not looked for", extra={"error": error.message})
 
@@ -141,26 +143,26 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
     push = Push(
         redis.connection_pool,
         {
-            f"cp:reply:{app[keys.API_ID]}": waiting.replied,
-            FINAL_CHANNEL: waiting.ended,
-            EVENTS_CHANNEL: feeds.heard,
+            f"cp:reply:{app[keys.API_ID]}": pending.replied,
+            FINAL_CHANNEL: pending.ended,
+            EVENTS_CHANNEL: subscriptions.heard,
             CHANGED_CHANNEL: resolver.changed,
             OPENED_CHANNEL: opened,
         },
         on_standing=back,
-        on_loss=waiting.connection_lost,
+        on_loss=pending.connection_lost,
     )
     app[keys.ACCEPTOR] = Acceptor(
         app[keys.JOBS],
         queue,
-        app[keys.TEXTS],
+        app[keys.PAYLOAD_STORE],
         patience_s=settings.dependency_timeout_seconds,
         max_queued=settings.max_queued_per_user,
         keep_keys_s=settings.idempotency_seconds,
     )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
     await push.start()
-    looking = asyncio.create_task(feeds.run(), name="feeds")
+    looking = asyncio.create_task(subscriptions.run(), name="subscriptions")
     yield
     await ended([looking])
     await app[keys.ACCEPTOR].close()

@@ -8,10 +8,11 @@ from aiohttp import web
 
 from api.acceptor import Acceptor
 from api.accounts import Accounts
-from api.feeds import Feeds
+from api.pending_replies import PendingReplies
 from api.resolver import Resolver
-from api.waiting import Waiting
+from api.subscriptions import Subscriptions
 from shared.artifacts import ArtifactStore
+from shared.payload_store import PayloadStore
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
@@ -21,7 +22,6 @@ from shared.queue.queue import Queue
 from shared.scratch import Scratch
 from shared.sealing import Keyring
 from shared.settings import Settings
-from shared.texts import Texts
 
 REQUEST_ID = "containerpub.request_id"
 RATE_HEADERS = "containerpub.rate_headers"
@@ -35,7 +35,7 @@ POOL: web.AppKey[Pool] = web.AppKey("pool")
 CORS_ORIGINS: web.AppKey[frozenset[str]] = web.AppKey("cors_origins")
 QUEUE = web.AppKey("queue", Queue)
 KEYRING = web.AppKey("keyring", Keyring)
-TEXTS = web.AppKey("texts", Texts)
+PAYLOAD_STORE = web.AppKey("texts", PayloadStore)
 ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
 JOBS = web.AppKey("jobs", Jobs)
@@ -45,5 +45,5 @@ STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
 SCRATCH = web.AppKey("scratch", Scratch)
 RESOLVER = web.AppKey("resolver", Resolver)
 ACCEPTOR = web.AppKey("acceptor", Acceptor)
-FEEDS = web.AppKey("feeds", Feeds)
-WAITING = web.AppKey("waiting", Waiting)
+SUBSCRIPTIONS = web.AppKey("subscriptions", Subscriptions)
+PENDING_REPLIES = web.AppKey("waiting", PendingReplies)

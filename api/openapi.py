@@ -11,8 +11,8 @@ import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.contract import Operation
 from api.models import Problem
+from api.operation import Operation
 
 
 def document(operations: Sequence[Operation], *, version: str, server: str) -> bytes:

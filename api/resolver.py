@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
-from api.once import Once
+from api.single_flight import SingleFlight
 from shared.errors import Conflict, NotFound
 from shared.functions import FunctionSettings, Target
 from shared.postgres.functions import Functions
@@ -22,7 +22,7 @@ class Resolver:
         self._functions = functions
         self._known: dict[tuple[UUID, str], tuple[float, Target]] = {}
         self._changes = 0
-        self._asked: Once[Target] = Once()
+        self._asked: SingleFlight[Target] = SingleFlight()
 
     async def resolve(self, user: UUID, reference: str) -> tuple[Target, UUID, FunctionSettings]:
         """The target of an invoke, its version and that version's settings.

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from api import documents
+from api import params
 from api.accounts import Caller
 from api.keys import ACCOUNTS, FUNCTIONS, SETTINGS
 from api.resolver import no_such_function
@@ -30,7 +30,7 @@ async def read_body(request: web.Request) -> bytes:
 async def body_of(request: web.Request) -> Any:
     """The request's JSON body; ``{}`` when there is none."""
     data = await read_body(request)
-    return documents.parse_json(data, max_depth=request.app[SETTINGS].max_json_depth) if data else {}
+    return params.parse_json(data, max_depth=request.app[SETTINGS].max_json_depth) if data else {}
 
 
 async def function_of(request: web.Request, caller: Caller) -> Function:

@@ -15,10 +15,10 @@ import orjson
 
 from bench import engine
 from bench.figure import WrongAnswer, median
-from worker.engine.attach import SOCKET_NAME, Connections, Rendezvous
-from worker.engine.contract import Call, SandboxSpec
-from worker.engine.environment import environment
-from worker.engine.wire import FrameReader, encode_call
+from worker.sandbox.attach import SOCKET_NAME, Connections, Rendezvous
+from worker.sandbox.contract import Call, SandboxSpec
+from worker.sandbox.environment import environment
+from worker.sandbox.wire import FrameReader, encode_call
 
 _MOUNT = "/run/containerpub"
 _START_S = 30.0

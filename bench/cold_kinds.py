@@ -19,7 +19,7 @@ _CALM_S = 3.0
 prove it."""
 _CALM_WITHIN_S = 60.0
 _WARM_UP = 2
-"""Calls after which the worker has read the version, its code, and has blanks of its size."""
+"""Calls after which the worker has read the version, its code, and has generic sandboxes of its size."""
 
 
 async def plain(run: Run) -> list[Figure]:

@@ -20,10 +20,10 @@ _CALM_S = 3.0
 _KINDS = (
     ("cold_start_evicted", "call after its sandboxes were evicted", "cold", {"SANDBOX_IDLE_SECONDS": str(_SHORT_S)}),
     (
-        "cold_start_no_blank",
-        "the same, and no blank container stands ready",
+        "cold_start_no_generic",
+        "the same, and no generic sandbox stands ready",
         "cold",
-        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_BLANKS": "0"},
+        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_GENERICS": "0"},
     ),
     ("paused_start", "call to a paused sandbox", "paused", {"SANDBOX_PAUSE_SECONDS": str(_SHORT_S)}),
     (
@@ -33,10 +33,10 @@ _KINDS = (
         {"SANDBOX_IDLE_SECONDS": str(_SHORT_S)},
     ),
     (
-        "cold_start_egress_no_blank",
-        "call of a function with a network, and no blank container stands ready",
+        "cold_start_egress_no_generic",
+        "call of a function with a network, and no generic sandbox stands ready",
         "cold",
-        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_BLANKS": "0"},
+        {"SANDBOX_IDLE_SECONDS": str(_SHORT_S), "SANDBOX_GENERICS": "0"},
     ),
 )
 

@@ -56,7 +56,7 @@ SHORT = Size(functions=20, sandboxes=4, clients=3, seconds=8, least=20, idle_s=2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """:param most: the most sandboxes and blanks that there were at any look; never more than fit in.
+    """:param most: the most sandboxes and generic sandboxes that there were at any look; never more than fit in.
     :param back_s: how long after the last call nothing was left of it.
     """
 

@@ -23,7 +23,8 @@ _LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """:param containers: of the installation, in whatever state. :param folders: of sandboxes, blanks and exchanges.
+    """:param containers: of the installation, in whatever state. :param folders: of sandboxes, generic sandboxes and
+    exchanges.
     :param scratch: temporary folders of the processes. :param processes: what the platform's processes started.
     :param descriptors: open in API, scheduler and workers together, without their connections to Postgres and Redis:
     those are opened when they are first needed at once, and kept, up to a bound. :param memory_mb: resident in them.
@@ -77,7 +78,7 @@ async def _processor_share(container: DockerContainer) -> float:
 
 
 async def resting(platform: Platform, docker: Docker, calm_s: float) -> Footprint:
-    """The footprint once all that stands idle is gone: nothing but blanks has changed for ``calm_s``."""
+    """The footprint once all that stands idle is gone: nothing but generic sandboxes has changed for ``calm_s``."""
     last, since = await take(platform, docker), time.monotonic()
     while time.monotonic() - since < calm_s:
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -115,7 +116,7 @@ def _take(platform: Platform, containers: int, kept: int) -> Footprint:
     processes = list(platform.processes().values())
     return Footprint(
         containers=containers,
-        folders=_entries(platform.folder / "s", 2) + _entries(platform.folder / "data" / "blanks", 2),
+        folders=_entries(platform.folder / "s", 2) + _entries(platform.folder / "data" / "generics", 2),
         scratch=_entries(platform.folder / "data" / "scratch", 2),
         processes=sum(len(process.children(recursive=True)) for process in processes),
         descriptors=sum(process.num_fds() for process in processes) - kept,

@@ -17,7 +17,7 @@ from scheduler.conserve import SHARE, Conserve
 from scheduler.due import Due
 from scheduler.expire import Expiry
 from scheduler.leader import Leader
-from scheduler.observer import Observer
+from scheduler.lease_reaper import LeaseReaper
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.retention import Kept, Retention
@@ -75,7 +75,7 @@ async def serve(settings: Settings) -> None:
         leader = Leader(pool, holder, life_s=settings.leader_seconds)
         drain = Drain(redis, jobs, consumer=f"scheduler-{holder}", queue=queue)
         rebuild = Rebuild(redis, queue, jobs, pool)
-        observer = Observer(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
+        lease_reaper = LeaseReaper(queue, lease_s=settings.lease_seconds, max_lost=settings.max_lost_deliveries)
         reconciler = Reconciler(queue, jobs, drain)
         due = Due(queue, jobs)
         expiry = Expiry(queue, jobs)
@@ -94,7 +94,7 @@ async def serve(settings: Settings) -> None:
         loops = {
             "leader": leader.run(),
             "rebuild": _while_leading(leader, keep_open, every_s=_LOOK_S),
-            "observer": _while_leading(leader, observer.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
+            "observer": _while_leading(leader, lease_reaper.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
             "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
             "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
             "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),

@@ -15,8 +15,8 @@ import orjson
 from shared.errors import Unreadable
 from shared.event import complete
 from shared.jobs import JobStatus, Missing
+from shared.payload_store import PayloadStore
 from shared.sealing import Part
-from shared.texts import Texts
 
 _MARK = b"\x03"  # no JSON text begins with it
 
@@ -43,14 +43,14 @@ def referred(payload: bytes) -> UUID | None:
     return UUID(payload[1:].decode("ascii")) if payload[:1] == _MARK else None
 
 
-async def envelope(end: End, texts: Texts) -> bytes:
+async def envelope(end: End, payload_store: PayloadStore) -> bytes:
     """The event that the next function gets. :raises Unavailable: if the artifact store does not give the result."""
     succeeded = end.status == JobStatus.SUCCEEDED
     kept, part = (end.result, Part.RESULT) if succeeded else (end.error, Part.ERROR)
     missing: Missing | None = Missing.EXPIRED if succeeded and kept is None else None
     text = None
     try:
-        text = kept and await texts.get(kept, end.job, part)
+        text = kept and await payload_store.get(kept, end.job, part)
     except Unreadable:
         missing = Missing.UNREADABLE
     body = {

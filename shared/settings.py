@@ -185,11 +185,12 @@ class Settings(BaseModel):
     sandbox_max_age_seconds: PositiveSeconds = _setting(3600, "Age after which a sandbox is replaced.")
     sandbox_max_uses: Positive = _setting(10_000, "Calls after which a sandbox is replaced.")
     sandbox_ahead: Positive = _setting(2, 'Sandboxes kept ready of a function with `isolation = "fresh"`.')
-    sandbox_blanks: NotNegative = _setting(
-        2, "Blank sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."
+    sandbox_generics: NotNegative = _setting(
+        2, "Generic sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."
     )
     code_cache_bytes: Positive = _setting(
-        2**31, "Code of versions that one worker keeps on disk for its blanks, least recently used out first."
+        2**31,
+        "Code of versions that one worker keeps on disk for its generic sandboxes, least recently used out first.",
     )
     image_disk_bytes: NotNegative = _setting(
         20_000 * MEGABYTE,

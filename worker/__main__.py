@@ -10,8 +10,8 @@ import sys
 
 from shared.process import run, tell_if_stuck
 from shared.settings import Settings
+from worker.consume.dispatcher import LAST_SETTLE_S
 from worker.service import Service
-from worker.station import LAST_SETTLE_S
 
 log = logging.getLogger("worker")
 
@@ -29,8 +29,8 @@ async def serve(settings: Settings) -> None:
         tell_if_stuck(settings.drain_seconds + 2 * LAST_SETTLE_S)
 
     def hand_back() -> None:
-        for station in worker.stations:
-            station.hand_back_all()
+        for dispatcher in worker.dispatchers:
+            dispatcher.hand_back_all()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -14,6 +14,7 @@ from arq.connections import ArqRedis
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.payload_store import PayloadStore
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
@@ -27,21 +28,20 @@ from shared.queue.records import Record
 from shared.scratch import Scratch
 from shared.sealing import NOT_SEALED
 from shared.settings import Settings
-from shared.texts import Texts
-from worker.arqworker import Worker
-from worker.deploy import BuildLimits, Deployer
+from worker.config import DockerfileConfig, EngineConfig
+from worker.consume.arq_worker import Worker
+from worker.consume.deploy import BuildLimits, Deployer
+from worker.consume.dispatcher import Cleanup, Dispatcher
+from worker.consume.invoke import Invoker, Limits
+from worker.consume.outage import Outage
+from worker.consume.payload_sweep import PayloadSweep
+from worker.consume.subscribers import Subscribers
 from worker.engine import make_engine
-from worker.engine.config import DockerfileConfig, EngineConfig
 from worker.engine.contract import Engine
-from worker.invoke import Invoker, Limits
-from worker.onlookers import Onlookers
-from worker.outage import Outage
-from worker.policy import egress_policy
-from worker.pool import Pool, PoolLimits
-from worker.station import Cleanup, Station
-from worker.textsweep import TextSweep
-from worker.versions import Specs, Versions
-from worker.warmth import Warmth
+from worker.network.egress_policy import egress_policy
+from worker.sandbox.pool import Pool, PoolLimits
+from worker.sandbox.versions import Specs, Versions
+from worker.sandbox.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +113,12 @@ class Service:
                 max_age_s=settings.sandbox_max_age_seconds,
                 max_uses=settings.sandbox_max_uses,
                 ahead=settings.sandbox_ahead,
-                blanks=settings.sandbox_blanks,
+                generics=settings.sandbox_generics,
             ),
         )
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
-        onlookers = Onlookers(self._redis, settings.keyring)
+        subscribers = Subscribers(self._redis, settings.keyring)
         outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
@@ -127,7 +127,7 @@ class Service:
             store=store,
             queue=queue,
             scratch=scratch,
-            start_ahead=lambda version: pool.prestart(specs.of(version)),
+            start_ahead=lambda version: pool.prewarm(specs.of(version)),
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,
@@ -145,28 +145,28 @@ class Service:
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
             specs=specs,
             outage=outage,
-            onlookers=onlookers,
-            texts=Texts(settings.keyring, store, inline_bytes=settings.inline_bytes),
+            subscribers=subscribers,
+            payload_store=PayloadStore(settings.keyring, store, inline_bytes=settings.inline_bytes),
             jobs=jobs,
         )
-        stations = tuple(
-            Station(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
+        dispatchers = tuple(
+            Dispatcher(queue, name, self.id, slots=slots, kept=settings.reserved_slots, run=self.worker.run_one)
             for name, slots in (
                 ("invoke", settings.function_max_concurrent),
                 ("build", settings.build_max_concurrent),
             )
         )
-        by_name = {station.name: station for station in stations}
+        by_name = {dispatcher.name: dispatcher for dispatcher in dispatchers}
 
         def told(message: bytes) -> None:
             verb, *rest = message.decode().split(" ")
             if verb == "wake":
                 by_name[rest[0]].wake()
             elif verb == "watch":
-                onlookers.watch(rest[0])
+                subscribers.watch(rest[0])
             elif verb == "cancel":
-                for station in stations:
-                    station.cancel(*rest)
+                for dispatcher in dispatchers:
+                    dispatcher.cancel(*rest)
 
         warmth = Warmth(pool, functions, specs, self._engine, self._deployer.rebuild)
 
@@ -176,8 +176,8 @@ class Service:
             warmth.changed()
 
         def look_again() -> None:
-            for station in stations:
-                station.look_again()
+            for dispatcher in dispatchers:
+                dispatcher.look_again()
 
         push = Push(
             self._redis.connection_pool,
@@ -193,16 +193,16 @@ class Service:
         self._open.push_async_callback(push.stop)
         drain = Drain(self._redis, jobs, consumer=self.id, queue=self._queue)
         self._open.push_async_callback(drain.leave)
-        self.worker.stations = stations
+        self.worker.dispatchers = dispatchers
         self.worker.loops = {
             "heartbeat": self._beat,
             "records": drain.run,
             "sandboxes": pool.maintain,
             "warmth": warmth.run,
             "outage": outage.run,
-            "onlookers": onlookers.run,
+            "subscribers": subscribers.run,
             "sweep": self._sweep,
-            "texts": TextSweep(postgres, store, self.id).run,
+            "texts": PayloadSweep(postgres, store, self.id).run,
         }
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)
@@ -224,8 +224,8 @@ class Service:
         return await self._deployer.run(message, claim)
 
     def _hold(self, holding: bool) -> None:
-        for station in self.worker.stations:
-            station.hold(holding)
+        for dispatcher in self.worker.dispatchers:
+            dispatcher.hold(holding)
 
     async def _retire(self) -> None:
         try:
@@ -246,8 +246,8 @@ class Service:
     def _figures(self) -> dict[str, Any]:
         return {
             "sandboxes": self._pool.state() if self._pool is not None else {},
-            "slots": {station.name: station.busy for station in self.worker.stations},
-            "settled": sum(station.settled for station in self.worker.stations),
+            "slots": {dispatcher.name: dispatcher.busy for dispatcher in self.worker.dispatchers},
+            "settled": sum(dispatcher.settled for dispatcher in self.worker.dispatchers),
         }
 
     async def _sweep(self) -> None:
@@ -255,7 +255,7 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.sweep_seconds)
-            joined = [station.joined_at for station in self.worker.stations]
+            joined = [dispatcher.joined_at for dispatcher in self.worker.dispatchers]
             # After Redis was emptied, the living need one heartbeat's time to show up again.
             if any(at is None or loop.time() - at < self._settings.heartbeat_seconds * 1.5 for at in joined):
                 continue
@@ -263,12 +263,12 @@ class Service:
                 living = frozenset(await self._queue.beats()) | {self.id}
                 state = await self._queue.generation()
                 # Asked for after the beats: in a Redis that was emptied before them there is none, or another one.
-                if state is None or any(station.generation != state[0] for station in self.worker.stations):
+                if state is None or any(dispatcher.generation != state[0] for dispatcher in self.worker.dispatchers):
                     continue
                 swept = await self._engine.sweep(living) + await self._scratch.sweep()
                 if swept:
                     log.info("swept", extra={"things": swept})
-                removed = await self._engine.tidy(self._functions.standing)
+                removed = await self._engine.collect_garbage(self._functions.standing)
                 if removed:
                     log.info("removed images", extra={"images": removed})
             except Unavailable as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import Operation
+from api import models, params
 from api.keys import ACCOUNTS
+from api.operation import Operation
 from api.session import authenticated, body_of
 from shared.errors import Invalid
 
@@ -18,24 +18,24 @@ async def register(request: web.Request) -> web.Response:
         value = {
             name: item.strip() if name == "email" and isinstance(item, str) else item for name, item in value.items()
         }
-    body = documents.validate(models.RegisterBody, value)
+    body = params.validate(models.RegisterBody, value)
     tokens = await request.app[ACCOUNTS].register(email=str(body.email), username=body.username, password=body.password)
-    return documents.answer(tokens, status=201)
+    return params.answer(tokens, status=201)
 
 
 async def login(request: web.Request) -> web.Response:
-    body = documents.validate(models.LoginBody, await body_of(request))
+    body = params.validate(models.LoginBody, await body_of(request))
     tokens = await request.app[ACCOUNTS].login(
         email=body.email.strip(), password=body.password, address=request.remote or ""
     )
-    return documents.answer(tokens)
+    return params.answer(tokens)
 
 
 async def refresh(request: web.Request) -> web.Response:
-    body = documents.validate(models.RefreshBody, await body_of(request))
+    body = params.validate(models.RefreshBody, await body_of(request))
     if "." not in body.refresh_token:
         raise Invalid("refresh_token is not one of ours.", code="invalid_field", field="refresh_token")
-    return documents.answer(await request.app[ACCOUNTS].refresh(body.refresh_token))
+    return params.answer(await request.app[ACCOUNTS].refresh(body.refresh_token))
 
 
 async def logout(request: web.Request) -> web.Response:
@@ -46,9 +46,7 @@ async def logout(request: web.Request) -> web.Response:
 
 async def me(request: web.Request) -> web.Response:
     user = (await authenticated(request)).user
-    return documents.answer(
-        {"id": user.id, "email": user.email, "username": user.username, "created_at": user.created_at}
-    )
+    return params.answer({"id": user.id, "email": user.email, "username": user.username, "created_at": user.created_at})
 
 
 OPERATIONS = (

@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CALLBACK_URL, RATES, Operation
+from api import models, params
 from api.keys import ACCEPTOR, RESOLVER, SETTINGS
+from api.operation import CALLBACK_URL, RATES, Operation
 from api.rates import within_rate
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Invalid
@@ -33,13 +33,13 @@ async def invoke_batch(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = app[SETTINGS]
     data = await read_body(request)
-    document = documents.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
-    items = documents.validate(models.InvokeBatchBody, document).items
+    document = params.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
+    items = params.validate(models.InvokeBatchBody, document).items
     if not 1 <= len(items) <= settings.max_batch:
         raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
     if (name := "Idempotency-Key") in request.headers:
         raise BadRequest(f"{name} is not a parameter of a batch.", code="unknown_parameter", field=name)
-    callback_url = documents.callback_url(request, settings.callback_networks)
+    callback_url = params.callback_url(request, settings.callback_networks)
     texts = await asyncio.to_thread(_texts, data)
     if len(texts) != len(items):
         raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
@@ -51,7 +51,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
     entries: list[dict[str, Any]] = []
     for item, text, job_id in zip(items, texts, ids, strict=True):
         try:
-            documents.validate(models.InvokeBody, item)
+            params.validate(models.InvokeBody, item)
         except Invalid as error:
             entries.append({"error": {"code": error.code, "detail": error.message, "field": error.field}})
             continue
@@ -75,7 +75,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
     await within_rate(request, caller.user.id, target.function_id, function_settings, calls=len(messages))
     await app[ACCEPTOR].admit(caller.user.id, len(messages))
     await app[ACCEPTOR].accept_many(messages)
-    return documents.answer({"items": entries}, status=202)
+    return params.answer({"items": entries}, status=202)
 
 
 def _texts(data: bytes) -> Sequence[bytes]:

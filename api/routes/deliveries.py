@@ -7,9 +7,9 @@ from uuid import UUID
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CURSOR, LIMIT, Operation, Parameter, one_of
+from api import models, params
 from api.keys import DELIVERIES, SETTINGS
+from api.operation import CURSOR, LIMIT, Operation, Parameter, one_of
 from api.routes.jobs import job_of
 from api.session import authenticated
 from shared.errors import BadRequest, NotFound
@@ -47,29 +47,29 @@ async def list_job_deliveries(request: web.Request) -> web.Response:
 
 async def _page(request: web.Request, user: UUID, *, job: UUID | None) -> web.Response:
     settings = request.app[SETTINGS]
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    cursor = documents.decode_cursor(request.query.get("cursor"))
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
+    cursor = params.decode_cursor(request.query.get("cursor"))
     try:
         before = HIGHEST_ID if cursor is None else UUID(cursor)
     except (ValueError, AttributeError, TypeError):
-        raise documents.bad_cursor() from None
+        raise params.bad_cursor() from None
     status = request.query.get("status")
     if status is not None and status not in set(DeliveryStatus):
         known = ", ".join(DeliveryStatus)
         raise BadRequest(f"status must be one of {known}.", code="invalid_parameter", field="status")
     found = await request.app[DELIVERIES].list(user, before=before, limit=limit + 1, job=job, status=status)
-    following = documents.encode_cursor(str(found[limit - 1].id)) if len(found) > limit else None
-    return documents.answer({"items": [delivery_view(each) for each in found[:limit]], "next": following})
+    following = params.encode_cursor(str(found[limit - 1].id)) if len(found) > limit else None
+    return params.answer({"items": [delivery_view(each) for each in found[:limit]], "next": following})
 
 
 async def redeliver(request: web.Request) -> web.Response:
     """Send a callback once more, whatever became of it before; it keeps its id."""
     caller = await authenticated(request)
-    identifier = documents.uuid_in_path(request, "delivery")
+    identifier = params.uuid_in_path(request, "delivery")
     found = None if identifier is None else await request.app[DELIVERIES].redeliver(caller.user.id, identifier)
     if found is None:
         raise NotFound("You have no such delivery.", code="delivery_not_found")
-    return documents.answer(delivery_view(found), status=202)
+    return params.answer(delivery_view(found), status=202)
 
 
 async def read_webhook_secret(request: web.Request) -> web.Response:
@@ -86,7 +86,7 @@ async def rotate_webhook_secret(request: web.Request) -> web.Response:
 
 def _secret_answer(found: WebhookSecret) -> web.Response:
     document = {"secret": found.secret, "created_at": found.created_at, "previous_until": found.previous_until}
-    return documents.answer(document, headers={"Cache-Control": "no-store"})
+    return params.answer(document, headers={"Cache-Control": "no-store"})
 
 
 _STATUS = Parameter(name="status", description="Only those in this state.", schema=one_of(DeliveryStatus))

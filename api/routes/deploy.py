@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aiohttp import BodyPartReader, web
 
-from api import documents, models
-from api.contract import PREFER, Operation
+from api import models, params
 from api.keys import ACCEPTOR, FUNCTIONS, SCRATCH, SETTINGS, STORE
+from api.operation import PREFER, Operation
 from api.routes.jobs import await_end
 from api.session import authenticated
 from shared import archive
@@ -43,7 +43,7 @@ async def deploy(request: web.Request) -> web.Response:
     app = request.app
     caller = await authenticated(request)
     settings = app[SETTINGS]
-    _, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
+    _, wait_s = params.preferences(request, max_wait=settings.max_wait_seconds)
     async with app[SCRATCH].folder() as folder:
         upload = await _receive(request, folder, settings)
         if upload.archive is None:
@@ -83,7 +83,7 @@ async def deploy(request: web.Request) -> web.Response:
         "status": accepted.status,
     }
     if accepted.job_id is None:
-        return documents.answer(document)
+        return params.answer(document)
     app[ACCEPTOR].hand_over(
         [
             JobMessage(
@@ -107,8 +107,8 @@ async def deploy(request: web.Request) -> web.Response:
                 if reason in PLATFORM_REASONS:
                     raise Unavailable(sentence, code=reason, retry_after_s=1, extra=extra)
                 raise Invalid(sentence, code=reason, extra=extra)
-            return documents.answer(document | {"status": "active"}, status=201)
-    return documents.answer(document, status=202, headers={"Location": f"/api/jobs/{accepted.job_id}"})
+            return params.answer(document | {"status": "active"}, status=201)
+    return params.answer(document, status=202, headers={"Location": f"/api/jobs/{accepted.job_id}"})
 
 
 async def _receive(request: web.Request, folder: Path, settings: Settings) -> _Upload:

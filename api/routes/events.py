@@ -16,13 +16,13 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from api import documents
-from api.contract import Operation, Parameter
-from api.feeds import Feed
-from api.keys import FEEDS, JOBS, QUEUE, SETTINGS
+from api import params
+from api.keys import JOBS, QUEUE, SETTINGS, SUBSCRIPTIONS
 from api.middleware import mark
+from api.operation import Operation, Parameter
 from api.routes.jobs import RECORD_S, await_end, job_of, job_views
 from api.session import authenticated
+from api.subscriptions import Subscription
 from shared.errors import ContainerPubError
 from shared.jobs import Job, JobStatus
 from shared.jobview import job_view
@@ -79,8 +79,8 @@ async def read_events(request: web.Request) -> web.StreamResponse:
         await job_of(request, caller.user.id)
         return web.Response(status=204)  # tells a browser's EventSource not to come back
     job = await job_of(request, caller.user.id)
-    feeds = request.app[FEEDS]
-    feed = feeds.open(job)
+    subscriptions = request.app[SUBSCRIPTIONS]
+    subscription = subscriptions.open(job)
     try:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -89,13 +89,13 @@ async def read_events(request: web.Request) -> web.StreamResponse:
         await response.prepare(request)
         await response.write(b"retry: %d\n\n" % _RETRY_MS)
         try:
-            await _Stream(request, response, feed, _Sent(last_id)).run()
+            await _Stream(request, response, subscription, _Sent(last_id)).run()
         except _DoesNotRead:
             if request.transport is not None:
                 request.transport.abort()  # an orderly end would wait for it as well
         return response
     finally:
-        feeds.close(feed)
+        subscriptions.close(subscription)
 
 
 class _DoesNotRead(Exception):
@@ -103,11 +103,13 @@ class _DoesNotRead(Exception):
 
 
 class _Stream:
-    def __init__(self, request: web.Request, response: web.StreamResponse, feed: Feed, sent: _Sent) -> None:
+    def __init__(
+        self, request: web.Request, response: web.StreamResponse, subscription: Subscription, sent: _Sent
+    ) -> None:
         self._request = request
         self._app = request.app
         self._response = response
-        self._feed = feed
+        self._subscription = subscription
         self._sent = sent
         self._shown: tuple[Any, ...] = (None, 0, None)  # status, attempt and due time that were sent last
         self._doubted = False
@@ -115,31 +117,31 @@ class _Stream:
 
     async def run(self) -> None:
         """Until the job's end was sent, the caller may not read it any more, or this process ends."""
-        await self._app[FEEDS].look_on([self._feed])
-        while not self._app[FEEDS].closing:
-            events = self._feed.take()
-            look, self._feed.look = self._feed.look, False
-            missed, self._feed.missed = self._feed.missed, False
+        await self._app[SUBSCRIPTIONS].subscribe([self._subscription])
+        while not self._app[SUBSCRIPTIONS].closing:
+            events = self._subscription.take()
+            look, self._subscription.look = self._subscription.look, False
+            missed, self._subscription.missed = self._subscription.missed, False
             for event in events:
                 if event["kind"] == "state":
                     if await self._look(event):
                         return
                     if event["status"] == JobStatus.RUNNING:
-                        await self._app[FEEDS].missed(self._feed, event["worker"])
+                        await self._app[SUBSCRIPTIONS].missed(self._subscription, event["worker"])
                 else:
                     await self._tell(event)
             if look and await self._look():
                 return
             if missed:
-                await self._app[FEEDS].look_on([self._feed])
-            if self._feed.is_set():
+                await self._app[SUBSCRIPTIONS].subscribe([self._subscription])
+            if self._subscription.is_set():
                 continue
             try:
                 async with asyncio.timeout(_BEAT_S):
-                    await self._feed.wait()
+                    await self._subscription.wait()
             except TimeoutError:
                 # A push may be lost with the worker that was about to send it; and who had a session may have none now.
-                self._feed.look = True
+                self._subscription.look = True
                 try:
                     await authenticated(self._request)
                 except ContainerPubError:
@@ -158,14 +160,18 @@ class _Stream:
         if self._sent.newest and event["epoch"] > self._sent.newest:
             await self._send_rest()  # the last words of the attempt before
         if self._sent.missing(event["epoch"], before):
-            await self._app[FEEDS].look_on([self._feed])
+            await self._app[SUBSCRIPTIONS].subscribe([self._subscription])
         else:
             await self._send_log(event["epoch"], event["attempt"], before, event["entries"])
 
     async def _look(self, heard: dict[str, Any] | None = None) -> bool:
         """Send the job's state, which was ``heard`` if it is not final yet, unless it is what was sent last; whether
         it is final, and all was sent."""
-        job = await self._recorded(heard) if heard else await self._app[JOBS].get(self._feed.user, self._feed.job)
+        job = (
+            await self._recorded(heard)
+            if heard
+            else await self._app[JOBS].get(self._subscription.user, self._subscription.job)
+        )
         if job is None:  # it went with its function, or by its age
             return True
         if job.final:
@@ -190,7 +196,11 @@ class _Stream:
         """The job as it is once Postgres has the attempt after which it goes on as ``heard``."""
         attempt = 0 if heard["status"] == JobStatus.RUNNING else heard["attempt"]
         return await await_end(
-            self._app, self._feed.user, self._feed.job, RECORD_S, until=lambda job: job.attempt >= attempt
+            self._app,
+            self._subscription.user,
+            self._subscription.job,
+            RECORD_S,
+            until=lambda job: job.attempt >= attempt,
         )
 
     def _is_behind(self, view: dict[str, Any]) -> bool:
@@ -207,7 +217,7 @@ class _Stream:
 
     async def _send_rest(self) -> None:
         """What was written and not sent, as the records have it."""
-        logs = await self._app[JOBS].logs(self._feed.job)
+        logs = await self._app[JOBS].logs(self._subscription.job)
         for epoch in dict.fromkeys(row.epoch for row in logs):
             mine = [row for row in logs if row.epoch == epoch]
             entries = [(row.stream, row.level, row.message) for row in mine]
@@ -219,7 +229,7 @@ class _Stream:
             await self._send("log", line, self._sent.id)
 
     async def _send(self, event: str, data: object, event_id: str | None = None) -> None:
-        body = orjson.dumps(data, default=documents.plain)
+        body = orjson.dumps(data, default=params.plain)
         name = f"id: {event_id}\n" if event_id is not None else ""
         await self._write(f"event: {event}\n{name}data: ".encode() + body + b"\n\n")
 

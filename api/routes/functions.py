@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CURSOR, LIMIT, Operation
+from api import models, params
 from api.keys import ACCEPTOR, FUNCTIONS, QUEUE, RESOLVER, SETTINGS
+from api.operation import CURSOR, LIMIT, Operation
 from api.resolver import no_such_function
 from api.session import authenticated, function_of
 from shared.errors import NotFound, Unavailable
@@ -57,20 +57,20 @@ def version_view(version: Version) -> dict[str, Any]:
 async def list_functions(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = request.app[SETTINGS]
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    after = documents.decode_cursor(request.query.get("cursor"))
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
+    after = params.decode_cursor(request.query.get("cursor"))
     if after is None:
         after = ""
     if not isinstance(after, str) or "\0" in after:
-        raise documents.bad_cursor()
+        raise params.bad_cursor()
     found = await request.app[FUNCTIONS].list(caller.user.id, after=after, limit=limit + 1)
-    following = documents.encode_cursor(found[limit - 1].name) if len(found) > limit else None
-    return documents.answer({"items": [function_view(item) for item in found[:limit]], "next": following})
+    following = params.encode_cursor(found[limit - 1].name) if len(found) > limit else None
+    return params.answer({"items": [function_view(item) for item in found[:limit]], "next": following})
 
 
 async def read_function(request: web.Request) -> web.Response:
     caller = await authenticated(request)
-    return documents.answer(function_view(await function_of(request, caller)))
+    return params.answer(function_view(await function_of(request, caller)))
 
 
 async def stop_function(request: web.Request) -> web.Response:
@@ -98,7 +98,7 @@ async def _set_status(request: web.Request, status: Literal["active", "inactive"
         await queue.announce_change(change)
     except (Unavailable, QueueClosed):
         pass  # the scheduler tells the queue, and others forget what they remember within seconds
-    return documents.answer(function_view(replace(function, status=status, updated_at=updated_at)))
+    return params.answer(function_view(replace(function, status=status, updated_at=updated_at)))
 
 
 async def delete_function(request: web.Request) -> web.Response:
@@ -125,22 +125,22 @@ async def delete_function(request: web.Request) -> web.Response:
         await request.app[QUEUE].announce_change(change)
     except Unavailable:
         pass  # it is deleted; others forget it within seconds, and at their reconnection
-    return documents.answer({"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}"})
+    return params.answer({"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}"})
 
 
 async def list_versions(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    before = documents.decode_cursor(request.query.get("cursor"))
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
+    before = params.decode_cursor(request.query.get("cursor"))
     if before is None:
         before = 2**31 - 1
     if not isinstance(before, int) or not 0 < before < 2**31:
-        raise documents.bad_cursor()
+        raise params.bad_cursor()
     found = await request.app[FUNCTIONS].versions(function.id, before=before, limit=limit + 1)
-    following = documents.encode_cursor(found[limit - 1].number) if len(found) > limit else None
-    return documents.answer({"items": [version_view(item) for item in found[:limit]], "next": following})
+    following = params.encode_cursor(found[limit - 1].number) if len(found) > limit else None
+    return params.answer({"items": [version_view(item) for item in found[:limit]], "next": following})
 
 
 async def read_version(request: web.Request) -> web.Response:
@@ -152,7 +152,7 @@ async def read_version(request: web.Request) -> web.Response:
         version = await request.app[FUNCTIONS].version(function.id, int(text))
     if version is None:
         raise NotFound(f"The function {function.name} has no version {text[:20]!r}.", code="version_not_found")
-    return documents.answer(version_view(version))
+    return params.answer(version_view(version))
 
 
 OPERATIONS = (

@@ -10,13 +10,13 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RATES, RUN_AT, Operation
-from api.keys import ACCEPTOR, API_ID, JOBS, QUEUE, RESOLVER, SETTINGS, TEXTS, WAITING
+from api import models, params
+from api.keys import ACCEPTOR, API_ID, JOBS, PAYLOAD_STORE, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS
+from api.operation import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RATES, RUN_AT, Operation
+from api.pending_replies import Leaving
 from api.rates import within_rate
 from api.routes.jobs import await_end
 from api.session import authenticated, read_body
-from api.waiting import Leaving
 from shared.errors import Unavailable, Unreadable, WaitTimeout
 from shared.event import complete
 from shared.ids import new_id
@@ -42,16 +42,16 @@ async def invoke(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = app[SETTINGS]
     data = await read_body(request)
-    event = documents.parse_json(data, max_depth=settings.max_json_depth) if data else {}
-    documents.validate(models.InvokeBody, event)
-    key = documents.idempotency_key(request)
-    respond_async, wait_s = documents.preferences(request, max_wait=settings.max_wait_seconds)
+    event = params.parse_json(data, max_depth=settings.max_json_depth) if data else {}
+    params.validate(models.InvokeBody, event)
+    key = params.idempotency_key(request)
+    respond_async, wait_s = params.preferences(request, max_wait=settings.max_wait_seconds)
     run_at, expires_at, priority, callback_url = None, None, 0, None
     if request.query:
-        run_at = documents.due_time(request, max_delay=settings.max_delay_seconds)
-        expires_at = documents.expiry(request, due=run_at, max_delay=settings.max_delay_seconds)
-        priority = documents.priority(request)
-        callback_url = documents.callback_url(request, settings.callback_networks)
+        run_at = params.due_time(request, max_delay=settings.max_delay_seconds)
+        expires_at = params.expiry(request, due=run_at, max_delay=settings.max_delay_seconds)
+        priority = params.priority(request)
+        callback_url = params.callback_url(request, settings.callback_networks)
         respond_async = respond_async or set(request.query) != {"priority"}
     if wait_s == 0:
         respond_async, wait_s = True, None
@@ -108,14 +108,14 @@ async def _follow(app: web.Application, user: UUID, job_id: UUID, wait_s: float 
 
 
 async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, durable: bool) -> web.Response:
-    waiting = app[WAITING]
-    if not waiting.listening:
+    pending = app[PENDING_REPLIES]
+    if not pending.listening:
         raise Unavailable("The queue is away; try again.", retry_after_s=1)
-    reply = waiting.expect_reply(message.id)
+    reply = pending.expect_reply(message.id)
     try:
         async with asyncio.timeout(wait_s):
             await app[ACCEPTOR].send(message)
-            waiting.sent(message.id)
+            pending.sent(message.id)
             data = await reply
     except TimeoutError:
         return await (_make_durable(app, message) if durable else _give_up(app, message, reply))
@@ -126,7 +126,7 @@ async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, dur
         app[ACCEPTOR].abandon(message)
         raise
     finally:
-        waiting.drop_reply(message.id)
+        pending.drop_reply(message.id)
     return await _reply_answer(app, data)
 
 
@@ -171,16 +171,16 @@ async def _give_up(app: web.Application, message: JobMessage, reply: asyncio.Fut
 
 
 def _accepted(job: UUID) -> web.Response:
-    return documents.answer(
+    return params.answer(
         {"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}", "Preference-Applied": "respond-async"}
     )
 
 
 async def _reply_answer(app: web.Application, data: bytes) -> web.Response:
-    record, texts = Record.decode(data), app[TEXTS]
+    record, payload_store = Record.decode(data), app[PAYLOAD_STORE]
     try:
-        result = record.result and await texts.get(record.result, record.id, Part.RESULT)
-        error = record.error and await texts.get(record.error, record.id, Part.ERROR)
+        result = record.result and await payload_store.get(record.result, record.id, Part.RESULT)
+        error = record.error and await payload_store.get(record.error, record.id, Part.ERROR)
     except Unavailable as mistake:
         mistake.extra["job_id"] = str(record.id)
         raise
@@ -199,9 +199,7 @@ def _job_answer(job: Job) -> web.Response:
 def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, error: bytes | None) -> web.Response:
     """200, also when the function itself failed; a failure of the platform's is a 503 with the job's id."""
     if status == "succeeded":
-        return documents.raw_answer(
-            b'{"success":true,"result":%b,"job_id":"%b"}' % (result or b"null", str(job).encode())
-        )
+        return params.raw_answer(b'{"success":true,"result":%b,"job_id":"%b"}' % (result or b"null", str(job).encode()))
     if reason in PLATFORM_REASONS:
         raise Unavailable(
             _PLATFORM_SENTENCES.get(reason, "The platform could not run the function; try again."),
@@ -212,7 +210,7 @@ def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, er
     if status == "cancelled":
         document: dict[str, Any] = {"type": "Cancelled", "message": "The job was cancelled."}
         error, reason = orjson.dumps(document), "cancelled"
-    return documents.raw_answer(
+    return params.raw_answer(
         b'{"success":false,"error":%b,"reason":%b,"job_id":"%b"}'
         % (error or b"null", orjson.dumps(reason), str(job).encode())
     )

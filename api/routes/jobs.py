@@ -13,9 +13,9 @@ from uuid import UUID
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
-from api.keys import ACCEPTOR, FUNCTIONS, JOBS, QUEUE, RESOLVER, SETTINGS, WAITING
+from api import models, params
+from api.keys import ACCEPTOR, FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS
+from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
@@ -58,7 +58,7 @@ async def job_of(request: web.Request, user: UUID) -> Job:
 
     The record of a synchronous call is written within milliseconds of its answer; whoever asks sooner waits for it.
     """
-    job_id = documents.uuid_in_path(request, "job")
+    job_id = params.uuid_in_path(request, "job")
     job = await request.app[JOBS].get(user, job_id) if job_id is not None else None
     if job is None and job_id is not None and _is_fresh(job_id):
         job = await await_end(request.app, user, job_id, RECORD_S)
@@ -75,8 +75,8 @@ async def await_end(
 
     Watches before it looks, so that no end falls between the two.
     """
-    waiting, jobs = app[WAITING], app[JOBS]
-    event = waiting.watch(job_id)
+    pending, jobs = app[PENDING_REPLIES], app[JOBS]
+    event = pending.watch(job_id)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
     try:
@@ -84,7 +84,7 @@ async def await_end(
             event.clear()
             job = await jobs.get(user, job_id)
             left = deadline - loop.time()
-            if left <= 0 or waiting.leaving or (job is not None and (job.final or until(job))):
+            if left <= 0 or pending.leaving or (job is not None and (job.final or until(job))):
                 return job
             try:
                 async with asyncio.timeout(min(left, _BETWEEN_LOOKS_S)):
@@ -92,7 +92,7 @@ async def await_end(
             except TimeoutError:
                 pass
     finally:
-        waiting.unwatch(job_id, event)
+        pending.unwatch(job_id, event)
 
 
 def _is_fresh(job: UUID) -> bool:
@@ -105,25 +105,25 @@ def _is_fresh(job: UUID) -> bool:
 
 async def read_job(request: web.Request) -> web.Response:
     caller = await authenticated(request)
-    wait_s = documents.number_parameter(request, "wait", most=request.app[SETTINGS].max_wait_seconds)
+    wait_s = params.number_parameter(request, "wait", most=request.app[SETTINGS].max_wait_seconds)
     job = await job_of(request, caller.user.id)
     if wait_s and not job.final:
         job = await await_end(request.app, caller.user.id, job.id, wait_s) or job
-    return documents.answer((await job_views(request.app[QUEUE], [job]))[0])
+    return params.answer((await job_views(request.app[QUEUE], [job]))[0])
 
 
 async def list_jobs(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings, queue, user = request.app[SETTINGS], request.app[QUEUE], caller.user.id
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    cursor = documents.decode_cursor(request.query.get("cursor"))
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
+    cursor = params.decode_cursor(request.query.get("cursor"))
     try:
         before = HIGHEST_ID if cursor is None else UUID(cursor)
     except (ValueError, AttributeError, TypeError):
-        raise documents.bad_cursor() from None
+        raise params.bad_cursor() from None
     jobs = await request.app[JOBS].list(user, await _asked_for(request, user), before=before, limit=limit + 1)
-    following = documents.encode_cursor(str(jobs[limit - 1].id)) if len(jobs) > limit else None
-    return documents.answer({"items": await job_views(queue, jobs[:limit]), "next": following})
+    following = params.encode_cursor(str(jobs[limit - 1].id)) if len(jobs) > limit else None
+    return params.answer({"items": await job_views(queue, jobs[:limit]), "next": following})
 
 
 async def _asked_for(request: web.Request, user: UUID) -> JobFilter:
@@ -158,7 +158,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     job = await job_of(request, caller.user.id)
     if job.status is JobStatus.CANCELLED:
-        return documents.answer(job_view(job))
+        return params.answer(job_view(job))
     if job.final:
         raise Conflict(f"The job has ended already: {job.status}.", code="job_final")
     if job.kind is JobKind.DELETE:
@@ -173,7 +173,7 @@ async def cancel_job(request: web.Request) -> web.Response:
         raise Unavailable("The job's end is not recorded yet; look again.", retry_after_s=1)
     if job.status is not JobStatus.CANCELLED:
         raise Conflict(f"The job has ended already: {job.status}.", code="job_final")
-    return documents.answer(job_view(job))
+    return params.answer(job_view(job))
 
 
 async def _cancel(app: web.Application, job: Job) -> bool:
@@ -209,7 +209,7 @@ async def cancel_jobs(request: web.Request) -> web.Response:
         ends += await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
     # Whoever asks for the next ones must not be given these again.
     await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen))
-    return documents.answer({"cancelled": sum(ends), "more": len(jobs) > most})
+    return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 
 
 async def redrive_job(request: web.Request) -> web.Response:
@@ -232,7 +232,7 @@ async def redrive_job(request: web.Request) -> web.Response:
     if new is None:
         raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
     headers["Location"] = f"/api/jobs/{new}"
-    return documents.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
+    return params.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
 
 
 async def redrive_jobs(request: web.Request) -> web.Response:
@@ -246,7 +246,7 @@ async def redrive_jobs(request: web.Request) -> web.Response:
     if found:
         accepted = await app[ACCEPTOR].redrive(user, await _repetitions(app, user, found[:most]))
     items = [{"job_id": job.id, "redrive_of": job.redrive_of} for job in accepted]
-    return documents.answer({"items": items, "more": len(found) > most}, status=202)
+    return params.answer({"items": items, "more": len(found) > most}, status=202)
 
 
 async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Repetition]:

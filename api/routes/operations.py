@@ -8,10 +8,10 @@ from collections.abc import Awaitable
 
 from aiohttp import web
 
-from api import documents, models
-from api.contract import Operation
-from api.exposition import CONTENT_TYPE, exposition
-from api.keys import LEAVING, OPENAPI, POOL, QUEUE, SETTINGS, VERSION, WAITING
+from api import models, params
+from api.keys import LEAVING, OPENAPI, PENDING_REPLIES, POOL, QUEUE, SETTINGS, VERSION
+from api.metrics import CONTENT_TYPE, prometheus_text
+from api.operation import Operation
 from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.postgres.pool import postgres_errors
 
@@ -24,7 +24,7 @@ async def health(request: web.Request) -> web.Response:
     document: dict[str, object] = {"status": "ok", "version": request.app[VERSION], "engine": settings.engine}
     if settings.engine == "process":
         document["notice"] = _PROCESS_NOTICE
-    return documents.answer(document)
+    return params.answer(document)
 
 
 async def _outcome(check: Awaitable[bool], no: str) -> str:
@@ -49,7 +49,7 @@ async def ready(request: web.Request) -> web.Response:
         return bool(await queue.beats())
 
     async def listening() -> bool:
-        return app[WAITING].listening
+        return app[PENDING_REPLIES].listening
 
     outcomes = await asyncio.gather(
         _outcome(postgres(), "no answer"),
@@ -61,7 +61,7 @@ async def ready(request: web.Request) -> web.Response:
     # Looked up last: it may have been told while the others were asked.
     checks["process"] = "stopping" if app[LEAVING].is_set() else "ok"
     good = all(outcome == "ok" for outcome in checks.values())
-    return documents.answer(
+    return params.answer(
         {"status": "ready" if good else "not_ready", "checks": checks},
         status=200 if good else 503,
         headers=None if good else {"Retry-After": "1"},
@@ -78,11 +78,11 @@ async def metrics(request: web.Request) -> web.Response:
     elif request.remote not in ("127.0.0.1", "::1") or "X-Forwarded-For" in request.headers:
         raise Forbidden("Metrics are for this machine only, unless METRICS_TOKEN is set.", code="metrics_closed")
     figures = await request.app[QUEUE].figures()
-    return web.Response(body=exposition(figures), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=prometheus_text(figures), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def openapi(request: web.Request) -> web.Response:
-    return documents.raw_answer(request.app[OPENAPI])
+    return params.raw_answer(request.app[OPENAPI])
 
 
 OPERATIONS = (

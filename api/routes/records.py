@@ -9,9 +9,9 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 
-from api import documents, models
-from api.contract import CURSOR, LIMIT, Operation, Parameter, one_of
+from api import models, params
 from api.keys import INVOCATIONS, SETTINGS
+from api.operation import CURSOR, LIMIT, Operation, Parameter, one_of
 from api.session import authenticated, function_of
 from shared.errors import BadRequest
 from shared.postgres.invocations import NEWEST_INVOCATION, NEWEST_LOG
@@ -33,7 +33,7 @@ def _position(cursor: Any, parts: int) -> tuple[Any, ...] | None:
             raise ValueError
         return (datetime.fromisoformat(at).astimezone(UTC), UUID(job), *numbers)
     except (ValueError, TypeError, AttributeError, OverflowError):
-        raise documents.bad_cursor() from None
+        raise params.bad_cursor() from None
 
 
 def _job_filter(request: web.Request) -> UUID | None:
@@ -48,11 +48,11 @@ async def list_logs(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
     level = request.query.get("level")
     if level is not None and level not in LEVELS:
         raise BadRequest(f"level must be one of {', '.join(LEVELS)}.", code="invalid_parameter", field="level")
-    before = _position(documents.decode_cursor(request.query.get("cursor")), 4) or NEWEST_LOG
+    before = _position(params.decode_cursor(request.query.get("cursor")), 4) or NEWEST_LOG
     lines = await request.app[INVOCATIONS].logs(
         function.id,
         job=_job_filter(request),
@@ -60,7 +60,7 @@ async def list_logs(request: web.Request) -> web.Response:
         before=before,
         limit=limit + 1,
     )
-    following = documents.encode_cursor(lines[limit - 1].position) if len(lines) > limit else None
+    following = params.encode_cursor(lines[limit - 1].position) if len(lines) > limit else None
     items = [
         {
             "job_id": line.job_id,
@@ -72,7 +72,7 @@ async def list_logs(request: web.Request) -> web.Response:
         }
         for line in lines[:limit]
     ]
-    return documents.answer({"items": items, "next": following})
+    return params.answer({"items": items, "next": following})
 
 
 def _log_document(row: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +106,8 @@ async def list_invocations(request: web.Request) -> web.Response:
     caller = await authenticated(request)
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
-    limit = documents.page_limit(request, default=settings.default_page, most=settings.max_page)
-    before = _position(documents.decode_cursor(request.query.get("cursor")), 3) or NEWEST_INVOCATION
+    limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
+    before = _position(params.decode_cursor(request.query.get("cursor")), 3) or NEWEST_INVOCATION
     rows = await request.app[INVOCATIONS].page(
         function.id,
         job=_job_filter(request),
@@ -117,7 +117,7 @@ async def list_invocations(request: web.Request) -> web.Response:
     following = None
     if len(rows) > limit:
         last = rows[limit - 1]
-        following = documents.encode_cursor((last["accepted_at"], last["job_id"], last["epoch"]))
+        following = params.encode_cursor((last["accepted_at"], last["job_id"], last["epoch"]))
     items = [
         {
             "job_id": row["job_id"],
@@ -139,7 +139,7 @@ async def list_invocations(request: web.Request) -> web.Response:
         }
         for row in rows[:limit]
     ]
-    return documents.answer({"items": items, "next": following})
+    return params.answer({"items": items, "next": following})
 
 
 _JOB = Parameter(name="job_id", description="Only this job's.")

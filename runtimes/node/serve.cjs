@@ -1,9 +1,9 @@
 'use strict';
 // The node runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
 //
-// Started as a blank it connects, loads what most functions need, and waits to be told which function it is.
+// Started as a generic sandbox it connects, loads what most functions need, and waits to be told which function it is.
 //
-// Only what Node.js 18 brings. worker/engine/wire.py describes what is exchanged and worker/engine/attach.py how the
+// Only what Node.js 18 brings. worker/sandbox/wire.py describes what is exchanged and worker/sandbox/attach.py how the
 // connections are made. Function code shares this process: nothing kept here is secret from it, and the worker trusts
 // nothing that comes from here.
 
@@ -24,7 +24,7 @@ const MOST_WISHED_S = 86_400;
 // More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
 // leaks is replaced at this point, far from where opening fails.
 const KEPT_DESCRIPTORS = 32;
-// What a blank loads before it meets its function: what most functions import, or serving one needs. Each is Node.js's
+// What a generic sandbox loads before it meets its function: what most functions import, or serving one needs. Each is Node.js's
 // own, under names that a function's modules cannot have.
 const MOST_WANTED = ['buffer', 'crypto', 'events', 'fs/promises', 'module', 'stream', 'timers/promises', 'util'];
 const EXTENSIONS = ['.mjs', '.js', '.cjs'];
@@ -414,8 +414,8 @@ function takeGiven(environment) {
   return given;
 }
 
-/** Wait as a blank; then the environment is the function's, and the names that are the platform's are returned. */
-async function beSpecialised(channel) {
+/** Wait as a generic sandbox; then the environment is the function's, and the names that are the platform's are returned. */
+async function beSpecialized(channel) {
   for (const name of MOST_WANTED) require(`node:${name}`);
   await import(pathToFileURL(path.join(__dirname, 'warm.mjs')));
   const environment = await new Promise((resolve) => {
@@ -448,7 +448,7 @@ async function main() {
   standardStream('stderr', 2);
 
   const channel = new Channel(control);
-  if ('BLANK' in given) given = await beSpecialised(channel);
+  if ('GENERIC' in given) given = await beSpecialized(channel);
   const folder = given.FOLDER ?? '/function';
   const log = new CallLog(channel);
   let handler;

@@ -1,1 +1,1 @@
-// Imported by a blank, so that Node.js has loaded what imports modules.
+// Imported by a generic sandbox, so that Node.js has loaded what imports modules.

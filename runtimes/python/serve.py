@@ -1,9 +1,9 @@
 """The python runtime inside a sandbox: connects to the worker, imports the function, serves calls one by one.
 
-Started as a blank it connects, imports what most functions need, and waits to be told which function it is.
+Started as a generic sandbox it connects, imports what most functions need, and waits to be told which function it is.
 
-Only the standard library of Python 3.9 and later. ``worker/engine/wire.py`` describes what is exchanged and
-``worker/engine/attach.py`` how the connections are made. Function code shares this process: nothing kept here is
+Only the standard library of Python 3.9 and later. ``worker/sandbox/wire.py`` describes what is exchanged and
+``worker/sandbox/attach.py`` how the connections are made. Function code shares this process: nothing kept here is
 secret from it, and the worker trusts nothing that comes from here.
 """
 
@@ -50,8 +50,8 @@ MOST_WANTED = [
     *("http.cookiejar", "importlib.metadata", "logging", "mimetypes", "pickle", "platform", "queue", "random", "re"),
     *("secrets", "site", "tempfile", "traceback", "typing", "urllib.request", "uuid"),
 ]
-"""What a blank imports before it meets its function: what most functions and their packages import, or serving one
-needs. A runtime that builds on this one adds its own."""
+"""What a generic sandbox imports before it meets its function: what most functions and their packages import, or
+serving one needs. A runtime that builds on this one adds its own."""
 
 
 class NoHandler(Exception):
@@ -545,8 +545,9 @@ def connect(address: str, role: str, token: str) -> socket.socket:
     return connection
 
 
-def be_specialised(channel: Channel) -> dict[str, str]:
-    """Wait as a blank; then the environment is the function's, and the names that are the platform's are returned."""
+def be_specialized(channel: Channel) -> dict[str, str]:
+    """Wait as a generic sandbox; then the environment is the function's, and the names that are the platform's are
+    returned."""
     before = set(sys.modules)
     for name in MOST_WANTED:
         __import__(name)
@@ -602,8 +603,8 @@ def main(kind: type[Function] = Function) -> None:
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
-    if "BLANK" in given:
-        given = be_specialised(channel)
+    if "GENERIC" in given:
+        given = be_specialized(channel)
     folder = given.get("FOLDER", "/function")
     function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
     serve(channel, function, given["FUNCTION"], int(given["VERSION"]))

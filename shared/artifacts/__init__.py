@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.artifacts.local import LocalStore
-from shared.artifacts.store import ArtifactStore, artifact_key, text_name, text_owner
+from shared.artifacts.store import ArtifactStore, artifact_key, payload_name, payload_owner
 from shared.errors import ArtifactCorrupt, ArtifactMissing
 from shared.settings import Settings
 
@@ -18,9 +18,9 @@ __all__ = [
     "StoreConfig",
     "artifact_key",
     "open_store",
+    "payload_name",
+    "payload_owner",
     "store_config",
-    "text_name",
-    "text_owner",
 ]
 
 

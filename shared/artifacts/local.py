@@ -15,13 +15,13 @@ from typing import BinaryIO, TypeVar
 
 from shared.artifacts.store import (
     CHUNK_BYTES,
-    TEXTS_A_PORTION,
+    PAYLOADS_A_PORTION,
     bounded,
     corrupt,
     file_sha256,
     key_digest,
+    payload_owner,
     replacing,
-    text_owner,
 )
 from shared.errors import ArtifactMissing
 
@@ -68,22 +68,22 @@ class LocalStore:
         await self._run("delete an artifact", lambda _: self._delete(path))
 
     async def write_text(self, name: str, content: bytes) -> None:
-        path = self._text_path(name)
-        await self._run("store a text", lambda _: self._write_text(path, content))
+        path = self._payload_path(name)
+        await self._run("store a text", lambda _: self._write_payload(path, content))
 
     async def read_text(self, name: str) -> bytes:
-        path = self._text_path(name)
-        return await self._run("read a text", lambda _: self._read_text(path))
+        path = self._payload_path(name)
+        return await self._run("read a text", lambda _: self._read_payload(path))
 
-    async def delete_texts(self, names: Sequence[str]) -> None:
-        paths = [self._text_path(name) for name in names]
+    async def delete_payloads(self, names: Sequence[str]) -> None:
+        paths = [self._payload_path(name) for name in names]
         await self._run("delete texts", lambda _: _unlink(paths))
 
-    async def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    async def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         for folder in await self._run("list texts", lambda _: sorted((self._folder / "texts").iterdir())):
-            found = await self._run("list texts", lambda _, folder=folder: _texts_in(folder))  # type: ignore[misc]
-            for start in range(0, len(found), TEXTS_A_PORTION):
-                yield found[start : start + TEXTS_A_PORTION]
+            found = await self._run("list texts", lambda _, folder=folder: _payloads_in(folder))  # type: ignore[misc]
+            for start in range(0, len(found), PAYLOADS_A_PORTION):
+                yield found[start : start + PAYLOADS_A_PORTION]
 
     async def check(self) -> None:
         await self._run("write to its folder", self._probe)
@@ -95,8 +95,8 @@ class LocalStore:
         digest = key_digest(key)
         return self._folder / "sha256" / digest[:2] / digest
 
-    def _text_path(self, name: str) -> Path:
-        job, _ = text_owner(name)
+    def _payload_path(self, name: str) -> Path:
+        job, _ = payload_owner(name)
         return self._folder / "texts" / job.hex[-2:] / name.removeprefix("texts/").replace("/", ".")
 
     async def _run(self, action: str, step: Callable[[threading.Event], T]) -> T:
@@ -136,13 +136,13 @@ class LocalStore:
             if _copy(path, file, abandoned) != key_digest(key):
                 raise corrupt(key, "stored copy")
 
-    def _write_text(self, path: Path, content: bytes) -> None:
+    def _write_payload(self, path: Path, content: bytes) -> None:
         with replacing(path, self._incoming) as file:
             file.write(content)
             path.parent.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(path.parent)
 
-    def _read_text(self, path: Path) -> bytes:
+    def _read_payload(self, path: Path) -> bytes:
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -173,7 +173,7 @@ def _unlink(paths: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _texts_in(folder: Path) -> list[tuple[str, datetime]]:
+def _payloads_in(folder: Path) -> list[tuple[str, datetime]]:
     found = []
     for path in folder.iterdir():
         try:

@@ -20,12 +20,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.artifacts.store import (
     CHUNK_BYTES,
-    TEXTS_A_PORTION,
+    PAYLOADS_A_PORTION,
     bounded,
     corrupt,
     key_digest,
+    payload_owner,
     replacing_off_loop,
-    text_owner,
 )
 from shared.errors import ArtifactMissing, Misconfigured, Unavailable
 
@@ -177,12 +177,12 @@ class S3Store:
                     raise
 
     async def write_text(self, name: str, content: bytes) -> None:
-        text_owner(name)
+        payload_owner(name)
         async with self._bounded("store a text"):
             await self._client.put_object(**self._object(name), Body=content)
 
     async def read_text(self, name: str) -> bytes:
-        text_owner(name)
+        payload_owner(name)
         async with self._bounded("read a text"):
             try:
                 answer = await self._client.get_object(**self._object(name))
@@ -194,19 +194,19 @@ class S3Store:
                 content: bytes = await body.read()
                 return content
 
-    async def delete_texts(self, names: Sequence[str]) -> None:
+    async def delete_payloads(self, names: Sequence[str]) -> None:
         for name in names:
-            text_owner(name)
+            payload_owner(name)
         async with self._bounded("delete texts"):
             for name in names:  # not all services know the call that deletes many
                 await self._client.delete_object(**self._object(name))
 
-    async def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    async def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         more: dict[str, str] = {}
         while True:
             async with self._bounded("list texts"):
                 answer = await self._client.list_objects_v2(
-                    **self._bucket, Prefix="texts/", MaxKeys=TEXTS_A_PORTION, **more
+                    **self._bucket, Prefix="texts/", MaxKeys=PAYLOADS_A_PORTION, **more
                 )
             yield [(item["Key"], item["LastModified"]) for item in answer.get("Contents", ())]
             if not answer.get("IsTruncated"):

@@ -21,12 +21,12 @@ CHUNK_BYTES = 1024 * 1024
 
 _KEY = re.compile(r"sha256/([0-9a-f]{64})")
 _TEXT = re.compile(r"texts/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([a-z]+)-[0-9a-f]{16}")
-TEXTS_A_PORTION = 1000
+PAYLOADS_A_PORTION = 1000
 
 
 class ArtifactStore(Protocol):
     """Immutable files by the SHA-256 of their content; keys are ``sha256/<hex>``, anything else is a ``ValueError``.
-    Beside them texts of jobs that are too large for a database (:mod:`shared.texts`), by names.
+    Beside them texts of jobs that are too large for a database (:mod:`shared.payload_store`), by names.
 
     Every call ends within the store's ``timeout_s``, give or take a short clean-up, and raises
     :class:`shared.errors.Unavailable`, cause kept, for whatever goes wrong on the store's account.
@@ -60,10 +60,10 @@ class ArtifactStore(Protocol):
     async def read_text(self, name: str) -> bytes:
         """Raises :class:`ArtifactMissing`."""
 
-    async def delete_texts(self, names: Sequence[str]) -> None:
+    async def delete_payloads(self, names: Sequence[str]) -> None:
         """Drop these, a thousand at most; absent is fine."""
 
-    def texts(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         """All names in portions of a thousand at most, each with the time of its writing."""
 
     async def check(self) -> None:
@@ -88,12 +88,12 @@ def key_digest(key: str) -> str:
     return match[1]
 
 
-def text_name(job: UUID, part: str) -> str:
+def payload_name(job: UUID, part: str) -> str:
     """A name for a text of ``job``, never the same twice."""
     return f"texts/{job}/{part}-{secrets.token_hex(8)}"
 
 
-def text_owner(name: str) -> tuple[UUID, str]:
+def payload_owner(name: str) -> tuple[UUID, str]:
     """The job and the part in the name of a text; ``ValueError`` if it is not one."""
     match = _TEXT.fullmatch(name)
     if not match:

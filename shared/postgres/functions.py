@@ -15,7 +15,7 @@ from shared.errors import NotFound
 from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
 from shared.ids import new_id
 from shared.jobs import JobKind
-from shared.postgres.consequences import bring_about
+from shared.postgres.completion_hooks import run_completion_hooks
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 
@@ -82,7 +82,7 @@ class Functions:
                     return None
                 cancelled = await connection.fetch(_JOBS["cancel_scheduled"], function)
                 if cancelled:
-                    await bring_about(connection, [row["id"] for row in cancelled])
+                    await run_completion_hooks(connection, [row["id"] for row in cancelled])
                 await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
         return job
 

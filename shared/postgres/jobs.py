@@ -14,16 +14,16 @@ from shared.chains import End
 from shared.errors import Conflict, Unavailable, Unreadable
 from shared.ids import time_of
 from shared.jobs import Job, JobKind, JobStatus, Missing
-from shared.postgres.consequences import bring_about
+from shared.payload_store import PayloadStore, is_reference
+from shared.postgres.completion_hooks import run_completion_hooks
 from shared.postgres.pool import Connection, Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.queue.message import JobMessage
 from shared.queue.records import Record, epoch_number
 from shared.sealing import Keyring, Part, to_column
-from shared.texts import Texts, is_reference
 
 _SQL = queries("jobs")
-_CONSEQUENCES = queries("consequences")
+_HOOKS = queries("completion_hooks")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
 LOWEST_ID = UUID(int=0)
 _PAGE_BYTES = 16 * 1024 * 1024
@@ -67,10 +67,12 @@ class Jobs:
     :param keyring: in place of ``texts`` where there is no artifact store: opens what stands in Postgres.
     """
 
-    def __init__(self, pool: Pool, texts: Texts | None = None, *, keyring: Keyring | None = None) -> None:
+    def __init__(
+        self, pool: Pool, payload_store: PayloadStore | None = None, *, keyring: Keyring | None = None
+    ) -> None:
         self._pool = pool
-        self._texts = texts
-        self._keyring = keyring if texts is None else texts.keyring
+        self._payload_store = payload_store
+        self._keyring = keyring if payload_store is None else payload_store.keyring
 
     async def accept(self, messages: Sequence[JobMessage]) -> None:
         """Commit invoke jobs; returns only after the one commit that they share."""
@@ -172,16 +174,16 @@ class Jobs:
         return [await self._opened(_job(row), in_list=True) for row in rows]
 
     async def _opened(self, job: Job, *, in_list: bool = False) -> Job:
-        texts, keyring = self._texts, self._keyring
+        payload_store, keyring = self._payload_store, self._keyring
         if keyring is None:
             return job
         try:
             result = job.result and keyring.open(job.result, job.id, Part.RESULT)
             error = job.error and keyring.open(job.error, job.id, Part.ERROR)
             if result and is_reference(result):
-                if in_list or texts is None:
+                if in_list or payload_store is None:
                     return replace(job, result=None, missing=Missing.LARGE)
-                result = await texts.get(result, job.id, Part.RESULT)
+                result = await payload_store.get(result, job.id, Part.RESULT)
         except Unreadable:
             return replace(job, result=None, error=None, missing=Missing.UNREADABLE)
         except Unavailable:
@@ -203,7 +205,7 @@ class Jobs:
     async def end_of(self, job: UUID) -> End | None:
         """How a job ended, as it is kept; None if it was deleted."""
         with postgres_errors():
-            row = await self._pool.fetchrow(_CONSEQUENCES["end_of_job"], job)
+            row = await self._pool.fetchrow(_HOOKS["end_of_job"], job)
         return None if row is None else End(**dict(row))
 
     async def payloads(self, user: UUID, jobs: Sequence[UUID]) -> dict[UUID, bytes]:
@@ -276,7 +278,7 @@ class Jobs:
             async with self._pool.acquire() as connection, connection.transaction():
                 ended = await connection.fetchval(_SQL[query], job)
                 if ended is not None:
-                    await bring_about(connection, [ended])
+                    await run_completion_hooks(connection, [ended])
         return ended is not None
 
     async def open_jobs(self, *, after: UUID, limit: int) -> Sequence[Job]:
@@ -323,7 +325,7 @@ class Jobs:
                 if attempts:
                     await _insert_logs(connection, attempts)
                 await _fail_versions(connection, [record for record in latest.values() if record.kind == "deploy"])
-                return await bring_about(connection, ended) if ended else []
+                return await run_completion_hooks(connection, ended) if ended else []
 
 
 def _columns(message: JobMessage) -> tuple[object, ...]:

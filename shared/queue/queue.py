@@ -30,7 +30,7 @@ WORKERS = "cp:workers"
 OUT_OF_PLACE = "cp:out-of-place"
 FINAL_CHANNEL = "cp:final"
 EVENTS_CHANNEL = "cp:events"
-"""What happens to jobs that somebody looks on: a job's id, a space, a JSON object with its ``kind``."""
+"""What happens to jobs that somebody is subscribed to: a job's id, a space, a JSON object with its ``kind``."""
 WATCHED = "cp:watched"
 CHANGED_CHANNEL = "cp:changed"
 REBUILT_CHANNEL = "cp:rebuilt"
@@ -315,7 +315,7 @@ class Queue:
         answer = await self._run(scripts.HELD, queue, worker, generation)
         return _claims(answer)
 
-    async def look_on(self, queue: str, jobs: Sequence[UUID]) -> None:
+    async def subscribe(self, queue: str, jobs: Sequence[UUID]) -> None:
         """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
         wrote so far that run."""
         if jobs:

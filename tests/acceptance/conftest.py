@@ -9,16 +9,16 @@ import engines
 import podman
 import pytest
 
-_DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in ("docker", "docker-blank")]
-_PODMAN = [pytest.param(way, marks=pytest.mark.on_podman) for way in ("podman", "podman-blank")]
+_DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in ("docker", "docker-generic")]
+_PODMAN = [pytest.param(way, marks=pytest.mark.on_podman) for way in ("podman", "podman-generic")]
 USUAL = ["process", *_DOCKER]
-EVERY_WAY = ["process", "process-alone", "process-blank", *_DOCKER]
+EVERY_WAY = ["process", "process-alone", "process-generic", *_DOCKER]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What a function sees is the same whatever holds it: those tests run on each engine, and once from a blank. How a
-    sandbox starts, ends and is cleared away differs: tests of that are marked ``every_way``. What Podman may do in its
-    own way is marked ``podman``."""
+    """What a function sees is the same whatever holds it: those tests run on each engine, and once from a generic
+    sandbox. How a sandbox starts, ends and is cleared away differs: tests of that are marked ``every_way``. What Podman
+    may do in its own way is marked ``podman``."""
     every = metafunc.definition.get_closest_marker("every_way") is not None
     if metafunc.config.getoption("--podman"):
         more = _PODMAN if every else _PODMAN[:1]

@@ -18,17 +18,18 @@ import orjson
 import pytest
 from aiodocker import Docker, DockerError
 
-from worker.engine.blank import AttachedBlank
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, Call, CallOutcome, LogEntry, SandboxSpec
+from worker.build.layer import artifact_layer, in_thread
+from worker.build.recipe import load_recipe
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.libpod import LibpodContainers
-from worker.engine.layer import artifact_layer, in_thread
 from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
-from worker.engine.recipe import load_recipe
-from worker.engine.sandbox import AttachedSandbox
-from worker.engine.tail import Progress, Tail
+from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.contract import Call, CallOutcome, GenericSpec, SandboxSpec
+from worker.sandbox.generic import AttachedGeneric
+from worker.sandbox.log import LogEntry
+from worker.sandbox.tail import Progress, Tail
 
 FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
@@ -44,7 +45,7 @@ class Bench:
     engine: DockerEngine | ProcessEngine
     config: EngineConfig
     image: str
-    blank: bool = False  # sandboxes are made from blanks
+    generic: bool = False  # sandboxes are made from generic sandboxes
     user_id: uuid.UUID = field(default_factory=uuid.uuid4)
     started: list[AttachedSandbox] = field(default_factory=list)
 
@@ -70,20 +71,20 @@ class Bench:
 
     async def start(self, handler: str, **changes: Any) -> AttachedSandbox:
         spec = self.spec(handler, **changes)
-        sandbox = await (self.specialised(spec) if self.blank else self.engine.start(spec))
+        sandbox = await (self.specialized(spec) if self.generic else self.engine.start(spec))
         self.started.append(sandbox)
         return sandbox
 
-    async def prestart(self, **changes: Any) -> AttachedBlank:
-        size = BlankSpec(runtime="python", memory_mb=128, cpus=1.0)
-        blank = await self.engine.prestart(replace(size, **changes))
-        assert blank is not None
-        return blank
+    async def start_generic(self, **changes: Any) -> AttachedGeneric:
+        size = GenericSpec(runtime="python", memory_mb=128, cpus=1.0)
+        generic = await self.engine.start_generic(replace(size, **changes))
+        assert generic is not None
+        return generic
 
-    async def specialised(self, spec: SandboxSpec) -> AttachedSandbox:
+    async def specialized(self, spec: SandboxSpec) -> AttachedSandbox:
         assert await self.engine.prepare(spec)
         size = {"runtime": spec.runtime, "memory_mb": spec.memory_mb, "cpus": spec.cpus}
-        return await (await self.prestart(**size)).specialise(spec)
+        return await (await self.start_generic(**size)).specialize(spec)
 
     async def run(self, handler: str, body: Any = None, **changes: Any) -> CallOutcome:
         """One call in a sandbox of its own."""
@@ -116,7 +117,7 @@ def call(
     )
 
 
-class Onlooker:
+class Subscriber:
     """Looks on one call from its beginning, and reads what is new whenever told that something is."""
 
     def __init__(self) -> None:
@@ -124,7 +125,7 @@ class Onlooker:
         self.entries: list[LogEntry] = []
         self.progress: list[Progress] = []
         self.tail = Tail(self._changed)
-        self.tail.look_on()
+        self.tail.subscribe()
 
     def _changed(self, tail: Tail) -> None:
         self.entries += tail.news()
@@ -158,16 +159,16 @@ def engine_config(short_dir: Path) -> EngineConfig:
 
 @pytest.fixture
 async def bench(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Bench]:
-    """Each engine in turn, also with sandboxes that were blanks before."""
+    """Each engine in turn, also with sandboxes that were generic sandboxes before."""
     engine, _, way = request.param.partition("-")
     if engine != "process":
         async for one in docker_bench_of(on_engine(request, engine, engine_config)):
-            one.blank = way == "blank"
+            one.generic = way == "generic"
             yield one
     else:
         # Alone: as on a kernel that grants no namespaces.
         async for one in process_bench_of(engine_config, NONE if way == "alone" else None):
-            one.blank = way == "blank"
+            one.generic = way == "generic"
             yield one
 
 

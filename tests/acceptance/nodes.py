@@ -15,9 +15,10 @@ import orjson
 import pytest
 from engines import Bench
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuiltImage, CallOutcome, SandboxSpec
+from worker.build.plan import BuildPlan, BuiltImage
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
+from worker.sandbox.contract import CallOutcome, SandboxSpec
 
 FUNCTIONS = Path(__file__).with_name("node_functions")
 MEBIBYTE = 1024 * 1024
@@ -79,13 +80,13 @@ def node_image() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["start", "blank"])
+@pytest.fixture(params=["start", "generic"])
 async def node(request: pytest.FixtureRequest, engine_config: EngineConfig, node_image: str) -> AsyncIterator[Node]:
-    """Each sandbox started for its function, or made from a blank."""
+    """Each sandbox started for its function, or made from a generic sandbox."""
     engine = DockerEngine(engine_config)
     await engine.open()
     try:
-        yield Node(engine=engine, config=engine_config, image=node_image, blank=request.param == "blank")
+        yield Node(engine=engine, config=engine_config, image=node_image, generic=request.param == "generic")
     finally:
         await engine.close()
 

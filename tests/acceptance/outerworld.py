@@ -170,7 +170,8 @@ class Listener:
 
 
 def attempt_elsewhere(network: str, attempts: list[list[object]]) -> list[str]:
-    """The same attempts as a function makes them, from a container in ``network`` that no gate holds back."""
+    """The same attempts as a function makes them, from a container in ``network`` that no egress namespace holds
+    back."""
     from engines import BASE_IMAGE, FUNCTIONS
 
     source = (FUNCTIONS / "main.py").read_text()

@@ -16,19 +16,20 @@ import pytest
 from aiodocker import Docker
 
 from tests.acceptance.engines import remove_images
-from worker.engine.buildlog import BuildLog
-from worker.engine.builds import Builds
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
+from worker.build.build_log import BuildLog
+from worker.build.builds import Builds
+from worker.build.layer import LayerWriter, UnsafeEntry, installed_layer
+from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.recipe import load_recipe
+from worker.build.requirements import Requirements
+from worker.config import EngineConfig
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.hardening import container_config, seccomp_profile
 from worker.engine.docker.image import Images
 from worker.engine.docker.install import Installer
-from worker.engine.layer import LayerWriter, UnsafeEntry, installed_layer
 from worker.engine.process.build import ProcessBuilder
-from worker.engine.process.stock import Stock
-from worker.engine.recipe import load_recipe
-from worker.engine.requirements import Requirements
+from worker.engine.process.version_gc import Stock
+from worker.errors import EngineUnavailable
 
 HANDLER = b"def handler(event, context):\n    return 1\n"
 MEBIBYTE = 1024 * 1024

@@ -166,7 +166,7 @@ def test_the_image_brings_the_files_that_are_not_code(image: str) -> None:
     script = (
         "from shared.postgres.migrate import known_migrations; from shared.postgres.queries import nouns, queries; "
         "from shared.queue.scripts import SCRIPTS; from worker.engine.docker.hardening import seccomp_profile; "
-        "from worker.engine.recipe import load_recipe; "
+        "from worker.build.recipe import load_recipe; "
         "assert known_migrations() and SCRIPTS and seccomp_profile() and load_recipe('python').files; "
         "[queries(noun) for noun in nouns()]; print('complete')"
     )

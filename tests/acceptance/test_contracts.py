@@ -20,14 +20,16 @@ import orjson
 import psutil
 import pytest
 from aiodocker import Docker, DockerError
-from engines import BASE_IMAGE, Onlooker, call, engine_config, on_engine, short_dir, text
+from engines import BASE_IMAGE, Subscriber, call, engine_config, on_engine, short_dir, text
 
 import runtimes as known
 from tests.deployment import Platform
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, CallOutcome, Engine, Sandbox, SandboxSpec
+from worker.build.plan import BuildPlan
+from worker.config import EngineConfig
+from worker.engine.contract import Engine
 from worker.engine.docker import DockerEngine
 from worker.engine.process import ProcessEngine
+from worker.sandbox.contract import CallOutcome, Sandbox, SandboxSpec
 
 __all__ = ["engine_config", "short_dir"]
 SOURCES = Path(__file__).with_name("contracts")
@@ -328,7 +330,7 @@ async def test_a_command_is_told_its_call_and_its_settings(bench: Bench) -> None
 
 async def test_a_command_is_followed_while_it_runs(bench: Bench) -> None:
     sandbox = await bench.command()
-    looking = Onlooker()
+    looking = Subscriber()
     running = asyncio.create_task(sandbox.call(call({"do": "wait", "with": 1.5}, tail=looking.tail)))
     async with asyncio.timeout(4):
         await looking.heard.wait()
@@ -339,7 +341,7 @@ async def test_a_command_is_followed_while_it_runs(bench: Bench) -> None:
 
 async def test_what_a_killed_command_wrote_is_with_its_tail(bench: Bench) -> None:
     sandbox = await bench.command()
-    looking = Onlooker()
+    looking = Subscriber()
     running = asyncio.create_task(sandbox.call(call({"do": "wait", "with": 60}, tail=looking.tail, max_log_bytes=4)))
     async with asyncio.timeout(4):
         await looking.heard.wait()

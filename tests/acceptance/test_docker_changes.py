@@ -13,7 +13,7 @@ from aiodocker import Docker
 from engines import call, docker_bench_of, engine_config, engine_socket, short_dir
 
 from bench.relay import Relay
-from worker.engine.config import EngineConfig
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 
 pytestmark = pytest.mark.docker

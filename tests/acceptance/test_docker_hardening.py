@@ -24,11 +24,11 @@ from engines import BASE_IMAGE, Bench, call, docker_bench, docker_bench_of, engi
 
 from cli.supervisor.engine import choose_engine
 from shared.errors import Misconfigured
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.build.recipe import load_recipe
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.hardening import UID
-from worker.engine.recipe import load_recipe
+from worker.errors import EngineUnavailable
 
 pytestmark = pytest.mark.docker
 

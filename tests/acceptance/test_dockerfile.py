@@ -23,14 +23,16 @@ from engines import BASE_IMAGE, call, engine_config, short_dir, text
 from tests.acceptance.engines import remove_images
 from tests.client import Client
 from tests.deployment import Platform
-from worker.engine.config import DockerfileConfig, EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, CallOutcome, EngineUnavailable, SandboxSpec
+from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.config import DockerfileConfig, EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.build import ImageBuilder
-from worker.engine.docker.buildcap import BuildCaps, Machine
-from worker.engine.docker.buildrun import LABEL_BUILD
+from worker.engine.docker.build_cap import BuildCaps, Machine
+from worker.engine.docker.engine_build import LABEL_BUILD
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
 from worker.engine.process import ProcessEngine
+from worker.errors import EngineUnavailable
+from worker.sandbox.contract import CallOutcome, SandboxSpec
 
 pytestmark = pytest.mark.docker
 

@@ -22,10 +22,11 @@ from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, pro
 from outerworld import Listener, OuterWorld, attempt_elsewhere
 
 from tests.deployment import Platform
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable, blank_spec
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.outside import EgressPolicy
+from worker.errors import EngineUnavailable
+from worker.network.outside import EgressPolicy
+from worker.sandbox.contract import generic_spec
 
 pytestmark = pytest.mark.docker
 
@@ -126,11 +127,11 @@ async def _ask(bench: Bench, handler: str, body: object = None, **changes: Any) 
 async def test_r12_with_egress_what_is_outside_is_reached_and_nothing_of_the_platforms(
     bench: Bench, world: OuterWorld, listener: Listener
 ) -> None:
-    """Whatever a socket can be told of the way that its packets go. The container without a gate, in the same network
-    and with the same attempts, shows that all of it would be reached otherwise."""
+    """Whatever a socket can be told of the way that its packets go. The container without an egress namespace, in the
+    same network and with the same attempts, shows that all of it would be reached otherwise."""
     sandbox = await bench.start("reach", network="egress", timeout_ms=60_000)
     (network,) = _networks(bench.config)
-    (subnet,) = await bench.engine._opened_gates()._network.subnets()  # type: ignore[union-attr]
+    (subnet,) = await bench.engine._opened_namespaces()._network.subnets()  # type: ignore[union-attr]
     machine = next(
         one.address
         for addresses in psutil.net_if_addrs().values()
@@ -202,7 +203,7 @@ async def test_r12_with_egress_no_other_sandbox_is_reached(bench: Bench) -> None
     address = orjson.loads((await other.call(call(7000))).result or b"")
     attempts = [[address, 7000, "tcp", way] for way in _TCP_WAYS]
     assert set(await _ask(bench, "reach", attempts)) == {"ECONNREFUSED"}
-    # And who is not held back by a gate of his own is held back by that of the one he wants to reach.
+    # And who is not held back by an egress namespace of his own is held back by that of the one he wants to reach.
     (network,) = _networks(bench.config)
     assert await asyncio.to_thread(attempt_elsewhere, network, [[address, 7000, "tcp"]]) == ["TimeoutError"]
 
@@ -223,8 +224,8 @@ async def test_r14_r15_with_egress_a_function_has_no_privileges_and_cannot_chang
     assert await _ask(bench, "open_socket", [socket.AF_PACKET, socket.SOCK_RAW, 0]) == errno.EPERM
 
     docker = bench.engine._client()  # type: ignore[union-attr]
-    gate = await docker.containers.container(f"containerpub-{sandbox.id}-gate").show()
-    kept = psutil.Process(gate["State"]["Pid"])
+    namespace = await docker.containers.container(f"containerpub-{sandbox.id}-egress").show()
+    kept = psutil.Process(namespace["State"]["Pid"])
     assert kept.cmdline() == ["sleep", "infinity"]
     assert kept.children() == []
     lines = Path(f"/proc/{kept.pid}/status").read_text().splitlines()
@@ -243,7 +244,7 @@ async def test_names_are_resolved_as_on_the_engines_machine(bench: Bench) -> Non
     answer = set(await _ask(bench, "resolve", name))
     assert bool(answer) == bool(found), (answer, found)
     sandbox = await bench.start("resolve", network="egress")
-    outcome = await sandbox.call(call(f"containerpub-{sandbox.id}-gate"))
+    outcome = await sandbox.call(call(f"containerpub-{sandbox.id}-egress"))
     assert outcome.result is not None
     assert len(orjson.loads(outcome.result)) == 1
 
@@ -254,10 +255,10 @@ async def test_a_function_has_a_network_only_if_it_asks_for_one(bench: Bench) ->
     for network, seen in (("none", ["lo"]), ("egress", ["lo", "eth0"])):
         spec = bench.spec("interfaces", network=network)
         assert await bench.engine.prepare(spec)
-        blank = await bench.prestart(network=network)
+        generic = await bench.start_generic(network=network)
         with pytest.raises(ValueError):
-            await blank.specialise(replace(spec, network="none" if network == "egress" else "egress"))
-        outcome = await (await blank.specialise(spec)).call(call())
+            await generic.specialize(replace(spec, network="none" if network == "egress" else "egress"))
+        outcome = await (await generic.specialize(spec)).call(call())
         assert orjson.loads(outcome.result or b"") == seen
 
 
@@ -280,7 +281,7 @@ async def test_f21_the_gate_goes_with_its_sandbox_and_with_its_worker(bench: Ben
     assert _containers(bench.config) == []
 
     await bench.start("echo", network="egress")
-    await (await bench.prestart(network="egress")).destroy()
+    await (await bench.start_generic(network="egress")).destroy()
     other = replace(bench.config, worker_id="another", data_dir=short_dir / "other")
     living = DockerEngine(other)
     await living.open()
@@ -344,7 +345,7 @@ async def test_the_engine_process_gives_no_network(engine_config: EngineConfig) 
     async for bench in process_bench_of(engine_config):
         with pytest.raises(EngineUnavailable, match="use the engine docker"):
             await bench.start("echo", network="egress")
-        assert await bench.engine.prestart(blank_spec(bench.spec("echo", network="egress"))) is None
+        assert await bench.engine.start_generic(generic_spec(bench.spec("echo", network="egress"))) is None
 
 
 async def test_a_deployed_function_of_any_contract_has_its_network_until_the_operator_forbids_it(

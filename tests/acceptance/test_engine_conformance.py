@@ -12,14 +12,15 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from engines import Bench, Onlooker, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
+from engines import Bench, Subscriber, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable, LogEntry, LogStream
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process.child import Child
-from worker.engine.sandbox import AttachedSandbox
-from worker.engine.tail import Progress
+from worker.errors import EngineUnavailable
+from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.log import LogEntry, LogStream
+from worker.sandbox.tail import Progress
 
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
@@ -61,7 +62,7 @@ async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -
 async def test_a_call_is_followed_while_it_runs(bench: Bench) -> None:
     sandbox = await bench.start("follow")
     assert (await sandbox.call(call(0))).reason is None
-    looking = Onlooker()
+    looking = Subscriber()
     running = asyncio.create_task(sandbox.call(call(1, tail=looking.tail)))
     async with asyncio.timeout(4):
         await looking.heard.wait()
@@ -571,7 +572,7 @@ async def test_a_cancelled_call_leaves_a_sandbox_that_can_only_be_destroyed(benc
 async def test_what_a_killed_call_wrote_is_with_its_tail(bench: Bench) -> None:
     sandbox = await bench.start("follow")
     assert (await sandbox.call(call(0))).reason is None  # what its import writes is gone with this
-    looking = Onlooker()
+    looking = Subscriber()
     running = asyncio.create_task(sandbox.call(call(60, max_log_bytes=9, tail=looking.tail, timeout_ms=60_000)))
     async with asyncio.timeout(10):
         while not looking.progress:  # it comes after what is logged

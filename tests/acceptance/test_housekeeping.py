@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 from shared.queue.queue import WORKERS, Change, Queue
 from tests.client import Answer, Client
 from tests.deployment import Platform
-from worker.engine.attach import SocketFolders
-from worker.engine.codecache import _prefix
-from worker.engine.config import EngineConfig
-from worker.engine.docker.stock import FUNCTION
+from worker.build.code_cache import _prefix
+from worker.config import EngineConfig
+from worker.engine.docker.image_gc import FUNCTION
 from worker.engine.docker.sweep import sweep
+from worker.sandbox.attach import SocketFolders
 
 pytestmark = pytest.mark.docker
 
@@ -105,7 +105,7 @@ async def of_dead_workers(platform: Platform, redis: Redis) -> list[str]:
             data_dir=data,
         )
         names.add(SocketFolders.of("docker", config).own)
-    for root in (platform.folder / "s", data / "blanks"):
+    for root in (platform.folder / "s", data / "generics"):
         left += [str(path) for path in root.glob("*") if path.name not in names]
     making = tuple(_prefix(worker) for worker in living)
     left += [str(path) for path in data.glob("code/*/.making-*") if not path.name.startswith(making)]
@@ -242,7 +242,7 @@ async def test_f22_a_worker_that_is_told_to_stop_under_load_leaves_no_container(
             assert await asyncio.to_thread(process.wait, 30) == 0, platform.logs()
             assert await containers(platform) == {}
             left = [
-                path for root in ("s", "data/blanks", "data/scratch") for path in (platform.folder / root).glob("*")
+                path for root in ("s", "data/generics", "data/scratch") for path in (platform.folder / root).glob("*")
             ]
             assert len(left) <= 1, left  # the API's scratch folder
             platform.start("worker-1")
@@ -251,7 +251,7 @@ async def test_f22_a_worker_that_is_told_to_stop_under_load_leaves_no_container(
 async def test_f26_images_that_are_pruned_or_evicted_come_back_and_callers_see_success(
     database: str, redis_url: str
 ) -> None:
-    env = ENV | {"SANDBOX_IDLE_SECONDS": "0.3", "SANDBOX_BLANKS": "0", "FUNCTION_MAX_CONCURRENT": "8"}
+    env = ENV | {"SANDBOX_IDLE_SECONDS": "0.3", "SANDBOX_GENERICS": "0", "FUNCTION_MAX_CONCURRENT": "8"}
     async with (
         Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
         platform.client() as client,
@@ -294,7 +294,10 @@ async def test_images_of_deleted_and_failed_versions_go_whoever_deleted_them_and
     database: str, redis_url: str
 ) -> None:
     # Nothing but what is in use fits into the budget. What is kept warm is in use.
-    env = ENV | {"IMAGE_DISK_BYTES": "1", "SANDBOX_BLANKS": "0"}  # a blank needs no image for code that is at hand
+    env = ENV | {
+        "IMAGE_DISK_BYTES": "1",
+        "SANDBOX_GENERICS": "0",
+    }  # a generic sandbox needs no image for code that is at hand
     redis = Redis.from_url(redis_url)
     async with (
         Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,

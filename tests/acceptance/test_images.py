@@ -17,13 +17,14 @@ from engines import BASE_IMAGE, Bench, call, engine_config, short_dir
 
 from tests.client import pack
 from tests.deployment import remove_images
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuiltImage, SandboxSpec
+from worker.build.layer import Layer
+from worker.build.plan import BuildPlan, BuiltImage
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.image import Image, Images
-from worker.engine.docker.stock import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
-from worker.engine.layer import Layer
+from worker.engine.docker.image_gc import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
 from worker.engine.process import ProcessEngine
+from worker.sandbox.contract import SandboxSpec
 
 __all__ = ["engine_config", "short_dir"]
 
@@ -73,8 +74,8 @@ class Depot:
         self.asked |= versions
         return {version: image for version, image in self.standing.items() if version in versions}
 
-    async def tidy(self) -> int:
-        return await self.engine.tidy(self.answer)
+    async def collect_garbage(self) -> int:
+        return await self.engine.collect_garbage(self.answer)
 
     async def here(self, *built: BuiltImage) -> list[bool]:
         return [await self.engine.has_image(one.ref) for one in built]
@@ -165,12 +166,12 @@ def with_budget(depot: Depot, budget: int) -> None:
 
 async def test_f21_images_of_versions_that_do_not_stand_go_and_others_stay(depot: Depot) -> None:
     (gone, goes), (_, stays) = [await depot.build() for _ in range(2)]
-    assert await depot.tidy() == 0
+    assert await depot.collect_garbage() == 0
     assert depot.asked == set(depot.standing)
     del depot.standing[gone]
-    assert await depot.tidy() == 1
+    assert await depot.collect_garbage() == 1
     assert await depot.here(goes, stays) == [False, True]
-    assert await depot.tidy() == 0
+    assert await depot.collect_garbage() == 0
 
 
 async def test_an_image_that_a_sandbox_runs_from_stays_until_it_ends(depot: Depot) -> None:
@@ -178,30 +179,30 @@ async def test_an_image_that_a_sandbox_runs_from_stays_until_it_ends(depot: Depo
     sandbox = await depot.engine.start(depot.spec(version, built))
     depot.standing.clear()
     await depot.engine.remove_image(built.ref)
-    assert await depot.tidy() == 0
+    assert await depot.collect_garbage() == 0
     assert (await sandbox.call(call(1))).result == b"1"
     await sandbox.pause()
-    assert await depot.tidy() == 0
+    assert await depot.collect_garbage() == 0
     await sandbox.unpause()
     assert (await sandbox.call(call(2))).result == b"2"
     await sandbox.destroy()
-    assert await depot.tidy() == 1
+    assert await depot.collect_garbage() == 1
     assert await depot.here(built) == [False]
 
 
 async def test_over_the_budget_the_least_recently_used_go_also_after_a_restart(depot: Depot) -> None:
     versions = [await depot.build(depot.plan(CODE + f"# {number}\n" + "#" * MEBIBYTE)) for number in range(3)]
-    await depot.tidy()  # what was used is written down
+    await depot.collect_garbage()  # what was used is written down
     depot.age()
     await depot.engine.close()
     # All three take a bit more than 3 MiB, the runtime's own side included.
     with_budget(depot, int(2.5 * MEBIBYTE))
     await depot.engine.open()
     assert await depot.run(*versions[0], 1) == b"1"
-    assert await depot.tidy() == 1
+    assert await depot.collect_garbage() == 1
     assert sum(await depot.here(*(built for _, built in versions))) == 2
     assert await depot.here(versions[0][1]) == [True]
-    assert await depot.tidy() == 0
+    assert await depot.collect_garbage() == 0
 
 
 async def test_over_the_budget_what_was_used_of_late_stays_and_what_went_is_built_again_alike(depot: Depot) -> None:
@@ -210,16 +211,16 @@ async def test_over_the_budget_what_was_used_of_late_stays_and_what_went_is_buil
     await depot.engine.close()
     with_budget(depot, 1)
     await depot.engine.open()
-    await depot.tidy()
+    await depot.collect_garbage()
     assert await depot.here(built) == [True]
     depot.age()
     sandbox = await depot.engine.start(depot.spec(version, built))
     depot.age()
-    await depot.tidy()
+    await depot.collect_garbage()
     assert await depot.here(built) == [True]
     await sandbox.destroy()
     depot.age()
-    assert await depot.tidy() >= 1
+    assert await depot.collect_garbage() >= 1
     assert await depot.here(built) == [False]
     assert (await depot.engine.build(plan, lambda _: None)).ref == built.ref
     assert await depot.run(version, built, "again") == b'"again"'
@@ -234,11 +235,11 @@ async def test_dependencies_stay_as_long_as_a_version_stands_on_them(depot: Depo
     await depot.engine.open()
     depot.age()
     sandbox = await depot.engine.start(depot.spec(version, built))
-    await depot.tidy()
+    await depot.collect_garbage()
     assert depot.kept() == 2
     await sandbox.destroy()
     depot.age()
-    await depot.tidy()
+    await depot.collect_garbage()
     assert depot.kept() == 0
     await depot.build(plan)
     assert await depot.run(version, built, 3) == b"3"
@@ -254,7 +255,7 @@ async def test_another_installations_images_are_not_ours_to_remove(depot: Depot)
         gone, goes = await other.build()
         other.age()
         del other.standing[gone]
-        assert await other.tidy() >= 1
+        assert await other.collect_garbage() >= 1
         assert await other.here(goes) == [False]
         assert other.asked == {gone}
     assert await depot.run(version, built, 5) == b"5"
@@ -291,7 +292,7 @@ async def test_b9_labels_of_ours_on_a_foreign_image_prove_nothing(docker_depot: 
             changes = ("--change", f"LABEL {label}", "--change", f"LABEL containerpub.version={version}")
             ids.append(await docker("import", *changes, "-", *filter(None, [name]), content=_tar({"spoof": name})))
         docker_depot.config = replace(docker_depot.config, image_disk_bytes=1)
-        assert await docker_depot.tidy() == 0
+        assert await docker_depot.collect_garbage() == 0
         assert await docker_depot.engine.sweep(frozenset()) == 0
         assert [await docker_depot.engine.has_image(one) for one in ids] == [True] * len(ids)
     finally:
@@ -305,9 +306,9 @@ async def test_a_name_that_an_operator_gave_keeps_the_image(docker_depot: Depot)
     await docker("tag", built.ref, name)
     del docker_depot.standing[version]
     try:
-        assert await docker_depot.tidy() == 1
+        assert await docker_depot.collect_garbage() == 1
         assert await docker_depot.here(built) == [True]
-        assert await docker_depot.tidy() == 0
+        assert await docker_depot.collect_garbage() == 0
     finally:
         await docker("rmi", name)
 
@@ -318,10 +319,10 @@ async def test_an_image_that_lost_its_name_goes_unless_its_version_knows_it(dock
     other, later = await docker_depot.build(docker_depot.plan(CODE + "# later\n"))
     await docker("tag", later.ref, f"{FUNCTION}:{version}")  # takes the name from the first
     docker_depot.age()
-    assert await docker_depot.tidy() == 0
+    assert await docker_depot.collect_garbage() == 0
     assert await docker_depot.here(built, later) == [True, True]
     docker_depot.standing[version] = later.ref
-    assert await docker_depot.tidy() == 1
+    assert await docker_depot.collect_garbage() == 1
     assert await docker_depot.here(built, later) == [False, True]
     assert other in docker_depot.standing
 

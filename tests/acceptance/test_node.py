@@ -9,11 +9,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from engines import Onlooker, call, engine_config, short_dir, text
+from engines import Subscriber, call, engine_config, short_dir, text
 from nodes import MEBIBYTE, Builder, Node, builder, node, node_image, result
 
-from worker.engine.contract import BuildRejected, LogEntry, LogStream
-from worker.engine.tail import Progress
+from worker.build.plan import BuildRejected
+from worker.sandbox.log import LogEntry, LogStream
+from worker.sandbox.tail import Progress
 
 __all__ = ["builder", "engine_config", "node", "node_image", "short_dir"]
 
@@ -85,7 +86,7 @@ async def test_event_and_context_tell_what_they_should(node: Node) -> None:
 
 async def test_a_call_is_followed_while_it_runs(node: Node) -> None:
     sandbox = await node.start("follow")
-    looking = Onlooker()
+    looking = Subscriber()
     running = asyncio.create_task(sandbox.call(call(1, tail=looking.tail)))
     async with asyncio.timeout(4):
         await looking.heard.wait()
@@ -414,7 +415,7 @@ async def test_packages_are_found_by_both_module_systems_and_installed_once(buil
     first = await builder.build({"main.js": USES_PACKAGE, "package.json": unique})
     assert builder.log.count("installing dependencies") == 1
     builder.bench.image = first.ref
-    for builder.bench.blank in (False, True):
+    for builder.bench.generic in (False, True):
         outcome = await builder.bench.run("main:echo", "v1.2.3")
         assert result(outcome) == ["1.2.3", 1, "function"]
     builder.log.clear()

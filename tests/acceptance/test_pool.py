@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from engines import Bench, call, docker_bench, engine_config, process_bench_of, short_dir
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.pool import Lease, Pool, PoolLimits, StartKind
+from worker.errors import EngineUnavailable
+from worker.sandbox.pool import Pool, PooledSandbox, PoolLimits, StartKind
 
 __all__ = ["docker_bench", "engine_config", "short_dir"]  # fixtures
 
@@ -27,7 +27,7 @@ def limits(**changes: Any) -> PoolLimits:
         "max_age_s": 1000,
         "max_uses": 1000,
         "ahead": 1,
-        "blanks": 0,
+        "generics": 0,
     }
     return PoolLimits(**{**usual, **changes})
 
@@ -45,10 +45,10 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def use(pool: Pool, lease: Lease, **release: Any) -> None:
-    outcome = await lease.sandbox.call(call())
+async def use(pool: Pool, pooled: PooledSandbox, **release: Any) -> None:
+    outcome = await pooled.sandbox.call(call())
     assert outcome.reason is None, outcome
-    leaving = pool.release(lease, **release)
+    leaving = pool.release(pooled, **release)
     if leaving is not None:
         await leaving
 
@@ -76,9 +76,9 @@ async def test_an_idle_sandbox_is_paused_and_wakes_for_a_call(process: Bench) ->
     spec = process.spec("echo")
     await use(pool, await pool.acquire(spec))
     await until(lambda: pool.state()["paused"] == 1)
-    lease = await pool.acquire(spec)
-    assert lease.start_kind is StartKind.PAUSED
-    await use(pool, lease)
+    pooled = await pool.acquire(spec)
+    assert pooled.start_kind is StartKind.PAUSED
+    await use(pool, pooled)
     maintaining.cancel()
     await pool.close()
 
@@ -92,9 +92,9 @@ async def test_an_idle_sandbox_goes_when_its_time_is_over_unless_it_is_kept(proc
     await use(pool, going)
     await until(lambda: not going.sandbox.reusable and pool.state()["idle"] == 1)
     await until(lambda: pool.state()["memory_mb"] == 128)
-    lease = await pool.acquire(kept)
-    assert lease.start_kind is StartKind.WARM
-    await use(pool, lease)
+    pooled = await pool.acquire(kept)
+    assert pooled.start_kind is StartKind.WARM
+    await use(pool, pooled)
     maintaining.cancel()
     await pool.close()
 
@@ -104,9 +104,9 @@ async def test_w8_a_sandbox_is_replaced_after_its_uses(process: Bench) -> None:
     spec = process.spec("echo")
     ids = []
     for _ in range(3):
-        lease = await pool.acquire(spec)
-        ids.append(lease.sandbox.id)
-        await use(pool, lease)
+        pooled = await pool.acquire(spec)
+        ids.append(pooled.sandbox.id)
+        await use(pool, pooled)
     assert ids[0] == ids[1] != ids[2]
     await pool.close()
 
@@ -125,8 +125,8 @@ async def test_the_budget_is_never_passed_and_the_oldest_idle_one_makes_room(pro
     third = await waiting
     assert pool.state()["memory_mb"] == 256
     assert not first.sandbox.reusable
-    for lease in (second, third):
-        await use(pool, lease)
+    for pooled in (second, third):
+        await use(pool, pooled)
     await pool.close()
 
 
@@ -137,9 +137,9 @@ async def test_many_at_once_share_a_small_budget_without_passing_it(process: Ben
 
     async def one(index: int) -> None:
         nonlocal most
-        lease = await pool.acquire(specs[index % 6])
+        pooled = await pool.acquire(specs[index % 6])
         most = max(most, pool.state()["memory_mb"])
-        await use(pool, lease)
+        await use(pool, pooled)
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(one(index) for index in range(18)))
@@ -174,10 +174,10 @@ async def test_a_fresh_sandbox_serves_one_call_and_the_next_stands_ready(process
     spec = process.spec("echo")
     ids = set()
     for number in range(3):
-        lease = await pool.acquire(spec, fresh=True)
-        assert lease.start_kind is (StartKind.WARM if number else StartKind.COLD)
-        ids.add(lease.sandbox.id)
-        await use(pool, lease, fresh=True)
+        pooled = await pool.acquire(spec, fresh=True)
+        assert pooled.start_kind is (StartKind.WARM if number else StartKind.COLD)
+        ids.add(pooled.sandbox.id)
+        await use(pool, pooled, fresh=True)
         await until(lambda: pool.state()["idle"] == 1)
     assert len(ids) == 3
     await pool.close()
@@ -187,11 +187,11 @@ async def test_a_fresh_sandbox_serves_one_call_and_the_next_stands_ready(process
 async def test_an_idle_sandbox_that_died_is_noticed_and_not_handed_out(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits())
     spec = process.spec("echo")
-    lease = await pool.acquire(spec)
-    await use(pool, lease)
-    await lease.sandbox.destroy()
+    pooled = await pool.acquire(spec)
+    await use(pool, pooled)
+    await pooled.sandbox.destroy()
     again = await pool.acquire(spec)
-    assert again.sandbox.id != lease.sandbox.id
+    assert again.sandbox.id != pooled.sandbox.id
     await use(pool, again)
     await pool.close()
     assert pool.state()["memory_mb"] == 0
@@ -208,25 +208,25 @@ async def test_dropped_specs_go_and_others_stay(process: Bench) -> None:
     await pool.close()
 
 
-async def test_a_cold_start_is_made_from_a_blank_once_the_code_is_here(process: Bench) -> None:
-    pool = Pool(engine=process.engine, limits=limits(blanks=1))
+async def test_a_cold_start_is_made_from_a_generic_once_the_code_is_here(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(generics=1))
     maintaining = asyncio.create_task(pool.maintain())
     spec = process.spec("echo")
     first = await pool.acquire(spec)
-    await until(lambda: pool.state()["blank"] == 1)
+    await until(lambda: pool.state()["generic"] == 1)
     second = await pool.acquire(spec)  # the first is busy
     assert second.start_kind is StartKind.COLD
-    await until(lambda: pool.state()["blank"] == 1)  # the next one
+    await until(lambda: pool.state()["generic"] == 1)  # the next one
     assert pool.state()["busy"] == 2
     await use(pool, first)
     await use(pool, second)
     maintaining.cancel()
     await pool.close()
-    assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
+    assert pool.state() == {**pool.state(), "generic": 0, "memory_mb": 0}
 
 
-async def test_idle_sandboxes_make_room_for_a_blank_but_not_those_that_are_kept(process: Bench) -> None:
-    pool = Pool(engine=process.engine, limits=limits(memory_mb=512, blanks=2))
+async def test_idle_sandboxes_make_room_for_a_generic_but_not_those_that_are_kept(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=512, generics=2))
     specs = [process.spec("echo") for _ in range(4)]
     for spec in specs:
         await use(pool, await pool.acquire(spec))
@@ -234,18 +234,18 @@ async def test_idle_sandboxes_make_room_for_a_blank_but_not_those_that_are_kept(
     pool.keep({specs[0]: 1})
     maintaining = asyncio.create_task(pool.maintain())
     # A quarter of the memory, and the kept one is the oldest.
-    await until(lambda: pool.state()["blank"] == 1 and pool.state()["idle"] == 3)
+    await until(lambda: pool.state()["generic"] == 1 and pool.state()["idle"] == 3)
     await asyncio.sleep(1.2)
-    assert pool.state() == {**pool.state(), "blank": 1, "idle": 3, "memory_mb": 512}
+    assert pool.state() == {**pool.state(), "generic": 1, "idle": 3, "memory_mb": 512}
     assert {spec for spec in specs if spec not in pool._idle} == {specs[1]}
-    # The evicted one comes back through the blank, for which the next oldest then makes room.
+    # The evicted one comes back through the generic sandbox, for which the next oldest then makes room.
     await use(pool, await pool.acquire(specs[1]))
-    assert pool.state()["blank"] == 0
-    await until(lambda: pool.state()["blank"] == 1)
+    assert pool.state()["generic"] == 0
+    await until(lambda: pool.state()["generic"] == 1)
     assert {spec for spec in specs if spec not in pool._idle} == {specs[2]}
     maintaining.cancel()
     await pool.close()
-    assert pool.state() == {**pool.state(), "blank": 0, "memory_mb": 0}
+    assert pool.state() == {**pool.state(), "generic": 0, "memory_mb": 0}
 
 
 async def end_from_outside(bench: Bench, sandbox_id: str, end: str) -> None:
@@ -261,10 +261,10 @@ async def end_from_outside(bench: Bench, sandbox_id: str, end: str) -> None:
     [("kill", 1000), ("stop", 0.05), ("delete", 0.05)],
     ids=["running-kill", "paused-stop", "paused-delete"],
 )
-async def test_f15_sandboxes_and_blanks_ended_from_outside_are_replaced_and_counted_right(
+async def test_f15_sandboxes_and_generics_ended_from_outside_are_replaced_and_counted_right(
     docker_bench: Bench, end: str, pause_s: float
 ) -> None:
-    pool = Pool(engine=docker_bench.engine, limits=limits(pause_s=pause_s, blanks=1))
+    pool = Pool(engine=docker_bench.engine, limits=limits(pause_s=pause_s, generics=1))
     spec = docker_bench.spec("echo")
     kept = "paused" if pause_s < 1 else "idle"
     pool.keep({spec: 2})
@@ -272,16 +272,16 @@ async def test_f15_sandboxes_and_blanks_ended_from_outside_are_replaced_and_coun
     try:
         await until(lambda: pool.state()[kept] == 2)
         await pool._prepare(spec)
-        await until(lambda: pool.state()["blank"] == 1)
-        ended = {lease.sandbox.id for lease in pool._idle[spec]}
-        (blanks,) = pool._blanks.values()
-        ended.add(blanks[0].id)
+        await until(lambda: pool.state()["generic"] == 1)
+        ended = {pooled.sandbox.id for pooled in pool._idle[spec]}
+        (generics,) = pool._generics.values()
+        ended.add(generics[0].id)
         for one in ended:
             await end_from_outside(docker_bench, one, end)
 
         def mended() -> bool:
-            there = {lease.sandbox.id for lease in pool._idle.get(spec, ())} | {blank.id for blank in blanks}
-            return not there & ended and (pool.state()[kept], pool.state()["blank"]) == (2, 1)
+            there = {pooled.sandbox.id for pooled in pool._idle.get(spec, ())} | {generic.id for generic in generics}
+            return not there & ended and (pool.state()[kept], pool.state()["generic"]) == (2, 1)
 
         await until(mended)
         await until(lambda: pool.state()["memory_mb"] == 3 * 128)
@@ -289,18 +289,18 @@ async def test_f15_sandboxes_and_blanks_ended_from_outside_are_replaced_and_coun
     finally:
         maintaining.cancel()
         await pool.close()
-    assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "paused": 0, "blank": 0, "memory_mb": 0}
+    assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "paused": 0, "generic": 0, "memory_mb": 0}
 
 
 @pytest.mark.docker
 async def test_f15_a_sandbox_removed_under_a_call_leaves_nothing_in_the_books(docker_bench: Bench) -> None:
     pool = Pool(engine=docker_bench.engine, limits=limits())
-    lease = await pool.acquire(docker_bench.spec("sleep"))
-    running = asyncio.ensure_future(lease.sandbox.call(call(60, timeout_ms=30_000)))
+    pooled = await pool.acquire(docker_bench.spec("sleep"))
+    running = asyncio.ensure_future(pooled.sandbox.call(call(60, timeout_ms=30_000)))
     await asyncio.sleep(0)  # the call is on its way
-    await end_from_outside(docker_bench, lease.sandbox.id, "delete")
+    await end_from_outside(docker_bench, pooled.sandbox.id, "delete")
     assert (await running).reason == "sandbox_start_failed"
-    leaving = pool.release(lease)
+    leaving = pool.release(pooled)
     assert leaving is not None
     await leaving
     assert pool.state() == {**pool.state(), "busy": 0, "memory_mb": 0}
@@ -321,12 +321,12 @@ async def test_what_cannot_be_started_does_not_keep_others_from_being_kept_warm(
 async def test_a_pool_that_drains_keeps_nothing_and_serves_who_asks(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits())
     idle, busy = process.spec("echo"), process.spec("echo")
-    lease = await pool.acquire(busy)
+    pooled = await pool.acquire(busy)
     await use(pool, await pool.acquire(idle))
     pool.drain()
     await until(lambda: pool.state()["memory_mb"] == 128)
-    await use(pool, lease)
+    await use(pool, pooled)
     await use(pool, await pool.acquire(idle))
-    await pool.prestart(idle)
+    await pool.prewarm(idle)
     assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "memory_mb": 0}
     await pool.close()

@@ -120,7 +120,7 @@ HANGING = {
     "SWEEP_SECONDS": "2",
     "DRAIN_SECONDS": "2",
     "SANDBOX_PAUSE_SECONDS": "60",
-    "SANDBOX_BLANKS": "0",
+    "SANDBOX_GENERICS": "0",
 }
 """For an engine that hangs: short bounds, and nothing that it is asked for by the way."""
 

@@ -121,7 +121,7 @@ async def test_w5_after_a_deploy_has_answered_no_call_meets_the_old_code(databas
 async def test_w8_sandboxes_that_leak_with_every_call_are_replaced_and_their_worker_is_as_before(
     database: str, redis_url: str
 ) -> None:
-    env = {"SANDBOX_MAX_USES": str(_MOST_USES), "SANDBOX_IDLE_SECONDS": "3", "SANDBOX_BLANKS": "0"}
+    env = {"SANDBOX_MAX_USES": str(_MOST_USES), "SANDBOX_IDLE_SECONDS": "3", "SANDBOX_GENERICS": "0"}
     async with (
         Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
         platform.client() as client,

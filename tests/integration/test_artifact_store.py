@@ -29,8 +29,8 @@ from shared.artifacts import (
     StoreConfig,
     artifact_key,
     open_store,
-    text_name,
-    text_owner,
+    payload_name,
+    payload_owner,
 )
 from shared.artifacts.s3 import PART_BYTES, S3Store
 from shared.errors import Misconfigured, Unavailable
@@ -483,30 +483,30 @@ JOBS = [UUID(f"01939393-0000-7000-8000-{number:012x}") for number in range(3)]
 
 
 async def names(store: ArtifactStore) -> list[str]:
-    return sorted([name async for portion in store.texts() for name, _ in portion])
+    return sorted([name async for portion in store.payload_store() for name, _ in portion])
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000])
 async def test_a_text_that_was_written_is_read(backend: Backend, size: int) -> None:
     content = os.urandom(size)
-    name = text_name(JOBS[0], "payload")
+    name = payload_name(JOBS[0], "payload")
     await backend.store.write_text(name, b"before")
     await backend.store.write_text(name, content)
     assert await backend.store.read_text(name) == content
-    assert text_owner(name) == (JOBS[0], "payload")
+    assert payload_owner(name) == (JOBS[0], "payload")
 
 
 async def test_texts_are_listed_with_the_time_of_their_writing_and_deleted(backend: Backend) -> None:
     assert await names(backend.store) == []
-    written = sorted(text_name(job, part) for job in JOBS for part in ("payload", "result"))
+    written = sorted(payload_name(job, part) for job in JOBS for part in ("payload", "result"))
     for name in written:
         await backend.store.write_text(name, b"{}")
     assert await names(backend.store) == written
-    async for portion in backend.store.texts():
+    async for portion in backend.store.payload_store():
         for _, at in portion:
             assert abs((datetime.now(UTC) - at).total_seconds()) < 60
-    await backend.store.delete_texts(written[:4])
-    await backend.store.delete_texts(written[:4])
+    await backend.store.delete_payloads(written[:4])
+    await backend.store.delete_payloads(written[:4])
     assert await names(backend.store) == written[4:]
     with pytest.raises(ArtifactMissing):
         await backend.store.read_text(written[0])
@@ -515,10 +515,10 @@ async def test_texts_are_listed_with_the_time_of_their_writing_and_deleted(backe
 async def test_more_texts_than_a_portion_are_all_listed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("local", "s3"):
         monkeypatch.setattr(f"shared.artifacts.{module}.TEXTS_A_PORTION", 2)
-    written = sorted(text_name(JOBS[0], "payload") for _ in range(5))
+    written = sorted(payload_name(JOBS[0], "payload") for _ in range(5))
     for name in written:
         await backend.store.write_text(name, b"{}")
-    portions = [len(portion) async for portion in backend.store.texts()]
+    portions = [len(portion) async for portion in backend.store.payload_store()]
     assert (max(portions), sum(portions)) == (2, 5)
     assert await names(backend.store) == written
 
@@ -530,14 +530,14 @@ async def test_a_text_has_the_name_of_its_job(backend: Backend, name: str) -> No
     for call in (
         backend.store.write_text(name, b""),
         backend.store.read_text(name),
-        backend.store.delete_texts([name]),
+        backend.store.delete_payloads([name]),
     ):
         with pytest.raises(ValueError, match="a text's name is"):
             await call
 
 
 async def test_f17_texts_of_a_store_that_is_away_are_not_taken_for_gone(backend: Backend) -> None:
-    name = text_name(JOBS[0], "result")
+    name = payload_name(JOBS[0], "result")
     await backend.store.write_text(name, b"{}")
     await backend.go_down()
     try:

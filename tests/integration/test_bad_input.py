@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from api.app import OPERATIONS
-from api.contract import Operation
+from api.operation import Operation
 from tests.client import Answer, Client
 from tests.deployment import Platform
 

@@ -24,13 +24,13 @@ from shared.callbacks.url import checked_url
 from shared.errors import Misconfigured
 from shared.ids import new_id
 from shared.jobs import JobStatus
+from shared.payload_store import REFERENCE
 from shared.postgres.deliveries import Deliveries, Delivery, DeliveryStatus
 from shared.postgres.jobs import HIGHEST_ID, Jobs
 from shared.postgres.pool import Pool
 from shared.queue.message import JobMessage
 from shared.sealing import Keyring, Part, new_key
 from shared.settings import Settings, load
-from shared.texts import REFERENCE
 from tests.receiver import Receiver
 from tests.seeds import message, new_user, record
 

@@ -15,14 +15,14 @@ from scheduler.reconcile import Reconciler
 from shared.artifacts import LocalStore
 from shared.chains import envelope, reference, referred
 from shared.jobs import Job, JobStatus
-from shared.postgres.consequences import MAX_CHAIN_DEPTH
+from shared.payload_store import PayloadStore
+from shared.postgres.completion_hooks import MAX_CHAIN_DEPTH
 from shared.postgres.jobs import JobFilter, Jobs
 from shared.postgres.pool import Pool
 from shared.queue.drain import Drain
 from shared.queue.message import JobMessage
 from shared.queue.queue import RECORDS, Queue
 from shared.sealing import Keyring, Part, new_key
-from shared.texts import Texts
 from tests.client import Client
 from tests.conservation import complaints
 from tests.deployment import Platform
@@ -41,11 +41,11 @@ async def user(pool: Pool) -> UUID:
 
 
 @pytest.fixture
-async def texts(tmp_path: Path) -> AsyncIterator[Texts]:
+async def payload_store(tmp_path: Path) -> AsyncIterator[PayloadStore]:
     """With a key, and a store for whatever is longer than 1,000 bytes."""
     store = LocalStore(tmp_path / "store", timeout_s=10)
     await store.open()
-    yield Texts(Keyring.parse(new_key()), store, inline_bytes=1000)
+    yield PayloadStore(Keyring.parse(new_key()), store, inline_bytes=1000)
     await store.close()
 
 
@@ -53,17 +53,17 @@ async def listed(jobs: Jobs, user: UUID) -> list[Job]:
     return [*reversed(await jobs.list(user, JobFilter(), limit=100))]
 
 
-async def event_of(jobs: Jobs, following: JobMessage, texts: Texts) -> bytes:
+async def event_of(jobs: Jobs, following: JobMessage, payload_store: PayloadStore) -> bytes:
     """What the worker makes of such a job's payload."""
     before = referred(following.payload)
     assert before is not None
     end = await jobs.end_of(before)
     assert end is not None
-    return await envelope(end, texts)
+    return await envelope(end, payload_store)
 
 
 async def test_function_follows_another_once_and_gets_what_that_ended_with(
-    pool: Pool, jobs: Jobs, user: UUID, texts: Texts
+    pool: Pool, jobs: Jobs, user: UUID, payload_store: PayloadStore
 ) -> None:
     good, _ = await deployed(pool, user, "good", concurrency=3)
     bad, _ = await deployed(pool, user, "bad")
@@ -86,7 +86,7 @@ async def test_function_follows_another_once_and_gets_what_that_ended_with(
             assert await jobs.settle([record(job, **fields)]) == []  # delivered again
             assert (following.function_id, following.user_id) == (next_function, user)
             assert following.payload == reference(job.id)
-            event = orjson.loads(await event_of(jobs, following, texts))
+            event = orjson.loads(await event_of(jobs, following, payload_store))
             assert event["body"] == {"job_id": str(job.id), "function": "first"} | told
             assert event["method"] == "POST"
             found = await jobs.get(user, following.id)
@@ -96,14 +96,16 @@ async def test_function_follows_another_once_and_gets_what_that_ended_with(
 
 
 @pytest.mark.parametrize("size", [10, 5000])
-async def test_what_is_sealed_or_large_follows_too(pool: Pool, jobs: Jobs, user: UUID, texts: Texts, size: int) -> None:
+async def test_what_is_sealed_or_large_follows_too(
+    pool: Pool, jobs: Jobs, user: UUID, payload_store: PayloadStore, size: int
+) -> None:
     await deployed(pool, user, "next")
     function, version = await deployed(pool, user, "first", on_success="next")
     job = message(user, function=function, version_id=version)
     result = orjson.dumps("x" * size)
-    (following,) = await jobs.settle([record(job, result=await texts.put(result, job.id, Part.RESULT))])
-    assert orjson.loads(await event_of(jobs, following, texts))["body"]["result"] == "x" * size
-    stranger = Texts(Keyring(), LocalStore(Path("nowhere"), timeout_s=1), inline_bytes=1000)
+    (following,) = await jobs.settle([record(job, result=await payload_store.put(result, job.id, Part.RESULT))])
+    assert orjson.loads(await event_of(jobs, following, payload_store))["body"]["result"] == "x" * size
+    stranger = PayloadStore(Keyring(), LocalStore(Path("nowhere"), timeout_s=1), inline_bytes=1000)
     told = orjson.loads(await event_of(jobs, following, stranger))["body"]
     assert (told["result"], told["missing"]) == (None, "unreadable")
 

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from api.exposition import exposition
+from api.metrics import prometheus_text
 from scheduler.conserve import Conserve
 from scheduler.due import Due
 from scheduler.rebuild import Rebuild
@@ -300,13 +300,13 @@ async def test_what_the_leader_found_last_is_a_metric(
     def shown(text: bytes) -> list[str]:
         return [line for line in text.decode().splitlines() if line.startswith("containerpub_jobs_out_of_place ")]
 
-    assert shown(exposition(await queue.figures())) == []
+    assert shown(prometheus_text(await queue.figures())) == []
     conserve = Conserve(queue, conservation, every_s=60)
     assert await conserve.run_once() == 0
-    assert shown(exposition(await queue.figures())) == ["containerpub_jobs_out_of_place 0.0"]
+    assert shown(prometheus_text(await queue.figures())) == ["containerpub_jobs_out_of_place 0.0"]
     await redis.zrem(books.key("user", books.user), str(books.free.id))
     assert await conserve.run_once() == 1
-    assert shown(exposition(await queue.figures())) == ["containerpub_jobs_out_of_place 1.0"]
+    assert shown(prometheus_text(await queue.figures())) == ["containerpub_jobs_out_of_place 1.0"]
 
 
 async def test_running_platform_checks_itself(database: str, redis_url: str, redis: Redis) -> None:

@@ -369,7 +369,7 @@ async def test_each_record_that_is_written_is_told(redis: Redis, drain: Drain, u
         await drain.run_once()
         await put(redis, record(other))
         await drain.run_once()
-        # Also one that is not the end: its job may be due again, and whoever looks on is to know when.
+        # Also one that is not the end: its job may be due again, and a subscriber is to know when.
         assert [(await pubsub.parse_response())[2] for _ in range(2)] == [str(job.id).encode(), str(other.id).encode()]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.egress import EgressProxy, leads_outside
+from worker.build.index_proxy import EgressProxy, leads_outside
 
 Respond = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 from shared.artifacts import LocalStore
 from shared.errors import ArtifactMissing, Unreadable
 from shared.ids import new_id
+from shared.payload_store import PayloadStore
 from shared.postgres.pool import Pool
 from shared.sealing import Keyring, Part, new_key
-from shared.texts import Texts
 from tests.client import Answer, Client
 from tests.deployment import Platform
-from worker.textsweep import TextSweep
+from worker.consume.payload_sweep import PayloadSweep
 
 INLINE = 2000
 CODE = """
@@ -186,9 +186,9 @@ async def test_texts_go_with_what_they_are_of(
     everything = {(job, part) for job in (good, bad, waited) for part in ("payload", "result")} - {(bad, "result")}
     assert left() == everything
     store = LocalStore(platform.folder / "artifacts")
-    sweep = TextSweep(pool, store, "test")
+    sweep = PayloadSweep(pool, store, "test")
     assert await sweep.run_once() == 0, "they are young"
-    monkeypatch.setattr("worker.textsweep.YOUNG", timedelta(0))
+    monkeypatch.setattr("worker.consume.payload_sweep.YOUNG", timedelta(0))
     assert await sweep.run_once() == 2
     assert left() == {(good, "result"), (bad, "payload"), (waited, "result")}
     assert (await client.job(good))["result"] == large
@@ -201,7 +201,7 @@ async def test_texts_go_with_what_they_are_of(
 async def test_one_worker_an_hour_sweeps(pool: Pool, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     await store.open()
-    one, other = (TextSweep(pool, store, name) for name in ("one", "other"))
+    one, other = (PayloadSweep(pool, store, name) for name in ("one", "other"))
     assert [await one._is_ours(), await other._is_ours(), await one._is_ours()] == [True, False, True]
 
 
@@ -209,28 +209,28 @@ async def test_one_worker_an_hour_sweeps(pool: Pool, tmp_path: Path) -> None:
 async def test_a_reference_leads_to_its_own_job_only(tmp_path: Path, keys: str) -> None:
     store = LocalStore(tmp_path / "store")
     await store.open()
-    texts = Texts(Keyring.parse(keys), store, inline_bytes=10)
+    payload_store = PayloadStore(Keyring.parse(keys), store, inline_bytes=10)
     mine, other = new_id(), new_id()
-    kept = await texts.put(b'"larger than ten"', mine, Part.PAYLOAD)
-    assert await texts.get(kept, mine, Part.PAYLOAD) == b'"larger than ten"'
+    kept = await payload_store.put(b'"larger than ten"', mine, Part.PAYLOAD)
+    assert await payload_store.get(kept, mine, Part.PAYLOAD) == b'"larger than ten"'
     for job, part in ((other, Part.PAYLOAD), (mine, Part.RESULT)):
         with pytest.raises(Unreadable):
-            await texts.get(kept, job, part)
+            await payload_store.get(kept, job, part)
     (path,) = [path for path in (tmp_path / "store" / "texts").rglob("*") if path.is_file()]
     if keys:
         path.write_bytes(b"something else entirely")
         with pytest.raises(Unreadable, match="not the payload of this job"):
-            await texts.get(kept, mine, Part.PAYLOAD)
+            await payload_store.get(kept, mine, Part.PAYLOAD)
     path.unlink()
     with pytest.raises(ArtifactMissing):
-        await texts.get(kept, mine, Part.PAYLOAD)
+        await payload_store.get(kept, mine, Part.PAYLOAD)
 
 
 async def test_a_change_of_keys_leaves_the_store_alone(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     await store.open()
     old, new, job = Keyring.parse(new_key().replace(":", "-old:")), Keyring.parse(new_key()), new_id()
-    kept = await Texts(old, store, inline_bytes=10).put(b'"larger than ten"', job, Part.RESULT)
+    kept = await PayloadStore(old, store, inline_bytes=10).put(b'"larger than ten"', job, Part.RESULT)
     reference = old.open(kept, job, Part.RESULT)
     resealed = new.seal(reference, job, Part.RESULT)
-    assert await Texts(new, store, inline_bytes=10).get(resealed, job, Part.RESULT) == b'"larger than ten"'
+    assert await PayloadStore(new, store, inline_bytes=10).get(resealed, job, Part.RESULT) == b'"larger than ten"'

@@ -11,9 +11,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
 from api.app import OPERATIONS, build_app
-from api.contract import Operation
 from api.models import Problem
 from api.openapi import HEADERS
+from api.operation import Operation
 from shared.jobs import JobStatus, Reason
 from shared.settings import load
 from tests.client import Answer, Client

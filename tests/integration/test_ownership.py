@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from api.app import OPERATIONS
-from api.contract import Operation
+from api.operation import Operation
 from shared.ids import new_id
 from tests.client import Client
 from tests.deployment import Platform

@@ -349,9 +349,9 @@ async def test_call_that_was_cancelled_on_its_way_to_the_queue_is_not_let_in(que
     assert await claim(queue) == []
 
 
-async def test_onlookers_are_remembered_by_the_clock_of_redis(queue: Queue, redis: Redis) -> None:
+async def test_subscribers_are_remembered_by_the_clock_of_redis(queue: Queue, redis: Redis) -> None:
     job = uuid4()
-    await queue.look_on("invoke", [job])
+    await queue.subscribe("invoke", [job])
     seconds, _ = await redis.time()
     until = await redis.zscore(WATCHED, str(job))
     assert until is not None

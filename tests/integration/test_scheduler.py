@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from scheduler.leader import Leader
-from scheduler.observer import Observer
+from scheduler.lease_reaper import LeaseReaper
 from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.service import make_partitions
@@ -124,24 +124,26 @@ async def test_nobody_resigns_for_another(pool: Pool) -> None:
     assert not await second.run_once()
 
 
-async def watch(observer: Observer, *, until_lost: int, within_s: float = 10, beat: Queue | None = None) -> list[str]:
+async def watch(
+    lease_reaper: LeaseReaper, *, until_lost: int, within_s: float = 10, beat: Queue | None = None
+) -> list[str]:
     lost: list[str] = []
     async with asyncio.timeout(within_s):
         while len(lost) < until_lost:
             if beat is not None:
                 await beat.beat("alive")
-            lost += await observer.run_once()
+            lost += await lease_reaper.run_once()
             await asyncio.sleep(0.05)
     return lost
 
 
 async def test_worker_whose_heartbeat_moves_is_never_expired(queue: Queue) -> None:
-    observer = Observer(queue, lease_s=1, max_lost=3)
+    lease_reaper = LeaseReaper(queue, lease_s=1, max_lost=3)
     await queue.enqueue("invoke", [message() for _ in range(2)])
     for worker in ("alive", "silent"):
         await queue.beat(worker)
         await claim(queue, 1, worker)
-    assert await watch(observer, until_lost=1, beat=queue) == ["silent"]
+    assert await watch(lease_reaper, until_lost=1, beat=queue) == ["silent"]
     assert set(await queue.beats()) == {"alive"}
     assert await queue.holders() == {"alive"}
     assert len(await claim(queue, 5)) == 1
@@ -151,29 +153,29 @@ async def test_new_observer_watches_for_a_whole_lease_before_it_judges(queue: Qu
     loop = asyncio.get_running_loop()
     await queue.beat("silent")
     started = loop.time()
-    await watch(Observer(queue, lease_s=1, max_lost=3), until_lost=1)
+    await watch(LeaseReaper(queue, lease_s=1, max_lost=3), until_lost=1)
     assert loop.time() - started >= 1
 
 
 async def test_worker_that_died_before_its_first_heartbeat_is_expired_too(queue: Queue) -> None:
     await queue.enqueue("invoke", [message()])
     await claim(queue, 1, "young")
-    assert await watch(Observer(queue, lease_s=0.3, max_lost=3), until_lost=1) == ["young"]
+    assert await watch(LeaseReaper(queue, lease_s=0.3, max_lost=3), until_lost=1) == ["young"]
     assert len(await claim(queue)) == 1
 
 
 async def test_f12_observer_that_could_not_watch_starts_over(queue: Queue) -> None:
-    observer = Observer(queue, lease_s=1, max_lost=3)
+    lease_reaper = LeaseReaper(queue, lease_s=1, max_lost=3)
     loop = asyncio.get_running_loop()
     await queue.beat("paused")
-    assert await observer.run_once() == []
+    assert await lease_reaper.run_once() == []
     # As long as Redis stands still nobody can beat, and nobody can be watched.
     stood_still_until = loop.time() + 1.2
     while loop.time() < stood_still_until:
         await asyncio.sleep(0.05)
-    assert await observer.run_once() == []
+    assert await lease_reaper.run_once() == []
     await queue.beat("paused")
-    assert await observer.run_once() == []
+    assert await lease_reaper.run_once() == []
 
 
 async def test_f18_clock_that_jumps_expires_nobody_early_and_nobody_late(

@@ -57,7 +57,7 @@ def relative(path: Path) -> str:
 
 def test_there_is_something_to_check() -> None:
     assert len(modules(*ROOMS)) > 30
-    assert "shared.errors" in set(imports(ROOT / "worker" / "station.py"))
+    assert "shared.errors" in set(imports(ROOT / "worker" / "consume" / "dispatcher.py"))
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine import codecache
-from worker.engine.codecache import CodeCache, entry_name
+from worker.build import code_cache
+from worker.build.code_cache import CodeCache, entry_name
 
 ALICE, BOB = uuid.uuid4(), uuid.uuid4()
 
@@ -125,13 +125,13 @@ def test_past_the_budget_the_least_recently_used_goes_but_not_the_newest(tmp_pat
 def test_an_entry_that_is_being_linked_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, other = opened(tmp_path, "one"), opened(tmp_path, "two", budget=0)
     cache.add("busy", filling())
-    really_link = codecache._link
+    really_link = code_cache._link
 
     def evict_meanwhile(source: str, target: str) -> None:
         other.add("new", filling())
         really_link(source, target)
 
-    monkeypatch.setattr(codecache, "_link", evict_meanwhile)
+    monkeypatch.setattr(code_cache, "_link", evict_meanwhile)
     assert linked(cache, "busy", tmp_path / "t") == "x"
     monkeypatch.undo()
     other.add("newer", filling())
@@ -155,7 +155,7 @@ def test_what_was_there_before_the_machine_restarted_is_dropped(
     opened(tmp_path).add("entry", filling())
     boot = tmp_path / "boot_id"
     boot.write_text("another\n")
-    monkeypatch.setattr(codecache, "_BOOT_ID", boot)
+    monkeypatch.setattr(code_cache, "_BOOT_ID", boot)
     assert not opened(tmp_path).has("entry")
     assert [folder.name for folder in (tmp_path / "code").iterdir()] == ["another"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from worker.engine.diskbudget import Kept, Kind, Layers, shrink
+from worker.engine.disk_budget import Kept, Kind, Layers, shrink
 
 BASE: Layers = ("base",)
 RUNTIME: Layers = (*BASE, "runtime")

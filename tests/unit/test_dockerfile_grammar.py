@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.contract import BuildRejected
-from worker.engine.dockerfile import CONTEXT, Copy, Dockerfile, Run, Variables, Workdir, parse, render, resolve
-from worker.engine.dockerfile.lines import MAX_BYTES
-from worker.engine.dockerfile.resolve import MAX_VALUES_CHARS
+from worker.build.dockerfile import CONTEXT, Copy, Dockerfile, Run, Variables, Workdir, parse, render, resolve
+from worker.build.dockerfile.lines import MAX_BYTES
+from worker.build.dockerfile.resolve import MAX_VALUES_CHARS
+from worker.build.plan import BuildRejected
 
 PYTHON = "python:3.11-slim"
 NODE = "node:18-slim"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.engine.contract import LogEntry, LogStream
-from worker.engine.output import Output
+from worker.sandbox.log import LogEntry, LogStream
+from worker.sandbox.output import Output
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from worker.engine.imageuse import ImageUse
+from worker.engine.image_use import ImageUse
 
 IMAGE, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shared.errors import Invalid, Misconfigured
 from shared.functions import project_settings
 from shared.settings import load
-from worker.engine.outside import EgressPolicy, Range, outside
-from worker.policy import egress_policy, hosts_of
+from worker.network.egress_policy import egress_policy, hosts_of
+from worker.network.outside import EgressPolicy, Range, outside
 
 _PUBLIC = EgressPolicy()
 _NEVER = "0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 169.254.0.0/16 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from worker.engine.contract import BuildRejected
-from worker.engine.packages import MAX_BYTES, Packages, parse_packages
+from worker.build.packages import MAX_BYTES, Packages, parse_packages
+from worker.build.plan import BuildRejected
 
 CHECKSUM = "sha512-" + "A" * 86 + "=="
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import Invalid
-from worker.engine.recipe import Contract, known_runtimes, load_recipe
+from worker.build.recipe import Contract, known_runtimes, load_recipe
 
 
 def test_the_python_recipe_is_complete() -> None:

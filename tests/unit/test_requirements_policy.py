@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.engine.contract import BuildRejected
-from worker.engine.requirements import MAX_BYTES, MAX_LINES, parse_requirements
+from worker.build.plan import BuildRejected
+from worker.build.requirements import MAX_BYTES, MAX_LINES, parse_requirements
 
 SHA = "a" * 64
 

@@ -10,8 +10,8 @@ import pytest
 from shared.functions import FunctionSettings
 from shared.queue.message import JobMessage
 from tests.seeds import message
-from worker.engine.contract import CallOutcome
-from worker.retry import next_try_ms
+from worker.consume.retry import next_try_ms
+from worker.sandbox.contract import CallOutcome
 
 
 def settings(**changes: Any) -> FunctionSettings:

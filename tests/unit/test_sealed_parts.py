@@ -11,16 +11,17 @@ import pytest
 from shared import sealing
 from shared.artifacts import LocalStore
 from shared.ids import new_id
+from shared.payload_store import PayloadStore
 from shared.sealing import Keyring, Part, from_column, new_key
-from shared.texts import Texts
-from worker.engine.contract import CallOutcome, LogEntry, LogStream
-from worker.sealed import sealed_parts
+from worker.consume.sealed import sealed_parts
+from worker.sandbox.contract import CallOutcome
+from worker.sandbox.log import LogEntry, LogStream
 
 EVENT = b'{"body":{"a":1},"headers":{"X-Name":"n","Cookie":"c"},"path":"/p"}'
 
 
-def texts(keys: str) -> Texts:
-    return Texts(Keyring.parse(keys), LocalStore(Path("never-touched")), inline_bytes=1000)
+def payload_store(keys: str) -> PayloadStore:
+    return PayloadStore(Keyring.parse(keys), LocalStore(Path("never-touched")), inline_bytes=1000)
 
 
 def outcome(count: int) -> CallOutcome:
@@ -30,7 +31,7 @@ def outcome(count: int) -> CallOutcome:
 
 @pytest.mark.parametrize("count", [0, 3, 1500])
 async def test_parts_are_sealed_each_for_its_place(count: int) -> None:
-    keeper, job = texts(new_key()), new_id()
+    keeper, job = payload_store(new_key()), new_id()
     keyring = keeper.keyring
     parts = await sealed_parts(job, EVENT, outcome(count), keeper)
     assert parts.result is not None
@@ -48,13 +49,13 @@ async def test_parts_are_sealed_each_for_its_place(count: int) -> None:
 
 
 async def test_without_keys_they_are_as_the_function_gave_them() -> None:
-    parts = await sealed_parts(new_id(), EVENT, outcome(1), texts(""))
+    parts = await sealed_parts(new_id(), EVENT, outcome(1), payload_store(""))
     assert (parts.result, parts.request) == (b'"r"', {"headers": {"x-name": "n"}, "path": "/p"})
     assert orjson.loads(parts.logs or b"") == [["logger", "info", "line 0\x00"]]
 
 
 async def test_nothing_is_said_of_a_call_that_the_function_never_got() -> None:
-    parts = await sealed_parts(new_id(), b"", CallOutcome(reason="sandbox_start_failed"), texts(new_key()))
+    parts = await sealed_parts(new_id(), b"", CallOutcome(reason="sandbox_start_failed"), payload_store(new_key()))
     assert (parts.request, parts.result, parts.error, parts.logs) == (None, None, None, None)
 
 

@@ -1,4 +1,4 @@
-"""The tail of a call: whoever looks on gets all of it, from the beginning, whatever the pieces are."""
+"""The tail of a call: a subscriber gets all of it, from the beginning, whatever the pieces are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.contract import LogStream
-from worker.engine.output import entries
-from worker.engine.tail import Progress, Tail
+from worker.sandbox.log import LogStream
+from worker.sandbox.output import entries
+from worker.sandbox.tail import Progress, Tail
 
 Kept = list[tuple[LogStream, str, bytes]]
 
@@ -30,7 +30,7 @@ def test_nothing_is_told_until_somebody_looks_on() -> None:
     kept.append((LogStream.STDOUT, "info", b"one"))
     tail.grew()
     assert calls == []
-    tail.look_on()
+    tail.subscribe()
     assert calls == [tail]
     assert told(tail) == {"stdout": "one"}
     kept.append((LogStream.STDOUT, "info", b"two"))
@@ -38,7 +38,7 @@ def test_nothing_is_told_until_somebody_looks_on() -> None:
     assert calls == [tail, tail]
     assert told(tail) == {"stdout": "two"}
     assert told(tail) == {}
-    tail.look_on()
+    tail.subscribe()
     assert told(tail) == {"stdout": "onetwo"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.layer import Content, UnsafeEntry, unpack_archive
+from worker.build.layer import Content, UnsafeEntry, unpack_archive
 
 LONG = "/".join(["f" * 200, "g" * 200, "ü.py"])
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.contract import Call
-from worker.engine.wire import Frame, FrameReader, GarbledFrame, OversizeFrame, encode_call
+from worker.sandbox.contract import Call
+from worker.sandbox.wire import Frame, FrameReader, GarbledFrame, OversizeFrame, encode_call
 
 NONCE = b"0123456789abcdef"
 

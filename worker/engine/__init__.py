@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.engine.config import EngineConfig
+from worker.config import EngineConfig
 from worker.engine.contract import Engine
 
 

@@ -16,7 +16,7 @@
 --   stopped           set   function                      functions whose jobs wait, all of them parked in the end
 --   starting          set   function                      functions that were started again and have jobs parked still
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
--- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which somebody looks on).
+-- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which somebody is subscribed to).
 --
 -- A message is a line (user function version limit attempt lost deadline reply priority, then what only Python reads),
 -- and the payload. Users, functions and versions are known by their short names everywhere here (shared/ids.py).
@@ -63,7 +63,7 @@ local function with_counts(message, m, attempt, lost)
                          m.priority}, ' ') .. string.sub(message, m.rest)
 end
 
--- Tells those who look on a job what became of it, with the attempt as Postgres will have it; its end is told once
+-- Tells subscribers a job what became of it, with the attempt as Postgres will have it; its end is told once
 -- Postgres has it.
 local function tell(id, what)
     if redis.call('ZSCORE', 'cp:watched', id) then

@@ -1,4 +1,4 @@
-# Has the name of a module that a blank has imported before it meets this one.
+# Has the name of a module that a generic sandbox has imported before it meets this one.
 
 
 def handler(event, context):

@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping
 
 from aiodocker import Docker
 
-from worker.engine.analysis import analyze
-from worker.engine.buildlog import BuildLog
-from worker.engine.builds import Builds, content_key
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
+from worker.build.analysis import analyze
+from worker.build.build_log import BuildLog
+from worker.build.builds import Builds, content_key
+from worker.build.dependency_manifest import DependencyManifest, dependency_key, read_dependency_manifest
+from worker.build.layer import artifact_layer, in_thread, runtime_layer
+from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.recipe import Recipe, load_recipe
+from worker.config import EngineConfig
 from worker.engine.docker.check import Checker
 from worker.engine.docker.compile import Compiler
 from worker.engine.docker.dockerfile import DockerfileBuilder
 from worker.engine.docker.hardening import LABEL_CONTENT, LABEL_INSTALLATION, LABEL_VERSION
 from worker.engine.docker.image import Image, Images
+from worker.engine.docker.image_gc import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
 from worker.engine.docker.install import Installer
-from worker.engine.docker.stock import DEPENDENCIES, FUNCTION, RUNTIME, half_made_tag
-from worker.engine.imageuse import ImageUse
-from worker.engine.layer import artifact_layer, in_thread, runtime_layer
-from worker.engine.recipe import Recipe, load_recipe
-from worker.engine.wanted import Wanted, read_wanted, wanted_key
+from worker.engine.image_use import ImageUse
+from worker.errors import EngineUnavailable
 
 _TRIES = 3
 
@@ -83,19 +84,19 @@ class ImageBuilder:
         self, plan: BuildPlan, recipe: Recipe, tag: str, labels: Mapping[str, str], log: BuildLog
     ) -> tuple[Image, Mapping[str, object]]:
         """The version's image as the recipe has it, and the analysis of its code."""
-        analysis, wanted = await asyncio.gather(
-            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
+        analysis, manifest = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
         base = await self._base(recipe)
         await self._checker.check(plan, recipe, base)
-        return await self._stacked(plan, recipe, base, wanted, tag, labels, log), analysis
+        return await self._stacked(plan, recipe, base, manifest, tag, labels, log), analysis
 
     async def _stacked(
         self,
         plan: BuildPlan,
         recipe: Recipe,
         base: Image,
-        wanted: Wanted | None,
+        manifest: DependencyManifest | None,
         tag: str,
         labels: Mapping[str, str],
         log: BuildLog,
@@ -105,8 +106,8 @@ class ImageBuilder:
         for left in reversed(range(_TRIES)):
             parent = await self._runtime(recipe, base)
             try:
-                if wanted is not None and recipe.install is not None:
-                    parent = await self._dependencies(plan, recipe, base, parent, wanted, log)
+                if manifest is not None and recipe.install is not None:
+                    parent = await self._dependencies(plan, recipe, base, parent, manifest, log)
                 return await self._assemble(plan, recipe, parent, tag, labels, log)
             except EngineUnavailable:
                 if not left or await self._images.find(parent.id) is not None:
@@ -137,7 +138,7 @@ class ImageBuilder:
     async def _runtime(self, recipe: Recipe, base: Image) -> Image:
         """The base image with the runtime's in-sandbox side; made once a machine."""
         key = content_key(base.id, recipe.fingerprint, LABEL_CONTENT)
-        async with self._builds.once(key):
+        async with self._builds.single_flight(key):
             tag = f"{recipe.name}-{key}"
             if (found := await self._images.find(f"{RUNTIME}:{tag}")) is not None:
                 return await self._in_use(found)
@@ -145,15 +146,15 @@ class ImageBuilder:
             return await self._in_use(await self._images.stack(base, layer, RUNTIME, tag, self._labels()))
 
     async def _dependencies(
-        self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, wanted: Wanted, log: BuildLog
+        self, plan: BuildPlan, recipe: Recipe, base: Image, parent: Image, manifest: DependencyManifest, log: BuildLog
     ) -> Image:
-        key = content_key(parent.id, recipe.install_fingerprint, wanted_key(wanted))
-        async with self._builds.once(key):
+        key = content_key(parent.id, recipe.install_fingerprint, dependency_key(manifest))
+        async with self._builds.single_flight(key):
             if (found := await self._images.find(f"{DEPENDENCIES}:{key}")) is not None:
                 log.line("dependencies are unchanged")
                 return await self._in_use(found)
             log.line("installing dependencies")
-            layer = await self._installer.install(plan, recipe, base, wanted, log)
+            layer = await self._installer.install(plan, recipe, base, manifest, log)
             # Installing may take longer than an image that nobody touches counts as used.
             parent = await self._runtime(recipe, base)
             return await self._in_use(await self._images.stack(parent, layer, DEPENDENCIES, key, self._labels()))

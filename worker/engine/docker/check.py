@@ -8,13 +8,13 @@ import tempfile
 
 from aiodocker import Docker
 
-from worker.engine.analysis import SOURCES, judge_check, read_sources
-from worker.engine.attach import SocketFolders
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan
+from worker.build.analysis import SOURCES, judge_check, read_sources
+from worker.build.plan import BuildPlan
+from worker.build.recipe import Recipe
+from worker.config import EngineConfig
 from worker.engine.docker.image import Image
-from worker.engine.docker.tool import INSIDE, ToolRun, Tools, TooMuchOutput, exchange_folder
-from worker.engine.recipe import Recipe
+from worker.engine.docker.tool import INSIDE, ToolLimits, Tools, TooMuchOutput, exchange_folder
+from worker.sandbox.attach import SocketFolders
 
 _MEMORY_MB = 512
 _TIMEOUT_S = 30.0
@@ -37,7 +37,7 @@ class Checker:
             return
         sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
         folder = await asyncio.to_thread(exchange_folder, self._folders, {SOURCES: sources})
-        run = ToolRun(
+        run = ToolLimits(
             memory_mb=_MEMORY_MB,
             tmpfs={},
             bind=folder,

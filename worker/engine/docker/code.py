@@ -13,14 +13,15 @@ from uuid import UUID
 from aiodocker import Docker
 from aiodocker.types import JSONObject
 
-from worker.engine.codecache import CodeCache, entry_name
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable, SandboxSpec
+from worker.build.code_cache import CodeCache, entry_name
+from worker.build.layer import MAX_ENTRIES, Content, UnsafeEntry, unpack_archive
+from worker.build.recipe import Recipe
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
-from worker.engine.layer import MAX_ENTRIES, Content, UnsafeEntry, unpack_archive
-from worker.engine.recipe import Recipe
+from worker.errors import EngineUnavailable
+from worker.sandbox.contract import SandboxSpec
 
 _CHUNK = 1024 * 1024
 _log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class VersionCode:
         self._sparing: dict[str, asyncio.Task[None]] = {}
 
     async def prepare(self, spec: SandboxSpec, recipe: Recipe, runtime: Image) -> bool:
-        """Have the version's code in the cache. False if it is not of the kind that a blank of ``runtime`` can take:
-        it was built on another base image.
+        """Have the version's code in the cache. False if it is not of the kind that a generic sandbox of ``runtime``
+        can take: it was built on another base image.
 
         Raises :class:`EngineUnavailable`. Cancelling it leaves the transfer, which others may be waiting for.
         """
@@ -68,7 +69,9 @@ class VersionCode:
         """
         parts = await self._parts_of(spec, recipe, runtime)
         if not parts:
-            raise EngineUnavailable(f"The version {spec.version_id} was built on another base image than the blank.")
+            raise EngineUnavailable(
+                f"The version {spec.version_id} was built on another base image than the generic sandbox."
+            )
         try:
             await asyncio.to_thread(self._link, parts, home)
         except FileNotFoundError as error:
@@ -99,7 +102,8 @@ class VersionCode:
         image = await self._images.find(spec.image)
         if image is None:
             raise EngineUnavailable(f"The version's image {spec.image} is not on this machine.")
-        # The layer between, the runtime's own side, may be of another release of the platform than the blank's.
+        # The layer between, the runtime's own side, may be of another release of the platform than the generic
+        # sandbox's.
         base = len(runtime.diff_ids) - 1
         own = image.diff_ids[base + 1 :]
         dependencies, function = recipe.code_folders
@@ -129,7 +133,7 @@ class VersionCode:
             self._cache.link(part.entry, home / part.folder)
 
     def _spare(self, parts: tuple[_Part, ...]) -> None:
-        """Begin to make ahead what the next blank will want."""
+        """Begin to make ahead what the next generic sandbox will want."""
         for part in parts:
             if part.entry not in self._sparing:
                 self._sparing[part.entry] = asyncio.get_running_loop().create_task(

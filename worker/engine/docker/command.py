@@ -13,13 +13,10 @@ from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
-from worker.engine.attach import SocketFolders
-from worker.engine.capture import Capture
-from worker.engine.command import RESULT, CommandSandbox, CommandSandboxes, Ended, command_of, container_paths
-from worker.engine.config import EngineConfig
-from worker.engine.contract import Call, EngineUnavailable, LogStream, NotRun, SandboxSpec
+from worker.build.recipe import Recipe
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call, exit_status, remove_container
-from worker.engine.docker.gate import Gate, Gates
+from worker.engine.docker.egress_namespace import EgressNamespace, EgressNamespaces
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -30,8 +27,13 @@ from worker.engine.docker.hardening import (
     seccomp_profile,
 )
 from worker.engine.docker.image import Image
-from worker.engine.recipe import Recipe
-from worker.engine.sandbox import ExitStatus
+from worker.errors import EngineUnavailable, NotRun
+from worker.sandbox.attach import SocketFolders
+from worker.sandbox.attached import ExitStatus
+from worker.sandbox.capture import Capture
+from worker.sandbox.command import RESULT, CommandSandbox, CommandSandboxes, Ended, command_of, container_paths
+from worker.sandbox.contract import Call, SandboxSpec
+from worker.sandbox.log import LogStream
 
 _STREAMS = {1: (LogStream.STDOUT, "info"), 2: (LogStream.STDERR, "error")}
 _LAST_OUTPUT_S = 1.0
@@ -46,7 +48,7 @@ async def start_command(
     docker: Docker,
     config: EngineConfig,
     folders: SocketFolders,
-    gates: Gates,
+    namespaces: EgressNamespaces,
     turns: asyncio.Semaphore,
     recipe: Recipe,
     spec: SandboxSpec,
@@ -70,7 +72,7 @@ async def start_command(
         LABEL_VERSION: str(spec.version_id),
         LABEL_FUNCTION: str(spec.function_id),
     }
-    gate = gates.gate(sandbox_id, labels) if spec.network == "egress" else None
+    namespace = namespaces.namespace(sandbox_id, labels) if spec.network == "egress" else None
 
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
@@ -85,22 +87,24 @@ async def start_command(
             cpus=spec.cpus,
             seccomp=seccomp,
             oci_runtime=config.oci_runtime,
-            network="none" if gate is None else gate.network,
+            network="none" if namespace is None else namespace.network,
         )
 
-    program = ContainerRun(docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, turns, gate)
+    program = CommandContainer(
+        docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, turns, namespace
+    )
     sandbox = await sandboxes.start(sandbox_id, spec, folder, paths, program)
-    if gate is not None:
+    if namespace is not None:
         try:
-            await gate.open()
+            await namespace.open()
         except BaseException:
             await sandbox.destroy()
             raise
     return sandbox
 
 
-class ContainerRun:
-    """Implements :class:`worker.engine.command.Program`."""
+class CommandContainer:
+    """Implements :class:`worker.sandbox.command.Program`."""
 
     def __init__(
         self,
@@ -109,16 +113,16 @@ class ContainerRun:
         timeout_s: float,
         new_config: Callable[[Mapping[str, str]], JSONObject],
         turns: asyncio.Semaphore,
-        gate: Gate | None,
+        namespace: EgressNamespace | None,
     ) -> None:
         """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request;
-        ``turns`` bounds how many containers come and go at a time; the open ``gate`` goes with it."""
+        ``turns`` bounds how many containers come and go at a time; the open ``egress namespace`` goes with it."""
         self._docker = docker
         self._name = name
         self._timeout_s = timeout_s
         self._new_config = new_config
         self._turns = turns
-        self._gate = gate
+        self._namespace = namespace
         self._creating: asyncio.Task[DockerContainer] | None = None
         self._killing: asyncio.Task[None] | None = None
 
@@ -159,8 +163,8 @@ class ContainerRun:
                 await asyncio.wait((task,))
         async with self._turns:
             await remove_container(self._docker, self._name, self._timeout_s)
-        if self._gate is not None:
-            await self._gate.remove()
+        if self._namespace is not None:
+            await self._namespace.remove()
 
     async def _create(self, env: Mapping[str, str]) -> DockerContainer:
         async with engine_call("creating a container", self._timeout_s), self._turns:

@@ -8,13 +8,13 @@ from typing import IO
 
 from aiodocker import Docker
 
-from worker.engine.buildlog import BuildLog
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected
+from worker.build.build_log import BuildLog
+from worker.build.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
+from worker.build.plan import BuildPlan, BuildRejected
+from worker.build.recipe import Recipe
+from worker.config import EngineConfig
 from worker.engine.docker.image import Image
-from worker.engine.docker.tool import ToolRun, Tools, TooMuchOutput
-from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
-from worker.engine.recipe import Recipe
+from worker.engine.docker.tool import ToolLimits, Tools, TooMuchOutput
 
 COMPILED = "compiled"
 """The folder at the image's root that holds what came out."""
@@ -33,7 +33,7 @@ class Compiler:
         """
         assert recipe.compile is not None
         target = f"/{COMPILED}"
-        run = ToolRun(
+        run = ToolLimits(
             memory_mb=plan.memory_mb,
             tmpfs={target: plan.max_unpacked_bytes},
             bind=None,

@@ -14,12 +14,12 @@ import aiohttp
 from aiodocker import Docker, DockerError
 from aiodocker.types import JSONObject
 
-from worker.engine.attach import Rendezvous, remove_folder
-from worker.engine.contract import EngineUnavailable
-from worker.engine.sandbox import ExitStatus
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import Rendezvous, remove_folder
+from worker.sandbox.attached import ExitStatus
 
 if TYPE_CHECKING:
-    from worker.engine.docker.gate import Gate
+    from worker.engine.docker.egress_namespace import EgressNamespace
 
 _END_WAIT_S = 2.0
 """How long after its connection closed a container may take to be gone."""
@@ -48,7 +48,7 @@ async def engine_call(doing: str, timeout_s: float, *ignored: int) -> AsyncItera
 
 
 class Container:
-    """Implements :class:`worker.engine.fleet.Startable`.
+    """Implements :class:`worker.sandbox.registry.Startable`.
 
     It is known by its name, which is ours to choose, so that it can be removed even if we were cancelled before the
     engine told us its id.
@@ -62,10 +62,10 @@ class Container:
         timeout_s: float,
         new_config: Callable[[Rendezvous], JSONObject],
         turns: asyncio.Semaphore,
-        gate: Gate | None = None,
+        namespace: EgressNamespace | None = None,
     ) -> None:
-        """``turns`` bounds how many containers come and go at a time: each takes a processor for a while. ``gate`` is
-        what it gets out by; it comes and goes with it."""
+        """``turns`` bounds how many containers come and go at a time: each takes a processor for a while. ``egress
+        namespace`` is what it gets out by; it comes and goes with it."""
         self.name = name
         self._folders = folders
         self._docker = docker
@@ -73,13 +73,13 @@ class Container:
         self._timeout_s = timeout_s
         self._new_config = new_config
         self._turns = turns
-        self._gate = gate
+        self._namespace = namespace
         self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
     async def start(self, rendezvous: Rendezvous) -> None:
-        if self._gate is not None:
-            await self._gate.open()
+        if self._namespace is not None:
+            await self._namespace.open()
         # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
         self._creating = asyncio.create_task(self._create(rendezvous), name=f"create-{self.name}")
         await asyncio.shield(self._creating)
@@ -132,8 +132,8 @@ class Container:
                 await asyncio.wait((task,))
         async with self._turns:
             await remove_container(self._docker, self.name, self._timeout_s)
-        if self._gate is not None:
-            await self._gate.remove()
+        if self._namespace is not None:
+            await self._namespace.remove()
         for folder in self._folders:
             await asyncio.to_thread(remove_folder, folder)
 

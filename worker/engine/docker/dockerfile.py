@@ -17,16 +17,17 @@ from typing import Any
 
 from aiodocker import Docker
 
-from worker.engine.buildlog import BuildLog
-from worker.engine.config import DockerfileConfig, EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, EngineUnavailable
-from worker.engine.docker.buildcap import BuildCaps
-from worker.engine.docker.buildrun import LABEL_BUILD, LABEL_STAGE, BuildRun, containers_of, too_much
+from worker.build.build_log import BuildLog
+from worker.build.dockerfile import MAX_BYTES, Dockerfile, parse, render, resolve
+from worker.build.plan import BuildPlan, BuildRejected
+from worker.build.recipe import known_runtimes, load_recipe
+from worker.config import DockerfileConfig, EngineConfig
+from worker.engine.docker.build_cap import BuildCaps
 from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.engine_build import LABEL_BUILD, LABEL_STAGE, EngineBuild, containers_of, too_much
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
-from worker.engine.dockerfile import MAX_BYTES, Dockerfile, parse, render, resolve
-from worker.engine.recipe import known_runtimes, load_recipe
+from worker.errors import EngineUnavailable
 
 _FILE = "Dockerfile"
 _GONE_WAIT_S = 20.0
@@ -92,7 +93,7 @@ class DockerfileBuilder:
         try:
             async with self._caps.hold(machine, settings, build) as parent:
                 try:
-                    run = BuildRun(self._docker, self._config, plan, settings, machine, build, parent)
+                    run = EngineBuild(self._docker, self._config, plan, settings, machine, build, parent)
                     image_id = await run.run(text, sizes, log)
                     quiet_s = 0.0
                     result = await self._images.find(image_id)

@@ -15,18 +15,17 @@ from aiodocker.types import JSONObject
 from aiohttp import ClientTimeout
 
 from shared.capping import is_rootless, uncapped
-from worker.engine.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
-from worker.engine.blank import AttachedBlank
-from worker.engine.codecache import CodeCache
-from worker.engine.command import CommandSandbox, CommandSandboxes
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec, Standing
-from worker.engine.docker.blanks import BlankFolders
+from worker.build.code_cache import CodeCache
+from worker.build.plan import BuildPlan, BuiltImage
+from worker.build.recipe import Contract, Recipe, load_recipe
+from worker.config import EngineConfig
+from worker.engine.contract import Standing
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.code import VersionCode
 from worker.engine.docker.command import start_command
 from worker.engine.docker.container import Container, engine_call
-from worker.engine.docker.gate import Gates
+from worker.engine.docker.egress_namespace import EgressNamespaces
+from worker.engine.docker.generic import GenericFolders
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -37,14 +36,18 @@ from worker.engine.docker.hardening import (
     seccomp_profile,
 )
 from worker.engine.docker.image import Images
+from worker.engine.docker.image_gc import ImageCollector
 from worker.engine.docker.libpod import LibpodContainers, speaks_libpod
-from worker.engine.docker.stock import Stock
 from worker.engine.docker.sweep import remove_own, sweep
-from worker.engine.environment import blank_can_become, blank_environment, environment
-from worker.engine.fleet import Fleet
-from worker.engine.imageuse import ImageUse
-from worker.engine.recipe import Contract, Recipe, load_recipe
-from worker.engine.sandbox import AttachedSandbox
+from worker.engine.image_use import ImageUse
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
+from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.command import CommandSandbox, CommandSandboxes
+from worker.sandbox.contract import GenericSpec, SandboxSpec
+from worker.sandbox.environment import environment, generic_can_become, generic_environment
+from worker.sandbox.generic import AttachedGeneric
+from worker.sandbox.registry import SandboxRegistry
 
 _log = logging.getLogger(__name__)
 _MOUNT = "/run/containerpub"
@@ -60,17 +63,17 @@ class DockerEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
-        self._fleet = Fleet(config.start_timeout_s)
+        self._sandboxes = SandboxRegistry(config.start_timeout_s)
         self._commands = CommandSandboxes()
-        self._blanks = BlankFolders(self.name, config)
+        self._generics = GenericFolders(self.name, config)
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
         self._use = ImageUse(config.data_dir)
         self._running: dict[str, str] = {}  # sandbox id to the id of its version's image
         self._code: VersionCode | None = None
         self._docker: Docker | None = None
         self._builder: ImageBuilder | None = None
-        self._stock: Stock | None = None
-        self._gates: Gates | None = None
+        self._collector: ImageCollector | None = None
+        self._namespaces: EgressNamespaces | None = None
         self._seccomp = ""
         self._turns = asyncio.Semaphore(config.max_container_changes or 1)
 
@@ -81,7 +84,7 @@ class DockerEngine:
         self._seccomp = await asyncio.to_thread(seccomp_profile)
         await asyncio.to_thread(self._folders.prepare)
         try:
-            await asyncio.to_thread(self._blanks.open)
+            await asyncio.to_thread(self._generics.open)
             await asyncio.to_thread(self._cache.open)
         except OSError as error:
             raise EngineUnavailable(
@@ -109,8 +112,8 @@ class DockerEngine:
         self._docker = docker
         self._builder = ImageBuilder(docker, self._config)
         self._code = VersionCode(docker, self._config, self._cache)
-        self._stock = Stock(docker, self._config, self._use)
-        self._gates = Gates(docker, self._config, podman=libpod)
+        self._collector = ImageCollector(docker, self._config, self._use)
+        self._namespaces = EgressNamespaces(docker, self._config, podman=libpod)
 
     async def answers(self) -> bool:
         try:
@@ -133,9 +136,17 @@ class DockerEngine:
             image = await builder.find(spec.image)
             if image is None:
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
-            gates = self._opened_gates()
+            namespaces = self._opened_namespaces()
             command = await start_command(
-                self._commands, self._client(), self._config, self._folders, gates, self._turns, recipe, spec, image
+                self._commands,
+                self._client(),
+                self._config,
+                self._folders,
+                namespaces,
+                self._turns,
+                recipe,
+                spec,
+                image,
             )
             self._runs(command.id, spec.image)
             return command
@@ -149,9 +160,9 @@ class DockerEngine:
             labels={LABEL_VERSION: str(spec.version_id), LABEL_FUNCTION: str(spec.function_id)},
         )
 
-    async def prestart(self, spec: BlankSpec) -> AttachedBlank | None:
+    async def start_generic(self, spec: GenericSpec) -> AttachedGeneric | None:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks or not self._blanks.possible:
+        if not recipe.generics or not self._generics.possible:
             return None
         builder, code = self._opened()
         runtime = await builder.runtime_image(recipe)
@@ -161,30 +172,30 @@ class DockerEngine:
                 sandbox_id,
                 recipe,
                 spec,
-                lambda attachment: blank_environment(spec, **attachment),
-                partial(self._blanks.check, recipe),
+                lambda attachment: generic_environment(spec, **attachment),
+                partial(self._generics.check, recipe),
                 image=runtime.id,
                 labels={},
-                folders=await asyncio.to_thread(self._blanks.make, recipe, sandbox_id),
+                folders=await asyncio.to_thread(self._generics.make, recipe, sandbox_id),
             )
         except EngineUnavailable as error:
-            if self._blanks.refuse(error):
+            if self._generics.refuse(error):
                 return None
             if spec.network == "none":
                 raise
-            # Whatever is wrong with the network, blanks without one must not wait for it.
-            _log.warning("no blank with a network", extra={"error": error.message})
+            # Whatever is wrong with the network, generic sandboxes without one must not wait for it.
+            _log.warning("no generic sandbox with a network", extra={"error": error.message})
             return None
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
             self._runs(sandbox_id, of.image)
-            return await self._blanks.outfit(code, recipe, runtime, sandbox_id, of)
+            return await self._generics.outfit(code, recipe, runtime, sandbox_id, of)
 
-        return AttachedBlank(sandbox, spec, outfit)
+        return AttachedGeneric(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks or not self._blanks.possible or not blank_can_become(spec, recipe):
+        if not recipe.generics or not self._generics.possible or not generic_can_become(spec, recipe):
             return False
         builder, code = self._opened()
         return await code.prepare(spec, recipe, await builder.runtime_image(recipe))
@@ -201,18 +212,18 @@ class DockerEngine:
         await Images(self._client(), self._config).remove(image, force=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        folders = (self._folders, self._blanks.folders)
-        count = await self._fleet.sweep()
+        folders = (self._folders, self._generics.folders)
+        count = await self._sandboxes.sweep()
         count += await sweep(self._client(), self._config, folders, live_workers, self._own_sandboxes())
-        count += await self._opened_stock().sweep(live_workers)
+        count += await self._opened_collector().sweep(live_workers)
         builder, _ = self._opened()
         count += await builder.sweep(live_workers)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
-    async def tidy(self, standing: Standing) -> int:
+    async def collect_garbage(self, standing: Standing) -> int:
         own = self._own_sandboxes()
         self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
-        return await self._opened_stock().tidy(standing, set(self._running.values()))
+        return await self._opened_collector().collect_garbage(standing, set(self._running.values()))
 
     async def close(self) -> None:
         if self._docker is None:
@@ -223,26 +234,26 @@ class DockerEngine:
                 await self._builder.close()
             if self._code is not None:
                 await self._code.close()
-            await asyncio.gather(self._commands.close(), self._fleet.close(), return_exceptions=True)
+            await asyncio.gather(self._commands.close(), self._sandboxes.close(), return_exceptions=True)
             # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
             await remove_own(self._docker, self._config)
-            if self._gates is not None:
-                await self._gates.close()
+            if self._namespaces is not None:
+                await self._namespaces.close()
             await asyncio.to_thread(self._close_folders)
         finally:
             docker, self._docker = self._docker, None
-            self._builder = self._code = self._stock = self._gates = None
+            self._builder = self._code = self._collector = self._namespaces = None
             await docker.close()
 
     def _close_folders(self) -> None:
         remove_folder(self._folders.home)
-        self._blanks.close()
+        self._generics.close()
 
     async def _start(
         self,
         sandbox_id: str,
         recipe: Recipe,
-        size: SandboxSpec | BlankSpec,
+        size: SandboxSpec | GenericSpec,
         new_env: Callable[[Mapping[str, str]], Mapping[str, str]],
         settle: Callable[[AttachedSandbox], Awaitable[None]],
         *,
@@ -258,7 +269,7 @@ class DockerEngine:
             LABEL_SANDBOX: sandbox_id,
             **labels,
         }
-        gate = self._opened_gates().gate(sandbox_id, labels) if size.network == "egress" else None
+        namespace = self._opened_namespaces().namespace(sandbox_id, labels) if size.network == "egress" else None
 
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
@@ -273,17 +284,17 @@ class DockerEngine:
                 seccomp=self._seccomp,
                 oci_runtime=self._config.oci_runtime,
                 folders=folders,
-                network="none" if gate is None else gate.network,
+                network="none" if namespace is None else namespace.network,
             )
 
         def new_vessel() -> Container:
-            owned = [folder] if folders is None else [folder, self._blanks.home(sandbox_id)]
+            owned = [folder] if folders is None else [folder, self._generics.home(sandbox_id)]
             timeout_s = self._config.engine_call_timeout_s
             name, turns = f"containerpub-{sandbox_id}", self._turns
-            return Container(self._client(), name, owned, timeout_s, new_config, turns, gate)
+            return Container(self._client(), name, owned, timeout_s, new_config, turns, namespace)
 
         self._runs(sandbox_id, image)
-        sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await self._sandboxes.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
 
@@ -292,22 +303,22 @@ class DockerEngine:
         self._use.note(image)
 
     def _own_sandboxes(self) -> frozenset[str]:
-        return self._fleet.ids | self._commands.ids
+        return self._sandboxes.ids | self._commands.ids
 
-    def _opened_stock(self) -> Stock:
-        if self._stock is None:
+    def _opened_collector(self) -> ImageCollector:
+        if self._collector is None:
             raise RuntimeError("the engine is not open")
-        return self._stock
+        return self._collector
 
     def _opened(self) -> tuple[ImageBuilder, VersionCode]:
         if self._builder is None or self._code is None:
             raise RuntimeError("the engine is not open")
         return self._builder, self._code
 
-    def _opened_gates(self) -> Gates:
-        if self._gates is None:
+    def _opened_namespaces(self) -> EgressNamespaces:
+        if self._namespaces is None:
             raise RuntimeError("the engine is not open")
-        return self._gates
+        return self._namespaces
 
     def _client(self) -> Docker:
         if self._docker is None:

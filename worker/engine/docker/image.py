@@ -18,11 +18,11 @@ import aiohttp
 from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.build.layer import Content, Layer
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call
 from worker.engine.docker.hardening import LABEL_CONTENT
-from worker.engine.layer import Content, Layer
+from worker.errors import EngineUnavailable
 
 _TRANSFER_TIMEOUT_S = 300.0
 _CHUNK = 1024 * 1024

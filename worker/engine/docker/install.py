@@ -9,16 +9,17 @@ from typing import IO
 
 from aiodocker import Docker
 
-from worker.engine.attach import SOCKET_NAME, SocketFolders
-from worker.engine.buildlog import BuildLog
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, EngineUnavailable
+from worker.build.build_log import BuildLog
+from worker.build.dependency_manifest import DependencyManifest
+from worker.build.index_proxy import EgressProxy
+from worker.build.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
+from worker.build.plan import BuildPlan, BuildRejected
+from worker.build.recipe import Recipe
+from worker.config import EngineConfig
 from worker.engine.docker.image import Image
-from worker.engine.docker.tool import INSIDE, Ended, ToolRun, Tools, TooMuchOutput, exchange_folder
-from worker.engine.egress import EgressProxy
-from worker.engine.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
-from worker.engine.recipe import Recipe
-from worker.engine.wanted import Wanted
+from worker.engine.docker.tool import INSIDE, Ended, ToolLimits, Tools, TooMuchOutput, exchange_folder
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import SOCKET_NAME, SocketFolders
 
 _MEBIBYTE = 1024 * 1024
 _ASK_TIMEOUT_S = 30.0
@@ -33,7 +34,9 @@ class Installer:
         self._folders = SocketFolders.of("docker", config)
         self._index_hosts: dict[str, tuple[str, ...]] = {}
 
-    async def install(self, plan: BuildPlan, recipe: Recipe, base: Image, wanted: Wanted, log: BuildLog) -> Layer:
+    async def install(
+        self, plan: BuildPlan, recipe: Recipe, base: Image, manifest: DependencyManifest, log: BuildLog
+    ) -> Layer:
         """The installed dependencies as a layer under the recipe's folder for them; nothing of the container is left.
 
         :raises BuildRejected: ``build_failed``, with the last thing the installation said.
@@ -42,15 +45,15 @@ class Installer:
         hosts = self._config.index_hosts
         if hosts is None:
             hosts = await self._ask_index_hosts(recipe, base)
-        folder = await asyncio.to_thread(exchange_folder, self._folders, wanted.files)
-        first, target = next(iter(wanted.files)), f"/{recipe.dependencies}"
+        folder = await asyncio.to_thread(exchange_folder, self._folders, manifest.files)
+        first, target = next(iter(manifest.files)), f"/{recipe.dependencies}"
         spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, used by threads before
         try:
             async with EgressProxy(folder / SOCKET_NAME, hosts, log.line):
                 ended = await self._tools.run(
                     base,
                     recipe.install.arguments(f"{INSIDE}/{first}", target, f"{INSIDE}/{SOCKET_NAME}"),
-                    ToolRun(
+                    ToolLimits(
                         memory_mb=plan.memory_mb,
                         # the unpacked packages, and at first the archives that they come from
                         tmpfs={target: 2 * plan.max_unpacked_bytes},
@@ -99,7 +102,7 @@ class Installer:
                 ended = await self._tools.run(
                     base,
                     recipe.install.arguments("--hosts"),
-                    ToolRun(memory_mb=256, tmpfs={}, bind=None, max_stdout_bytes=4096, timeout_s=_ASK_TIMEOUT_S),
+                    ToolLimits(memory_mb=256, tmpfs={}, bind=None, max_stdout_bytes=4096, timeout_s=_ASK_TIMEOUT_S),
                     answer,
                     lambda _: None,
                 )

@@ -10,10 +10,10 @@ from typing import Any
 from aiodocker import Docker
 from aiodocker.networks import DockerNetwork
 
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call
 from worker.engine.docker.hardening import LABEL_INSTALLATION
+from worker.errors import EngineUnavailable
 
 
 class Network:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from aiodocker import Docker, DockerError
 from aiodocker.containers import DockerContainer
 
-from worker.engine.attach import SocketFolders, remove_folder
-from worker.engine.config import EngineConfig
-from worker.engine.contract import EngineUnavailable
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import SocketFolders, remove_folder
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
-from worker.engine.attach import SocketFolders
-from worker.engine.config import EngineConfig
+from worker.config import EngineConfig
 from worker.engine.docker.container import engine_call, remove_container
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
 from worker.engine.docker.image import Image
+from worker.sandbox.attach import SocketFolders
 
 INSIDE = "/run/containerpub"
 """Where the bound folder appears in the container."""
@@ -43,7 +43,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolRun:
+class ToolLimits:
     """What one container may take."""
 
     memory_mb: int  # in which the tmpfs count
@@ -80,7 +80,7 @@ class Tools:
         self._config = config
 
     async def run(
-        self, image: Image, command: Sequence[str], run: ToolRun, stdout: IO[bytes], stderr: Callable[[bytes], None]
+        self, image: Image, command: Sequence[str], run: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
         """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
         call_s = self._config.engine_call_timeout_s
@@ -136,7 +136,7 @@ class Tools:
             await asyncio.shield(remove_container(self._docker, container.id, call_s))
             raise
 
-    def _settings(self, image: Image, command: Sequence[str], run: ToolRun) -> JSONObject:
+    def _settings(self, image: Image, command: Sequence[str], run: ToolLimits) -> JSONObject:
         """The sandboxes' settings, with room for a tool. Blocking."""
         settings = container_config(
             image=image.id,

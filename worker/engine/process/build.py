@@ -19,18 +19,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from worker.engine.analysis import SOURCES, analyze, judge_check, read_sources
-from worker.engine.attach import SocketFolders
-from worker.engine.buildlog import BuildLog
-from worker.engine.builds import Builds, content_key
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BuildPlan, BuildRejected, BuiltImage, EngineUnavailable
-from worker.engine.egress import EgressProxy
-from worker.engine.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
+from worker.build.analysis import SOURCES, analyze, judge_check, read_sources
+from worker.build.build_log import BuildLog
+from worker.build.builds import Builds, content_key
+from worker.build.dependency_manifest import DependencyManifest, dependency_key, read_dependency_manifest
+from worker.build.index_proxy import EgressProxy
+from worker.build.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
+from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.recipe import Recipe, load_recipe
+from worker.config import EngineConfig
 from worker.engine.process.program import local_command, program_identity
-from worker.engine.process.stock import folder_bytes, mark_used, scratch_prefix
-from worker.engine.recipe import Recipe, load_recipe
-from worker.engine.wanted import Wanted, read_wanted, wanted_key
+from worker.engine.process.version_gc import folder_bytes, mark_used, scratch_prefix
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import SocketFolders
 
 _MEBIBYTE = 1024 * 1024
 _READ = 64 * 1024
@@ -76,15 +77,15 @@ class ProcessBuilder:
                 "build_failed",
                 "The process engine has no images: Dockerfiles are built by the engine docker alone.",
             )
-        analysis, wanted = await asyncio.gather(
-            analyze(plan, recipe), asyncio.to_thread(read_wanted, plan.artifact, recipe)
+        analysis, manifest = await asyncio.gather(
+            analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
         await self._check(plan, recipe)
         dependencies = None
-        if wanted is not None and recipe.install is not None:
-            dependencies = await self._install(plan, recipe, wanted, log)
+        if manifest is not None and recipe.install is not None:
+            dependencies = await self._install(plan, recipe, manifest, log)
         name = str(plan.version_id)
-        async with self._builds.once(name):
+        async with self._builds.single_flight(name):
             size = await asyncio.to_thread(self._place, plan, recipe, self._versions / name, dependencies)
         return BuiltImage(ref=name, size_bytes=size, analysis=analysis)
 
@@ -128,20 +129,20 @@ class ProcessBuilder:
             )
         return size
 
-    async def _install(self, plan: BuildPlan, recipe: Recipe, wanted: Wanted, log: BuildLog) -> Path:
+    async def _install(self, plan: BuildPlan, recipe: Recipe, manifest: DependencyManifest, log: BuildLog) -> Path:
         """The folder of the installed dependencies, called as the recipe says."""
         assert recipe.install is not None
         identity = await asyncio.to_thread(program_identity, recipe.install.command)
-        key = content_key(identity, recipe.install_fingerprint, recipe.fingerprint, wanted_key(wanted))
+        key = content_key(identity, recipe.install_fingerprint, recipe.fingerprint, dependency_key(manifest))
         folder = self._dependencies / key
-        async with self._builds.once(key):
+        async with self._builds.single_flight(key):
             if await asyncio.to_thread(mark_used, folder):
                 log.line("dependencies are unchanged")
                 return folder / recipe.dependencies
             log.line("installing dependencies")
             scratch = await asyncio.to_thread(self.scratch, folder)
             try:
-                layer = await self._run(plan, recipe, wanted, scratch, log)
+                layer = await self._run(plan, recipe, manifest, scratch, log)
                 made = scratch / "made"
                 await asyncio.to_thread(_make_dependencies, recipe, made)
                 await asyncio.to_thread(_unpack, layer, made)
@@ -152,18 +153,20 @@ class ProcessBuilder:
                 await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
             return folder / recipe.dependencies
 
-    async def _run(self, plan: BuildPlan, recipe: Recipe, wanted: Wanted, scratch: Path, log: BuildLog) -> Layer:
+    async def _run(
+        self, plan: BuildPlan, recipe: Recipe, manifest: DependencyManifest, scratch: Path, log: BuildLog
+    ) -> Layer:
         """Run the install script with ``scratch/target`` as its target; what it sent, under the recipe's folder."""
         assert recipe.install is not None
         target, egress = scratch / "target", None
-        for name, text in wanted.files.items():
+        for name, text in manifest.files.items():
             await asyncio.to_thread((scratch / name).write_text, text, "ascii")
         await asyncio.to_thread(target.mkdir)
         if self._config.index_hosts is not None:
             folders = SocketFolders.of("process", self._config)
             await asyncio.to_thread(folders.prepare)
             egress = folders.folder(f"b{secrets.token_hex(7)}")
-        first = next(iter(wanted.files))
+        first = next(iter(manifest.files))
         command = [*local_command(recipe.install.arguments(first, target.name), "-I")]
         memory_mb = plan.memory_mb + recipe.address_space_extra_mb
         # the last one bounds each file that is written, and so the archive too

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from worker.engine.attach import Rendezvous, remove_folder
-from worker.engine.contract import EngineUnavailable
 from worker.engine.process.namespaces import Namespaces
-from worker.engine.sandbox import ExitStatus
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import Rendezvous, remove_folder
+from worker.sandbox.attached import ExitStatus
 
 PID_FILE = "pid"
 TEMP_FOLDER = "tmp"
@@ -30,7 +30,7 @@ _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, *_ENDED)
 
 
 class Child:
-    """Implements :class:`worker.engine.fleet.Startable`."""
+    """Implements :class:`worker.sandbox.registry.Startable`."""
 
     def __init__(
         self,

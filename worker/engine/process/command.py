@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from worker.engine.attach import SocketFolders
-from worker.engine.command import CommandSandbox, CommandSandboxes, Ended, command_of, local_paths
-from worker.engine.contract import Call, NotRun, SandboxSpec
-from worker.engine.output import Output
+from worker.build.recipe import PLATFORM, Recipe
 from worker.engine.process.child import TEMP_FOLDER, Child
 from worker.engine.process.namespaces import Namespaces
 from worker.engine.process.program import local_command
-from worker.engine.recipe import PLATFORM, Recipe
-from worker.engine.sandbox import ExitStatus
+from worker.errors import NotRun
+from worker.sandbox.attach import SocketFolders
+from worker.sandbox.attached import ExitStatus
+from worker.sandbox.command import CommandSandbox, CommandSandboxes, Ended, command_of, local_paths
+from worker.sandbox.contract import Call, SandboxSpec
+from worker.sandbox.output import Output
 
 _LOOK_EVERY_S = 0.02
 _OPEN_FILES = 256
@@ -51,7 +52,7 @@ async def start_command(
 
 
 class ProcessRun:
-    """Implements :class:`worker.engine.command.Program`."""
+    """Implements :class:`worker.sandbox.command.Program`."""
 
     def __init__(self, child: Child, temp: Path) -> None:
         self._child = child

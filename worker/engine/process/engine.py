@@ -15,21 +15,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from worker.engine.attach import Rendezvous, SocketFolders, remove_folder
-from worker.engine.blank import AttachedBlank
-from worker.engine.command import CommandSandbox, CommandSandboxes
-from worker.engine.config import EngineConfig
-from worker.engine.contract import BlankSpec, BuildPlan, BuiltImage, EngineUnavailable, SandboxSpec, Standing
-from worker.engine.environment import blank_can_become, blank_environment, environment
-from worker.engine.fleet import Fleet
+from worker.build.plan import BuildPlan, BuiltImage
+from worker.build.recipe import PLATFORM, Contract, Recipe, load_recipe
+from worker.config import EngineConfig
+from worker.engine.contract import Standing
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
 from worker.engine.process.command import start_command
 from worker.engine.process.namespaces import Namespaces, probe
 from worker.engine.process.program import local_command
-from worker.engine.process.stock import Stock, mark_used
-from worker.engine.recipe import PLATFORM, Contract, Recipe, load_recipe
-from worker.engine.sandbox import AttachedSandbox
+from worker.engine.process.version_gc import VersionCollector, mark_used
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import Rendezvous, SocketFolders, remove_folder
+from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.command import CommandSandbox, CommandSandboxes
+from worker.sandbox.contract import GenericSpec, SandboxSpec
+from worker.sandbox.environment import environment, generic_can_become, generic_environment
+from worker.sandbox.generic import AttachedGeneric
+from worker.sandbox.registry import SandboxRegistry
 
 _IN_IMAGE = f"/{PLATFORM}/"
 _OPEN_FILES = 256
@@ -49,11 +52,11 @@ class ProcessEngine:
         """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
-        self._fleet = Fleet(config.start_timeout_s)
+        self._sandboxes = SandboxRegistry(config.start_timeout_s)
         self._commands = CommandSandboxes()
         self._versions = config.data_dir / "versions"
         self._builder = ProcessBuilder(config)
-        self._stock = Stock(config)
+        self._collector = VersionCollector(config)
         self._running: dict[str, str] = {}  # sandbox id to the folder of its version
         self._namespaces = namespaces
 
@@ -97,9 +100,9 @@ class ProcessEngine:
             lambda sandbox: sandbox.imported(spec.timeout_ms / 1000),
         )
 
-    async def prestart(self, spec: BlankSpec) -> AttachedBlank | None:
+    async def start_generic(self, spec: GenericSpec) -> AttachedGeneric | None:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks or spec.network != "none":
+        if not recipe.generics or spec.network != "none":
             return None
 
         async def settle(sandbox: AttachedSandbox) -> None:
@@ -118,14 +121,14 @@ class ProcessEngine:
             recipe,
             spec,
             self._folders.home,
-            lambda attachment: blank_environment(spec, **attachment),
+            lambda attachment: generic_environment(spec, **attachment),
             settle,
         )
-        return AttachedBlank(sandbox, spec, outfit)
+        return AttachedGeneric(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.blanks or not blank_can_become(spec, recipe):
+        if not recipe.generics or not generic_can_become(spec, recipe):
             return False
         await self._use(spec.image)
         return True
@@ -139,15 +142,15 @@ class ProcessEngine:
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         swept = await asyncio.to_thread(self._sweep, live_workers)
-        return swept + await asyncio.to_thread(self._stock.sweep, live_workers)
+        return swept + await asyncio.to_thread(self._collector.sweep, live_workers)
 
-    async def tidy(self, standing: Standing) -> int:
-        return await self._stock.tidy(standing, self._images_in_use())
+    async def collect_garbage(self, standing: Standing) -> int:
+        return await self._collector.collect_garbage(standing, self._images_in_use())
 
     async def close(self) -> None:
         await self._builder.close()
         await self._commands.close()
-        await self._fleet.close()
+        await self._sandboxes.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
 
     async def _use(self, image: str) -> None:
@@ -156,7 +159,7 @@ class ProcessEngine:
             raise EngineUnavailable(f"The version's folder {image!r} is not on this machine.")
 
     def _images_in_use(self) -> set[str]:
-        own = self._fleet.ids | self._commands.ids
+        own = self._sandboxes.ids | self._commands.ids
         self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
         return set(self._running.values())
 
@@ -170,7 +173,7 @@ class ProcessEngine:
         self,
         sandbox_id: str,
         recipe: Recipe,
-        size: SandboxSpec | BlankSpec,
+        size: SandboxSpec | GenericSpec,
         working_dir: Path,
         new_env: Callable[[dict[str, str]], Mapping[str, str]],
         settle: Callable[[AttachedSandbox], Awaitable[None]],
@@ -198,7 +201,7 @@ class ProcessEngine:
         def new_vessel() -> Child:
             return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env)
 
-        sandbox = await self._fleet.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await self._sandboxes.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.engine.contract import EngineUnavailable
+from worker.errors import EngineUnavailable
 
 _PYTHON = "python3"
 

@@ -43,7 +43,7 @@ export interface Context {
   /** Unix seconds after which the call is killed. */
   readonly deadline: number;
   readonly logger: Logger;
-  /** Tell those who look on the job how far the call is: from 0 to 1, and a few words. */
+  /** Tell the job's subscribers how far the call is: from 0 to 1, and a few words. */
   progress(fraction: number, message?: string): void;
   /** Seconds until the deadline, never below zero. */
   remaining_s(): number;

@@ -46,7 +46,7 @@ class Context:
         return self._new_logger()
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Tell those who look on the job how far the call is: ``fraction`` from 0 to 1, and a few words.
+        """Tell the job's subscribers how far the call is: ``fraction`` from 0 to 1, and a few words.
 
         Cheap enough for a loop: of reports that follow each other within a twentieth of a second only the first is
         sent, and one that says 1. Raises ``ValueError`` for anything else than a fraction.

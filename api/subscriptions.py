@@ -1,0 +1,162 @@
+"""Subscribers to a job as it runs: what happens to it is pushed to them, all over one connection to Redis.
+
+Pushes are hints that may be lost. The states of a job, and in the end all that it wrote, stand in Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from api.pending_replies import PendingReplies
+from shared.errors import TooMany, Unavailable, Unreadable
+from shared.jobs import Job
+from shared.queue.message import queue_of
+from shared.queue.queue import QUEUES, Queue
+from shared.sealing import Keyring, Part
+
+log = logging.getLogger(__name__)
+
+_ID_CHARS = 36
+_AGAIN_S = 15.0
+_MOST_UNREAD_BYTES = 1024 * 1024
+
+
+class Subscription(asyncio.Event):
+    """What one subscriber has not read yet. Set when there is something to do.
+
+    :ivar look: the job may have ended, or something was missed: read it again.
+    :ivar missed: what was pushed and is not here; ask for it to be told anew.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job.id
+        self.user = job.user_id
+        self.queue = queue_of(job.kind)
+        self.look = True
+        self.missed = False
+        self._unread: list[dict[str, Any]] = []
+        self._unread_bytes = 0
+
+    def set(self) -> None:
+        self.look = True
+        super().set()
+
+    def push(self, event: dict[str, Any], size_bytes: int) -> None:
+        # One who reads slowly misses some, sees that, and asks again. What is told anew comes as one push, as large as
+        # the job's log may be: one that has read everything takes it.
+        if not self._unread or self._unread_bytes + size_bytes <= _MOST_UNREAD_BYTES:
+            self._unread.append(event)
+            self._unread_bytes += size_bytes
+        else:
+            self.look = self.missed = True
+        super().set()
+
+    def take(self) -> list[dict[str, Any]]:
+        """What came since the last call."""
+        self.clear()
+        taken, self._unread, self._unread_bytes = self._unread, [], 0
+        return taken
+
+
+class Subscriptions:
+    """All subscriptions of this process.
+
+    :param most_of_user: subscriptions that one user may have open here.
+    """
+
+    def __init__(self, queue: Queue, pending: PendingReplies, keyring: Keyring, *, most_of_user: int) -> None:
+        self._queue = queue
+        self._keyring = keyring
+        self._pending = pending
+        self._most_of_user = most_of_user
+        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._of_user: dict[UUID, int] = {}
+        self._lost = asyncio.Event()
+        self.closing = False
+
+    def open(self, job: Job) -> Subscription:
+        """A subscription of ``job``; :meth:`close` it in any case. :raises TooMany: when its user has as many as one
+        may."""
+        if self._of_user.get(job.user_id, 0) >= self._most_of_user:
+            raise TooMany(
+                f"You are subscribed to {self._most_of_user} jobs already, the most allowed; close some first.",
+                code="too_many_streams",
+                retry_after_s=5,
+            )
+        subscription = Subscription(job)
+        self._of_user[job.user_id] = self._of_user.get(job.user_id, 0) + 1
+        self._subscriptions.setdefault(str(job.id), set()).add(subscription)
+        self._pending.watch(job.id, subscription)
+        return subscription
+
+    def close(self, subscription: Subscription) -> None:
+        self._pending.unwatch(subscription.job, subscription)
+        subscriptions = self._subscriptions[str(subscription.job)]
+        subscriptions.discard(subscription)
+        if not subscriptions:
+            del self._subscriptions[str(subscription.job)]
+        self._of_user[subscription.user] -= 1
+        if not self._of_user[subscription.user]:
+            del self._of_user[subscription.user]
+
+    def heard(self, message: bytes) -> None:
+        """A push: what happened to a job."""
+        subscriptions = self._subscriptions.get(message[:_ID_CHARS].decode("ascii", "replace"))
+        if subscriptions:
+            try:
+                job = next(iter(subscriptions)).job
+                event = orjson.loads(self._keyring.open(message[_ID_CHARS + 1 :], job, Part.EVENT))
+            except Unreadable as error:
+                log.warning("a push cannot be read", extra={"job": str(job), "error": error.message})
+                return  # the record has everything
+            for subscription in subscriptions:
+                subscription.push(event, len(message))
+
+    def connection_back(self) -> None:
+        """Pushes may have been missed: ask again for everything that is looked on."""
+        self._lost.set()
+
+    async def subscribe(self, subscriptions: Iterable[Subscription]) -> None:
+        """Have the queue tell of these jobs; with Redis away it is done once it is back."""
+        jobs: dict[str, set[UUID]] = {queue: set() for queue in QUEUES}
+        for subscription in subscriptions:
+            jobs[subscription.queue].add(subscription.job)
+        try:
+            for queue, wanted in jobs.items():
+                await self._queue.subscribe(queue, sorted(wanted))
+        except Unavailable as error:
+            log.info("jobs are not looked on", extra={"error": error.message})
+
+    async def missed(self, subscription: Subscription, worker: str) -> None:
+        """Have ``worker`` tell from the beginning what the job writes."""
+        try:
+            await self._queue.watch(worker, subscription.job)
+        except Unavailable as error:
+            log.info("a job is not looked on", extra={"error": error.message})
+
+    async def run(self) -> None:
+        """Keep the queue telling, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_S):
+                    await self._lost.wait()
+            except TimeoutError:
+                pass
+            self._lost.clear()
+            await self.subscribe(
+                subscription for subscriptions in self._subscriptions.values() for subscription in subscriptions
+            )
+
+    def stop(self) -> None:
+        """End all subscriptions: this process ends."""
+        self.closing = True
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.set()

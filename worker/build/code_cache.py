@@ -1,0 +1,203 @@
+"""The code of versions as plain files on this machine, from where generic sandboxes get theirs by hard links.
+
+``<root>/<boot>/<name>`` holds one layer of a version: ``tree`` with its files, and ``size`` with what they take. Large
+ones have ``spare`` too, a tree of links made ahead, which is handed on by a few renames. An entry appears when it is
+complete, and none outlives a restart of the machine, since what a crash leaves of files that were never synced is
+anyone's guess. Workers may share a root.
+
+A name begins with its owner: hard links share the file itself, and whoever can open a file can see by inotify, and by
+locks, who else does. So users share no files, be their contents ever so equal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+_SCRATCH = ".making-"
+_TREE = "tree"
+_SIZE = "size"
+_SPARE = "spare"
+_FEW_FILES = 64
+"""So many are linked as fast as a spare's are handed on."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def entry_name(user_id: UUID, layer: str) -> str:
+    """The name of a user's layer, which is known by its digest."""
+    return f"{_short(str(user_id), 12)}-{_short(layer, 40)}"
+
+
+class CodeCache:
+    """Every method blocks: call them in a thread."""
+
+    def __init__(self, root: Path, worker_id: str, budget_bytes: int) -> None:
+        """:param budget_bytes: of all entries; past it those go that were not used for longest."""
+        self._root = root
+        self._folder = root
+        self._prefix = _prefix(worker_id)
+        self._budget_bytes = budget_bytes
+
+    def open(self) -> None:
+        """Make its folder, closed to other users of the machine, and drop what is of an earlier boot."""
+        boot = _boot()
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = self._root / boot
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for other in self._root.iterdir():
+            if other.name != boot:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def has(self, name: str) -> bool:
+        return (self._folder / name / _TREE).is_dir()
+
+    def add(self, name: str, fill: Callable[[Path], int]) -> None:
+        """Make an entry of what ``fill`` puts into the folder it is given; it returns the bytes that takes."""
+        scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        try:
+            tree = scratch / _TREE
+            tree.mkdir(mode=0o755)
+            size = fill(tree)
+            (scratch / _SIZE).write_text(str(size), "ascii")
+            try:
+                scratch.rename(self._folder / name)
+            except OSError:
+                if not self.has(name):
+                    raise
+                return  # another worker was faster
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._evict(keep=name)
+
+    def link(self, name: str, target: Path) -> None:
+        """Link every file of an entry into ``target``, an empty folder on the same file system.
+
+        :raises FileNotFoundError: there is no such entry (any more).
+        """
+        entry = self._folder / name
+        with _held(entry, fcntl.LOCK_SH):
+            os.utime(entry)
+            taken = target.with_name(f"{target.name}-taken")
+            try:
+                (entry / _SPARE).rename(taken)
+            except FileNotFoundError:
+                _link(f"{entry}/{_TREE}", str(target))
+                return
+            for inside in os.listdir(taken):
+                os.rename(f"{taken}/{inside}", f"{target}/{inside}")
+            taken.rmdir()
+
+    def spare(self, name: str) -> None:
+        """Make the links of a large entry ahead, if there are none; an absent entry is fine."""
+        entry = self._folder / name
+        if (entry / _SPARE).exists():
+            return
+        scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        try:
+            with _held(entry, fcntl.LOCK_SH):
+                if _link(f"{entry}/{_TREE}", str(scratch)) > _FEW_FILES:
+                    scratch.rename(entry / _SPARE)
+        except FileNotFoundError:
+            return
+        except OSError:
+            # Another worker's is there, which is not empty.
+            if not (entry / _SPARE).exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def drop(self, layer: str) -> None:
+        """Remove a layer's entries, whoever they belong to."""
+        for entry in self._folder.glob(f"*-{_short(layer, 40)}"):
+            self._remove(entry)
+
+    def sweep(self, live_workers: frozenset[str]) -> int:
+        """Remove what workers that are gone left half made or half removed; how many folders that were."""
+        live = (*(_prefix(worker) for worker in live_workers), self._prefix)
+        stale = [path for path in self._folder.glob(f"{_SCRATCH}*") if not path.name.startswith(live)]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+    def _evict(self, keep: str) -> None:
+        entries: list[tuple[float, int, Path]] = []
+        for entry in self._folder.iterdir():
+            try:
+                if not entry.name.startswith(_SCRATCH):
+                    entries.append((entry.stat().st_mtime, int((entry / _SIZE).read_text("ascii")), entry))
+            except OSError:
+                continue  # removed by another worker
+        total = sum(size for _, size, _ in entries)
+        for _, size, entry in sorted(entries):
+            if total <= self._budget_bytes:
+                return
+            if entry.name != keep and self._remove(entry):
+                total -= size
+
+    def _remove(self, entry: Path) -> bool:
+        """Remove an entry that is not being linked from right now."""
+        goner = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        try:
+            with _held(entry, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                entry.rename(goner / _TREE)
+        except (FileNotFoundError, BlockingIOError):
+            return False
+        finally:
+            shutil.rmtree(goner, ignore_errors=True)
+        return True
+
+
+@contextmanager
+def _held(entry: Path, lock: int) -> Iterator[None]:
+    """Hold the lock of an entry's folder, which is still the one of that name."""
+    descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, lock)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(entry)):
+            raise FileNotFoundError(entry)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: str, target: str) -> int:
+    """Link all files below ``source`` into ``target``; how many that were."""
+    count = 0
+    folders = [(source, target)]
+    while folders:
+        source, target = folders.pop()
+        with os.scandir(source) as entries:
+            for entry in entries:
+                name = f"{target}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    os.mkdir(name)
+                    os.chmod(name, 0o755)  # noqa: S103 (the sandbox has another user)
+                    folders.append((entry.path, name))
+                else:
+                    os.link(entry.path, name)
+                    count += 1
+    return count
+
+
+def _boot() -> str:
+    """Names the time since this machine was started."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def _prefix(worker_id: str) -> str:
+    """How the names of a worker's unfinished folders begin."""
+    return f"{_SCRATCH}{_short(worker_id, 12)}-"
+
+
+def _short(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,0 +1,51 @@
+"""What a project asks its package manager for, after our own policy has read it."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from worker.build.packages import parse_packages
+from worker.build.recipe import Recipe
+from worker.build.requirements import parse_requirements
+
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class DependencyManifest(Protocol):
+    """Accepted dependencies. False when there is nothing to install."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """ASCII texts by file name, as the package manager reads them; the install script is told the first one."""
+
+    def __bool__(self) -> bool: ...
+
+
+_GRAMMARS: Mapping[str, Callable[[Mapping[str, bytes]], DependencyManifest]] = {
+    "requirements.txt": lambda files: parse_requirements(files.get("requirements.txt", b"")),
+    "package.json": parse_packages,
+}
+
+
+def read_dependency_manifest(artifact: Path, recipe: Recipe) -> DependencyManifest | None:
+    """What the artifact's manifests ask for, each by our own grammar; ``None`` for nothing. Blocking.
+
+    :raises BuildRejected: they ask for something that is not allowed.
+    """
+    found: dict[str, bytes] = {}
+    if not recipe.manifests:
+        return None
+    with tarfile.open(artifact, mode="r|gz") as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if name in recipe.manifests and member.isreg() and (content := archive.extractfile(member)) is not None:
+                found[name] = content.read(_MAX_BYTES + 1)
+    return (_GRAMMARS[recipe.manifests[0]](found) or None) if found else None
+
+
+def dependency_key(manifest: DependencyManifest) -> str:
+    """Changes whenever something else is asked for."""
+    return "\0".join(part for file in manifest.files.items() for part in file)

@@ -1,0 +1,47 @@
+"""What a build is given, and what it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """What is to be built. ``artifact`` is the canonical tar.gz (plain files and folders only, names vetted)."""
+
+    version_id: UUID
+    function_id: UUID
+    user_id: UUID
+    runtime: str
+    handler: str
+    artifact: Path
+    artifact_sha256: str
+    timeout_s: float  # of the whole build
+    memory_mb: int  # of the step that installs dependencies
+    max_unpacked_bytes: int  # of installed dependencies
+    max_log_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """``ref`` is what ``SandboxSpec.image`` takes: an image id (docker) or a folder's name (process)."""
+
+    ref: str
+    size_bytes: int
+    analysis: Mapping[str, object] = field(default_factory=dict)
+
+
+class BuildRejected(Exception):
+    """The user's code cannot become a version. ``reason`` is ``analysis_rejected`` or ``build_failed``."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

@@ -1,0 +1,214 @@
+"""Deploy and delete jobs: an artifact becomes an image, a version becomes active, a deleted function's traces go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import orjson
+
+from shared.artifacts import ArtifactStore, artifact_key
+from shared.errors import ArtifactCorrupt, ArtifactMissing, ContainerPubError, Unavailable
+from shared.functions import RunnableVersion
+from shared.jobs import JobKind, JobStatus, Reason
+from shared.postgres.functions import Functions
+from shared.queue.message import JobMessage, now_ms
+from shared.queue.queue import Change, Claim, Queue
+from shared.queue.records import Record
+from shared.scratch import Scratch
+from worker.build.builds import Builds
+from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.consume.dispatcher import Cleanup
+from worker.consume.outage import Outage
+from worker.engine.contract import Engine
+from worker.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildLimits:
+    """Bounds of one build; see the settings of the same names."""
+
+    timeout_s: float
+    memory_mb: int
+    max_unpacked_bytes: int
+    max_log_bytes: int
+
+
+class Deployer:
+    """Runs deploy and delete jobs. Repeating either changes nothing: a lost attempt is simply run again.
+
+    :param start_ahead: called with a version that is about to become active, so that its first call finds it warm.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        engine: Engine,
+        functions: Functions,
+        store: ArtifactStore,
+        queue: Queue,
+        scratch: Scratch,
+        start_ahead: Callable[[RunnableVersion], Awaitable[None]],
+        limits: BuildLimits,
+        outage: Outage,
+    ) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._functions = functions
+        self._store = store
+        self._queue = queue
+        self._scratch = scratch
+        self._start_ahead = start_ahead
+        self._limits = limits
+        self._outage = outage
+        self._rebuilding = Builds()
+
+    async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
+        return await self._run(message, claim), None
+
+    async def _run(self, message: JobMessage, claim: Claim) -> Record:
+        claimed_ms, started = now_ms(), time.perf_counter()
+        work = self._delete if message.kind is JobKind.DELETE else self._deploy
+        again = False
+        reason: str | None = None
+        error: str | None = None
+        result: dict[str, object] | None = None
+        try:
+            result = await work(message)
+        except BuildRejected as rejected:
+            reason, error = rejected.reason, rejected.message
+        except ArtifactMissing as missing:
+            reason, error = Reason.ARTIFACT_MISSING, missing.message
+        except EngineUnavailable as away:
+            reason, error = Reason.DEPENDENCY_DOWN, str(away)
+            again = await self._outage.again(message)
+        except ContainerPubError as away:
+            reason, error = Reason.DEPENDENCY_DOWN, away.message
+        run_ms = (time.perf_counter() - started) * 1000
+        queue_ms = max(0.0, float(claimed_ms - message.enqueued_ms))
+        record = Record(
+            id=message.id,
+            kind=message.kind,
+            user_id=message.user_id,
+            function_id=message.function_id,
+            version_id=message.version_id,
+            queue=message.queue,
+            status=JobStatus.SUCCEEDED if reason is None else JobStatus.FAILED,
+            reason=reason,
+            outcome="succeeded" if reason is None else "failed",
+            attempt=message.attempt,
+            lost=message.lost,
+            epoch=claim.epoch,
+            worker=self._worker,
+            at_ms=round(claim.claimed_ms + run_ms),
+            started_ms=claim.claimed_ms,
+            queue_ms=queue_ms,
+            run_ms=run_ms,
+            total_ms=queue_ms + run_ms,
+            result=None if result is None else orjson.dumps(result),
+            error=None if error is None else orjson.dumps({"type": "DeployError", "message": error}),
+        )
+        if again:
+            record = replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1)
+        return record
+
+    async def rebuild(self, version: RunnableVersion) -> RunnableVersion:
+        """Make the image of an active version again, once for however many ask. Raises what a build raises."""
+        async with self._rebuilding.single_flight(str(version.id)):
+            known = await self._functions.runnable(version.id) or version
+            if known.image is not None and await self._engine.has_image(known.image):
+                return known  # somebody else was first
+            log.info("building a lost image again", extra={"version": str(version.id)})
+            built = await self._build(version, lambda _: None)
+            if built.ref != known.image:
+                await self._functions.set_image(version.id, image=built.ref, image_bytes=built.size_bytes)
+            return replace(version, image=built.ref)
+
+    async def _deploy(self, message: JobMessage) -> dict[str, object]:
+        version = await self._functions.runnable(message.version_id)
+        if version is None:
+            raise BuildRejected(Reason.BUILD_FAILED, "The function was deleted before it was built.")
+        if version.status == "failed":
+            raise BuildRejected(Reason.BUILD_FAILED, "The version had failed already.")
+        if version.status == "building":
+            lines = _BuildLog(self._functions, version)
+            writer = asyncio.create_task(lines.write(), name=f"build-log-{version.id}")
+            try:
+                built = await self._build(version, lines.add)
+            finally:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+                await lines.flush()
+            await self._start_ahead(replace(version, image=built.ref))
+            if not await self._functions.activate(
+                version.id, image=built.ref, image_bytes=built.size_bytes, analysis=built.analysis
+            ):
+                raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
+        # Before the job ends: whoever sees it ended is served by the new version.
+        await self._queue.announce_change(Change(function=version.function_id, live=version.id))
+        return {"function_id": str(version.function_id), "version": version.number}
+
+    async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltImage:
+        async with self._scratch.folder() as folder:
+            artifact = folder / "artifact.tar.gz"
+            try:
+                await self._store.fetch(artifact_key(version.artifact_sha256), artifact)
+            except ArtifactCorrupt as error:
+                raise ArtifactMissing(error.message) from error
+            plan = BuildPlan(
+                version_id=version.id,
+                function_id=version.function_id,
+                user_id=version.user_id,
+                runtime=version.settings.runtime,
+                handler=version.settings.handler,
+                artifact=artifact,
+                artifact_sha256=version.artifact_sha256,
+                timeout_s=self._limits.timeout_s,
+                memory_mb=self._limits.memory_mb,
+                max_unpacked_bytes=self._limits.max_unpacked_bytes,
+                max_log_bytes=self._limits.max_log_bytes,
+            )
+            return await self._engine.build(plan, add)
+
+    async def _delete(self, message: JobMessage) -> dict[str, object]:
+        images = await self._functions.images(message.function_id)
+        await self._queue.announce_change(Change(function=message.function_id, live=None))
+        for _, image in images:
+            await self._engine.remove_image(image)
+        await self._functions.forget_images(message.function_id)
+        for sha256 in await self._functions.own_artifacts(message.function_id):
+            await self._store.delete(artifact_key(sha256))
+        return {"function_id": str(message.function_id), "images": len(images)}
+
+
+class _BuildLog:
+    """Lines of a running build, written to Postgres a few times a second."""
+
+    def __init__(self, functions: Functions, version: RunnableVersion) -> None:
+        self._functions = functions
+        self._version = version
+        self._lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self._lines.append(line.rstrip("\n").replace("\x00", "\\x00") + "\n")
+
+    async def write(self) -> None:
+        while True:
+            await asyncio.sleep(_LOG_EVERY_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            try:
+                await self._functions.append_build_log(self._version.id, "".join(lines))
+            except Unavailable:
+                self._lines[:0] = lines

@@ -1,0 +1,68 @@
+"""Payloads in the artifact store whose jobs do not need them any more.
+
+One worker an hour looks through them: Postgres says of which jobs payload or result still stand. What was written
+within the last day is left alone, since the job that it is of may not have met Postgres yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from shared.artifacts import ArtifactStore, payload_owner
+from shared.errors import Unavailable
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 3600.0
+YOUNG = timedelta(days=1)
+_LEASE = "payloads"
+
+
+class PayloadSweep:
+    """:param holder: this worker."""
+
+    def __init__(self, pool: Pool, store: ArtifactStore, holder: str) -> None:
+        self._pool = pool
+        self._store = store
+        self._holder = holder
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                if await self._is_ours() and (swept := await self.run_once()):
+                    log.info("removed payloads of jobs", extra={"payloads": swept})
+            except Unavailable as error:
+                log.warning("payloads are not swept", extra={"error": error.message})
+            await asyncio.sleep(EVERY_S)
+
+    async def _is_ours(self) -> bool:
+        """Whether this worker sweeps for the hour."""
+        with postgres_errors():
+            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+        return took is not None
+
+    async def run_once(self) -> int:
+        """Delete payloads that no job needs; how many."""
+        before = datetime.now(UTC) - YOUNG
+        swept = 0
+        async for portion in self._store.payload_store():
+            old = {name: payload_owner(name) for name, written in portion if written < before}
+            if old:
+                standing = await self._standing([job for job, _ in old.values()])
+                gone = [name for name, owner in old.items() if owner not in standing]
+                await self._store.delete_payloads(gone)
+                swept += len(gone)
+        return swept
+
+    async def _standing(self, jobs: Sequence[UUID]) -> set[tuple[UUID, str]]:
+        """Which parts of these jobs are there."""
+        with postgres_errors():
+            rows = await self._pool.fetch(queries("jobs")["parts_that_stand"], jobs)
+        return {(row["id"], part) for row in rows for part in ("payload", "result") if row[part]}

@@ -1,0 +1,427 @@
+"""A sandbox that has connected to us: runs calls over the wire, whatever engine it lives in.
+
+The engine's part is a :class:`Vessel`, the container or process that holds the function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+
+from worker.build.recipe import Exhaustion
+from worker.errors import EngineUnavailable
+from worker.sandbox.attach import Connections
+from worker.sandbox.contract import Call, CallOutcome
+from worker.sandbox.log import LogEntry, LogStream
+from worker.sandbox.output import Output
+from worker.sandbox.tail import Tail
+from worker.sandbox.wire import (
+    FRAME_SLACK_BYTES,
+    READY_NONCE,
+    Frame,
+    FrameReader,
+    GarbledFrame,
+    OversizeFrame,
+    encode_call,
+    encode_generic,
+)
+
+_CHUNK_BYTES = 64 * 1024
+_START_LOG_BYTES = 256 * 1024
+_CHATTER_BYTES = 4 * 1024 * 1024
+"""Beyond a call's log limit, how much may come over the control connection beside its result."""
+_MOST_CPU_MS = 1e12
+_MOST_MEMORY_BYTES = 2**50
+_REASONS = frozenset(("handler_error", "invalid_result", "result_too_large", "out_of_memory"))
+_REUSABLE = frozenset((None, "handler_error", "invalid_result", "result_too_large"))
+_ANSWERS = ({"status", "headers", "body"}, {"status", "headers", "body_base64"})
+_FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStatus:
+    """How a vessel ended. ``code`` is ``None`` when it was still running after it had hung up on us."""
+
+    code: int | None
+    out_of_memory: bool
+
+
+class Vessel(Protocol):
+    """What a sandbox runs in."""
+
+    def kill(self) -> None:
+        """Begin to kill everything in it, at once and without waiting; idempotent."""
+
+    async def pause(self) -> None:
+        """Freeze everything in it. Raises :class:`EngineUnavailable`."""
+
+    async def unpause(self) -> None:
+        """Let it run again. Raises :class:`EngineUnavailable`."""
+
+    async def exit_status(self) -> ExitStatus:
+        """How it ended, waiting a moment for that. Raises :class:`EngineUnavailable`."""
+
+    async def remove(self) -> None:
+        """Kill it and return when nothing of it is left; idempotent. Raises :class:`EngineUnavailable`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ending:
+    """What ended a call: a frame, or the name of what came instead of one."""
+
+    frame: Frame | None = None
+    cause: str = "frame"  # frame, timeout, lost, garbled, oversize
+
+
+_TIMEOUT = _Ending(cause="timeout")
+_LOST = _Ending(cause="lost")
+_GARBLED = _Ending(cause="garbled")
+_OVERSIZE = _Ending(cause="oversize")
+
+
+def failure(message: str) -> str:
+    """The sentence of every failure that is not a timeout."""
+    return f"Function execution failed: {message}"
+
+
+class AttachedSandbox:
+    """Implements :class:`worker.sandbox.contract.Sandbox`."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        memory_mb: int,
+        vessel: Vessel,
+        connections: Connections,
+        on_removed: Callable[[], None],
+    ) -> None:
+        self.id = sandbox_id
+        self._memory_mb = memory_mb
+        self._vessel = vessel
+        self._on_removed = on_removed
+        self.exhaustion: Exhaustion | None = None
+        self._loop = asyncio.get_running_loop()
+        self._control = connections.control
+        self._control_fd = connections.control.fileno()
+        self._output = Output(connections.stdout, connections.stderr, _START_LOG_BYTES)
+        self._reader = FrameReader(FRAME_SLACK_BYTES)
+        self._ready = self._loop.create_future()
+        self._seen: asyncio.Future[Mapping[str, object]] | None = None
+        self._late = False
+        self._broken: _Ending | None = None
+        self._nonce = b""
+        self._tail: Tail | None = None
+        self._waiter: asyncio.Future[_Ending] | None = None
+        self._chatter = _CHATTER_BYTES
+        self._unsent: memoryview | None = None
+        self._hung_up = False
+        self._destroying: asyncio.Task[None] | None = None
+        self._loop.add_reader(self._control_fd, self._on_readable)
+
+    @property
+    def reusable(self) -> bool:
+        return self._broken is None
+
+    async def imported(self, timeout_s: float) -> None:
+        """Wait until the function's module is imported or cannot be. One that takes longer than ``timeout_s`` has
+        used up the time of its first call, which then reports the timeout."""
+        done, _ = await asyncio.wait((self._ready,), timeout=timeout_s)
+        self._late = not done
+
+    async def look(self, paths: Sequence[str], timeout_s: float) -> Mapping[str, object]:
+        """What a generic sandbox reads in the files ``paths``. Raises :class:`EngineUnavailable`."""
+        seen: asyncio.Future[Mapping[str, object]] = self._loop.create_future()
+        self._seen = seen
+        self._send(encode_generic("look", paths=paths))
+        if self._broken is not None:
+            seen.cancel()
+        done, _ = await asyncio.wait((seen,), timeout=timeout_s)
+        self._seen = None
+        if not done or seen.cancelled():
+            raise EngineUnavailable(f"The generic sandbox {self.id} does not answer.")
+        return seen.result()
+
+    def specialize(self, environment: Mapping[str, str]) -> None:
+        """Tell a generic sandbox which function it is, in the words that a sandbox is started with otherwise."""
+        self._send(encode_generic("specialize", environment=environment))
+
+    async def call(self, call: Call) -> CallOutcome:
+        if self._waiter is not None or self._destroying is not None:
+            raise RuntimeError(f"sandbox {self.id} is busy or destroyed")
+        nonce = secrets.token_hex(8)
+        self._nonce = nonce.encode()
+        self._reader.limit = call.max_result_bytes + FRAME_SLACK_BYTES
+        self._chatter = call.max_log_bytes + _CHATTER_BYTES
+        self._output.begin(call.max_log_bytes, call.tail)
+        self._tail = call.tail
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(call.timeout_ms / 1000, self._break, _TIMEOUT)
+        started = time.perf_counter()
+        try:
+            if self._broken is not None:
+                self._settle(self._broken)
+            elif self._late:
+                self._break(_TIMEOUT)
+            else:
+                self._send(encode_call(call, nonce))
+            ending = await waiter
+        except asyncio.CancelledError:
+            self._break(_LOST)
+            self._vessel.kill()
+            self._output.finish()  # its tail has it
+            raise
+        finally:
+            timer.cancel()
+            self._waiter = self._tail = None
+        run_ms = (time.perf_counter() - started) * 1000
+        logs, truncated = self._output.finish()
+        outcome = self._reported(ending.frame, call) if ending.frame is not None else None
+        if outcome is None:
+            outcome = await self._unreported(_GARBLED if ending.frame is not None else ending, call, logs)
+        if outcome.reason not in _REUSABLE or self._unsent is not None or _left_residue(ending.frame):
+            self._break(_LOST)
+        return CallOutcome(
+            reason=outcome.reason,
+            result=outcome.result,
+            error=outcome.error,
+            logs=logs,
+            logs_truncated=truncated,
+            exit_code=outcome.exit_code,
+            run_ms=run_ms,
+            cpu_ms=outcome.cpu_ms,
+            peak_memory_bytes=outcome.peak_memory_bytes,
+            is_response=outcome.is_response,
+            retry=outcome.retry,
+        )
+
+    async def pause(self) -> None:
+        await self._change(self._vessel.pause())
+
+    async def unpause(self) -> None:
+        await self._change(self._vessel.unpause())
+
+    async def destroy(self) -> None:
+        self._break(_LOST)
+        self._hang_up()
+        if self._destroying is None or (self._destroying.done() and not self._removed(self._destroying)):
+            self._destroying = self._loop.create_task(self._remove(), name=f"destroy-{self.id}")
+        # Whoever waits may be cancelled; the removal goes on.
+        await asyncio.shield(self._destroying)
+
+    async def _change(self, change: Awaitable[None]) -> None:
+        """Pause or unpause; one that failed or was given up leaves open which it is, so it serves nobody any more."""
+        try:
+            await change
+        except BaseException:
+            self._break(_LOST)
+            raise
+
+    async def _remove(self) -> None:
+        await self._vessel.remove()
+        self._on_removed()
+
+    @staticmethod
+    def _removed(task: asyncio.Task[None]) -> bool:
+        return not task.cancelled() and task.exception() is None
+
+    def _reported(self, frame: Frame, call: Call) -> CallOutcome | None:
+        """The outcome that the sandbox reports, or ``None`` when its report makes no sense."""
+        meta = frame.meta
+        cpu_ms = meta.get("cpu_ms")
+        peak = meta.get("peak_memory_bytes")
+        # The sandbox may be hostile: figures that no machine has would not fit into the record.
+        if not isinstance(cpu_ms, int | float) or not 0 <= cpu_ms < _MOST_CPU_MS:
+            return None
+        if not isinstance(peak, int) or not 0 <= peak < _MOST_MEMORY_BYTES:
+            return None
+        if meta.get("kind") == "result":
+            result = frame.result
+            if result is None:
+                return None
+            if len(result) > call.max_result_bytes:
+                return self._too_large(call)
+            try:
+                value = orjson.loads(result)
+            except orjson.JSONDecodeError:
+                return CallOutcome(
+                    reason="invalid_result",
+                    error={"type": "InvalidResult", "message": failure("the result is not JSON")},
+                    exit_code=1,
+                    cpu_ms=cpu_ms,
+                    peak_memory_bytes=peak,
+                )
+            shaped = meta.get("response") is True and _is_answer(value)
+            return CallOutcome(reason=None, result=result, cpu_ms=cpu_ms, peak_memory_bytes=peak, is_response=shaped)
+        reason, error = meta.get("reason"), meta.get("error")
+        if not isinstance(reason, str) or reason not in _REASONS or not isinstance(error, dict):
+            return None
+        said = {name: error[name][:limit] for name, limit in _FIELD_LIMITS if isinstance(error.get(name), str)}
+        said["message"] = failure(said.get("message", "unknown error"))
+        retry = meta.get("retry")
+        if retry is not False and (isinstance(retry, bool) or not isinstance(retry, int | float) or not retry >= 0):
+            retry = None
+        return CallOutcome(reason=reason, error=said, exit_code=1, cpu_ms=cpu_ms, peak_memory_bytes=peak, retry=retry)
+
+    async def _unreported(self, ending: _Ending, call: Call, logs: Sequence[LogEntry]) -> CallOutcome:
+        """The outcome of a call that the sandbox gave no answer to."""
+        if ending.cause == "timeout":
+            message = f"Function execution timed out ({call.timeout_ms}ms)"
+            return CallOutcome(reason="timeout", error={"type": "Timeout", "message": message}, exit_code=-1)
+        if ending.cause == "oversize":
+            return self._too_large(call)
+        if ending.cause == "garbled":
+            return self._crashed("it sent what is no answer to the platform", 1)
+        try:
+            status = await self._vessel.exit_status()
+        except EngineUnavailable as error:
+            message = failure(f"its sandbox was lost ({error})")
+            return CallOutcome(
+                reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
+            )
+        if status.out_of_memory or self._is_exhausted(status.code, logs):
+            message = failure(f"it used more than its {self._memory_mb} MB of memory")
+            return CallOutcome(
+                reason="out_of_memory", error={"type": "OutOfMemory", "message": message}, exit_code=status.code
+            )
+        if status.code is None:
+            return self._crashed("it closed its connection to the platform", 1)
+        return self._crashed(f"the process ended with exit code {status.code} before it gave a result", status.code)
+
+    def _is_exhausted(self, code: int | None, logs: Sequence[LogEntry]) -> bool:
+        """Whether the runtime itself says that memory ran out. A function that says so lies about nobody but itself."""
+        way = self.exhaustion
+        if way is None or code != way.exit_code:
+            return False
+        return any(way.says in entry.message for entry in logs if entry.stream is LogStream.STDERR)
+
+    @staticmethod
+    def _crashed(what: str, code: int) -> CallOutcome:
+        return CallOutcome(reason="crashed", error={"type": "Crashed", "message": failure(what)}, exit_code=code)
+
+    @staticmethod
+    def _too_large(call: Call) -> CallOutcome:
+        message = failure(f"the result is larger than {call.max_result_bytes} bytes")
+        return CallOutcome(reason="result_too_large", error={"type": "ResultTooLarge", "message": message}, exit_code=1)
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            sent = self._control.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break(_LOST)
+            return
+        if sent < len(frame):
+            self._unsent = memoryview(frame)[sent:]
+            self._loop.add_writer(self._control_fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        unsent = self._unsent
+        if unsent is None:
+            return
+        try:
+            unsent = unsent[self._control.send(unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._break(_LOST)
+            return
+        self._unsent = unsent if len(unsent) else None
+        if self._unsent is None:
+            self._loop.remove_writer(self._control_fd)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._control.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._break(_LOST)
+            return
+        reader = self._reader
+        reader.feed(data)
+        try:
+            while (frame := reader.next()) is not None:
+                self._on_frame(frame)
+        except GarbledFrame:
+            self._break(_GARBLED)
+        except OversizeFrame as error:
+            self._break(_OVERSIZE if error.nonce == self._nonce and self._waiter is not None else _GARBLED)
+
+    def _on_frame(self, frame: Frame) -> None:
+        kind = frame.meta.get("kind")
+        if frame.nonce == self._nonce and self._waiter is not None:
+            if kind in ("result", "error"):
+                # From here on the nonce is spent: a second answer to the same call is nobody's.
+                self._nonce = b""
+                self._settle(_Ending(frame=frame))
+                return
+            if kind == "log":
+                level, message = frame.meta.get("level"), frame.meta.get("message")
+                if isinstance(level, str) and isinstance(message, str):
+                    self._output.add(level, message)
+            elif kind == "progress" and self._tail is not None:
+                self._tail.report(frame.meta.get("fraction"), frame.meta.get("message"))
+        elif frame.nonce == READY_NONCE and kind == "ready" and not self._ready.done():
+            self._ready.set_result(None)
+        elif self._seen is not None and kind == "seen" and not self._seen.done():
+            seen = frame.meta.get("seen")
+            self._seen.set_result(seen if isinstance(seen, dict) else {})
+        self._chatter -= 64 + len(str(frame.meta.get("message", "")))
+        if self._chatter < 0:
+            self._break(_GARBLED)
+
+    def _settle(self, ending: _Ending) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(ending)
+
+    def _break(self, ending: _Ending) -> None:
+        """Never to be used again. The first cause stays, and a running call ends with it."""
+        if self._broken is None:
+            self._broken = ending
+            if ending is not _LOST:
+                self._vessel.kill()
+            if not self._ready.done():
+                self._ready.set_result(None)
+            if self._seen is not None:
+                self._seen.cancel()
+            self._loop.remove_reader(self._control_fd)
+            self._loop.remove_writer(self._control_fd)
+        self._settle(ending)
+
+    def _hang_up(self) -> None:
+        if self._hung_up:
+            return
+        self._hung_up = True
+        self._output.close()
+        self._control.close()
+
+
+def _left_residue(frame: Frame | None) -> bool:
+    """Whether a call left something in its sandbox that would disturb the next one. Only the sandbox can tell, and one
+    that lies disturbs nothing but its own function."""
+    return frame is not None and frame.meta.get("residue") is not None
+
+
+def _is_answer(value: object) -> bool:
+    """Whether ``value`` has the shape that a :class:`Response` of the runtime's SDK has."""
+    if not isinstance(value, dict) or value.keys() not in _ANSWERS:
+        return False
+    status, headers = value["status"], value["headers"]
+    if type(status) is not int or not 200 <= status <= 599:
+        return False
+    if isinstance(headers, dict):
+        return all(isinstance(header, str) for header in headers.values())
+    return isinstance(headers, list) and all(_is_pair(header) for header in headers)
+
+
+def _is_pair(header: object) -> bool:
+    return isinstance(header, list) and len(header) == 2 and all(isinstance(part, str) for part in header)

@@ -1,0 +1,244 @@
+"""Command sandboxes: a program that is run once, for one call, and speaks with us through files.
+
+==================  =============================  ==============================================================
+in the container    names the file                 holds
+==================  =============================  ==============================================================
+``/request.json``   ``CONTAINERPUB_REQUEST_FILE``  the event, as JSON
+``/.env.config``    ``CONTAINERPUB_ENV_FILE``      the function's environment, a ``NAME=value`` a line
+``/result.json``    ``CONTAINERPUB_RESULT_FILE``   empty; at the end, an object whose ``body`` is the result
+==================  =============================  ==============================================================
+
+The ``process`` engine has no mounts, so there only the variables name the files. An engine's part is a
+:class:`Program`; until the call nothing runs, since the event is part of what a program is started with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from worker.build.recipe import Recipe
+from worker.errors import EngineUnavailable, NotRun
+from worker.sandbox.attach import remove_folder
+from worker.sandbox.attached import ExitStatus, failure
+from worker.sandbox.command_result import BadResult, judge, read_result
+from worker.sandbox.contract import Call, CallOutcome, SandboxSpec
+from worker.sandbox.environment import environment
+from worker.sandbox.log import LogEntry
+
+REQUEST, SETTINGS, RESULT = "request.json", "env.config", "result.json"
+_VARIABLES = {
+    "CONTAINERPUB_REQUEST_FILE": REQUEST,
+    "CONTAINERPUB_ENV_FILE": SETTINGS,
+    "CONTAINERPUB_RESULT_FILE": RESULT,
+}
+_LONGEST_VARIABLE_BYTES = 64 * 1024
+_ATTACHMENT = "CONTAINERPUB_ATTACH_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a program ended; ``status`` is ``None`` when its time was over first."""
+
+    status: ExitStatus | None
+    run_ms: float
+    logs: tuple[LogEntry, ...]
+    logs_truncated: bool
+
+
+class Program(Protocol):
+    """One run of a command."""
+
+    async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
+        """Run it to its end or to the call's timeout, when it begins to be killed, as it does when cancelled.
+
+        Raises :class:`EngineUnavailable`, and :class:`NotRun` if it could not even be made.
+        """
+
+    async def remove(self) -> None:
+        """Kill it and return when nothing of it is left; idempotent. Raises :class:`EngineUnavailable`."""
+
+
+class CommandSandbox:
+    """Implements :class:`worker.sandbox.contract.Sandbox`: good for one call."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        spec: SandboxSpec,
+        folder: Path,
+        paths: Mapping[str, str],
+        program: Program,
+        on_removed: Callable[[], None],
+    ) -> None:
+        """``paths`` says where the program finds the files of ``folder``."""
+        self.id = sandbox_id
+        self._spec = spec
+        self._folder = folder
+        self._paths = paths
+        self._program = program
+        self._on_removed = on_removed
+        self._used = False
+        self._destroying: asyncio.Task[None] | None = None
+
+    @property
+    def reusable(self) -> bool:
+        return not self._used and self._destroying is None
+
+    async def call(self, call: Call) -> CallOutcome:
+        if not self.reusable:
+            raise RuntimeError(f"sandbox {self.id} was used or destroyed")
+        self._used = True
+        try:
+            env = await asyncio.to_thread(self._tell, call)
+            ended = await self._program.run(call, env)
+        except (EngineUnavailable, OSError) as error:
+            message = failure(f"the engine cannot run its command ({error})")
+            return CallOutcome(
+                reason="sandbox_start_failed",
+                error={"type": "EngineUnavailable", "message": message},
+                exit_code=None,
+                ran=not isinstance(error, NotRun),
+            )
+        # In a thread, because results may have megabytes.
+        outcome = await asyncio.to_thread(self._judged, call, ended.status)
+        return replace(outcome, logs=ended.logs, logs_truncated=ended.logs_truncated, run_ms=ended.run_ms)
+
+    async def pause(self) -> None:
+        """Nothing runs before the call."""
+
+    async def unpause(self) -> None:
+        """As :meth:`pause`."""
+
+    async def destroy(self) -> None:
+        if self._destroying is None or (self._destroying.done() and not self._removed(self._destroying)):
+            self._destroying = asyncio.create_task(self._remove(), name=f"destroy-{self.id}")
+        # Whoever waits may be cancelled; the removal goes on.
+        await asyncio.shield(self._destroying)
+
+    async def _remove(self) -> None:
+        await self._program.remove()
+        await asyncio.to_thread(remove_folder, self._folder)
+        self._on_removed()
+
+    @staticmethod
+    def _removed(task: asyncio.Task[None]) -> bool:
+        return not task.cancelled() and task.exception() is None
+
+    def _judged(self, call: Call, status: ExitStatus | None) -> CallOutcome:
+        result: bytes | BadResult = b""
+        if status is not None:
+            result = read_result(self._folder / RESULT, call.max_result_bytes)
+        return judge(call, self._spec.memory_mb, status, result)
+
+    def _tell(self, call: Call) -> dict[str, str]:
+        """Write down what the program may read; its environment. Blocking."""
+        _fill(self._folder, call.event, self._spec)
+        event = orjson.loads(call.event)
+        told = event if isinstance(event, dict) else {}
+        variables = {
+            "FUNCTION_INPUT": call.event,
+            "HTTP_BODY": orjson.dumps(told.get("body")),
+            "HTTP_QUERY": orjson.dumps(told.get("query") or {}),
+            "HTTP_METHOD": str(told.get("method") or "POST").encode("utf-8", "replace"),
+        }
+        passed = {
+            name: value.decode()
+            for name, value in variables.items()
+            # A longer one would keep the program from being started at all; a NUL too.
+            if len(value) <= _LONGEST_VARIABLE_BYTES and b"\0" not in value
+        }
+        paths = {variable: self._paths[name] for variable, name in _VARIABLES.items()}
+        return {**command_environment(self._spec), **passed, **paths}
+
+
+class CommandSandboxes:
+    """Those of one engine, from their start until nothing of them is left."""
+
+    def __init__(self) -> None:
+        self._sandboxes: dict[str, CommandSandbox] = {}
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(self._sandboxes)
+
+    async def start(
+        self, sandbox_id: str, spec: SandboxSpec, folder: Path, paths: Mapping[str, str], program: Program
+    ) -> CommandSandbox:
+        """Make the sandbox's folder. Raises :class:`EngineUnavailable`."""
+        sandbox = self._sandboxes[sandbox_id] = CommandSandbox(
+            sandbox_id, spec, folder, paths, program, lambda: self._forget(sandbox_id)
+        )
+        try:
+            await asyncio.to_thread(_prepare, folder)
+        except OSError as error:
+            self._forget(sandbox_id)
+            raise EngineUnavailable(f"A sandbox's folder cannot be made: {error}") from error
+        except BaseException:
+            await sandbox.destroy()
+            raise
+        return sandbox
+
+    async def close(self) -> None:
+        """Destroy all of them; raises the first :class:`EngineUnavailable` once all were tried."""
+        going = [sandbox.destroy() for sandbox in self._sandboxes.values()]
+        failures = [one for one in await asyncio.gather(*going, return_exceptions=True) if one is not None]
+        if failures:
+            raise failures[0]
+
+    def _forget(self, sandbox_id: str) -> None:
+        self._sandboxes.pop(sandbox_id, None)
+
+
+def command_environment(spec: SandboxSpec) -> dict[str, str]:
+    """What a command starts with, whatever it is called with: no platform's side of ours runs in there."""
+    return {name: value for name, value in environment(spec).items() if not name.startswith(_ATTACHMENT)}
+
+
+def command_of(recipe: Recipe, spec: SandboxSpec) -> tuple[str, ...]:
+    """The recipe's command, in which ``{handler}`` stands for the version's."""
+    return tuple(part.replace("{handler}", spec.handler) for part in recipe.command)
+
+
+def _prepare(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    # The program's user is another one than ours; the folder around is closed to all but us.
+    folder.chmod(0o755)
+    for name, mode in ((REQUEST, 0o644), (SETTINGS, 0o644), (RESULT, 0o666)):
+        path = folder / name
+        path.touch()
+        path.chmod(mode)
+
+
+def _fill(folder: Path, event: bytes, spec: SandboxSpec) -> None:
+    (folder / REQUEST).write_bytes(event)
+    defaults = environment(replace(spec, env=()))
+    common = {name for name in defaults if name.startswith(("FUNCTION_", "CONTAINERPUB_", "DART_CLOUD_"))}
+    kept = {name for name, _ in spec.env} | common
+    lines = [f"{name}={_quoted(value)}\n" for name, value in command_environment(spec).items() if name in kept]
+    (folder / SETTINGS).write_bytes("".join(lines).encode("utf-8", "replace"))
+
+
+def _quoted(value: str) -> str:
+    """``value`` as ``.env`` files have it: as it is if it is plain, in double quotes otherwise."""
+    if value and all(character.isalnum() or character in "_-./:@,+%" for character in value):
+        return value
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("$", "\\$"), ("\n", "\\n"), ("\r", "\\r")):
+        value = value.replace(character, escaped)
+    return f'"{value}"'
+
+
+def container_paths() -> dict[str, str]:
+    """Where a program in a container finds its files."""
+    return {REQUEST: f"/{REQUEST}", SETTINGS: "/.env.config", RESULT: f"/{RESULT}"}
+
+
+def local_paths(folder: Path) -> dict[str, str]:
+    """Where a program on this machine does."""
+    return {name: os.fspath(folder / name) for name in (REQUEST, SETTINGS, RESULT)}
