@@ -91,6 +91,11 @@ class Settings(BaseModel):
     function_memory_limit_mb: Positive = _setting(2048, "Largest `memory_mb` a function may ask for.")
     function_cpus: PositiveSeconds = _setting(0.5, "CPUs of a sandbox.")
     function_max_concurrent: Positive = _setting(10, "Slots: attempts that one worker process runs at a time.")
+    worker_queues: tuple[str, ...] = _setting(
+        ("invoke", "build"),
+        "Queues that a worker process serves, separated by commas: `invoke` runs functions, `build` makes versions "
+        "and clears up behind deleted ones.",
+    )
     reserved_slots: NotNegative = _setting(
         1,
         "Slots of each worker's queues that only users with nothing running may take, so that nobody waits behind "
@@ -300,11 +305,22 @@ class Settings(BaseModel):
         "function_egress_deny",
         "dockerfile_base_images",
         "callback_allow",
+        "worker_queues",
         mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("worker_queues")
+    @classmethod
+    def _are_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one queue: invoke, build, or both")
+        for part in value:
+            if part not in ("invoke", "build"):
+                raise ValueError(f"there is no queue {part}; there are invoke and build")
+        return value
 
     @field_validator("function_egress_allow", "function_egress_deny")
     @classmethod

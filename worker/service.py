@@ -13,6 +13,7 @@ from arq.connections import ArqRedis
 
 from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
+from shared.functions import RunnableVersion
 from shared.ids import new_id
 from shared.payload_store import PayloadStore
 from shared.postgres.functions import Functions
@@ -119,6 +120,13 @@ class Service:
         self._open.push_async_callback(pool.close)
         specs = Specs(function_environment(settings))
         subscribers = Subscribers(self._redis, settings.keyring)
+        serves_invokes = "invoke" in settings.worker_queues
+
+        async def start_ahead(version: RunnableVersion) -> None:
+            # Where another process runs the functions, a sandbox of this one would wait for no call.
+            if serves_invokes:
+                await pool.prewarm(specs.of(version))
+
         outage = Outage(self._engine, self._hold, max_lost=settings.max_lost_deliveries)
         self._deployer = Deployer(
             worker=self.id,
@@ -127,7 +135,7 @@ class Service:
             store=store,
             queue=queue,
             scratch=scratch,
-            start_ahead=lambda version: pool.prewarm(specs.of(version)),
+            start_ahead=start_ahead,
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,
@@ -155,13 +163,16 @@ class Service:
                 ("invoke", settings.function_max_concurrent),
                 ("build", settings.build_max_concurrent),
             )
+            if name in settings.worker_queues
         )
         by_name = {dispatcher.name: dispatcher for dispatcher in dispatchers}
 
         def told(message: bytes) -> None:
             verb, *rest = message.decode().split(" ")
             if verb == "wake":
-                by_name[rest[0]].wake()
+                # The leader wakes every worker for every queue, whatever it serves.
+                if (dispatcher := by_name.get(rest[0])) is not None:
+                    dispatcher.wake()
             elif verb == "watch":
                 subscribers.watch(rest[0])
             elif verb == "cancel":
@@ -198,15 +209,18 @@ class Service:
             "heartbeat": self._beat,
             "records": drain.run,
             "sandboxes": pool.maintain,
-            "warmth": warmth.run,
             "outage": outage.run,
             "subscribers": subscribers.run,
             "sweep": self._sweep,
             "texts": PayloadSweep(postgres, store, self.id).run,
         }
+        if serves_invokes:
+            self.worker.loops["warmth"] = warmth.run
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)
-        log.info("worker started", extra={"worker": self.id, "engine": settings.engine})
+        log.info(
+            "worker started", extra={"worker": self.id, "engine": settings.engine, "queues": settings.worker_queues}
+        )
 
     def drain(self) -> None:
         """Claim nothing more, and begin to destroy what stands idle: nobody will call it any more."""

@@ -22,7 +22,6 @@ from worker.build.layer import artifact_layer, in_thread
 from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.docker.libpod import LibpodContainers
 from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
 from worker.sandbox.attached import AttachedSandbox
@@ -51,7 +50,7 @@ class Bench:
 
     @property
     def on_podman(self) -> bool:
-        return isinstance(self.engine, DockerEngine) and isinstance(self.engine._client().containers, LibpodContainers)
+        return isinstance(self.engine, DockerEngine) and self.engine.on_podman
 
     def spec(self, handler: str, **changes: Any) -> SandboxSpec:
         spec = SandboxSpec(

@@ -24,11 +24,12 @@ from worker.build.recipe import load_recipe
 from worker.build.requirements import Requirements
 from worker.config import EngineConfig
 from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import container_config, seccomp_profile
 from worker.engine.docker.image import Images
 from worker.engine.docker.install import Installer
 from worker.engine.process.build import ProcessBuilder
-from worker.engine.process.version_gc import Stock
+from worker.engine.process.version_gc import VersionCollector
 from worker.errors import EngineUnavailable
 
 HANDLER = b"def handler(event, context):\n    return 1\n"
@@ -106,9 +107,13 @@ async def docker(config: EngineConfig) -> AsyncIterator[Docker]:
         config.socket_dir.rmdir()
 
 
+def engine_client(docker: Docker) -> EngineClient:
+    return EngineClient(docker, 60.0)
+
+
 @pytest.fixture
 async def builder(docker: Docker, config: EngineConfig) -> AsyncIterator[ImageBuilder]:
-    made = ImageBuilder(docker, config)
+    made = ImageBuilder(engine_client(docker), config)
     yield made
     await made.close()
 
@@ -186,7 +191,7 @@ async def test_the_same_plan_gives_the_same_image_and_the_label_is_ours(
 async def test_an_engine_that_wants_every_layer_gets_the_image_by_its_builder(
     docker: Docker, config: EngineConfig, plan: Plans
 ) -> None:
-    images = Images(docker, config)
+    images = Images(engine_client(docker), config)
     base = await images.base(load_recipe("python").base_image)
     writer = LayerWriter()
     writer.add("function/main.py", io.BytesIO(HANDLER), len(HANDLER))
@@ -303,7 +308,7 @@ async def test_with_no_index_host_allowed_nothing_is_reached(docker: Docker, con
     closed = replace(config, index_hosts=())
     log: list[str] = []
     with pytest.raises(BuildRejected):
-        await ImageBuilder(docker, closed).build(
+        await ImageBuilder(engine_client(docker), closed).build(
             plan({"main.py": HANDLER, "requirements.txt": b"idna==3.10\n"}), log.append
         )
     assert any("is not a host of the package index" in line for line in log)
@@ -326,7 +331,7 @@ async def test_an_absent_base_image_is_the_platforms_fault_and_says_what_to_do(
 ) -> None:
     absent = replace(config, base_images={"python": "localhost:1/no/such:image"})
     with pytest.raises(EngineUnavailable, match="make images"):
-        await ImageBuilder(docker, absent).build(plan({"main.py": HANDLER}), ignore)
+        await ImageBuilder(engine_client(docker), absent).build(plan({"main.py": HANDLER}), ignore)
 
 
 @pytest.mark.docker
@@ -334,9 +339,9 @@ async def test_an_image_over_the_bound_is_build_failed(docker: Docker, config: E
     small = replace(config, max_image_bytes=MEBIBYTE)
     once = plan({"main.py": HANDLER})
     with pytest.raises(BuildRejected, match="The image takes") as caught:
-        await ImageBuilder(docker, small).build(once, ignore)
+        await ImageBuilder(engine_client(docker), small).build(once, ignore)
     assert caught.value.reason == "build_failed"
-    assert await Images(docker, config).find(f"containerpub/function:{once.version_id}") is None
+    assert await Images(engine_client(docker), config).find(f"containerpub/function:{once.version_id}") is None
 
 
 def sdist(setup: str) -> str:
@@ -370,10 +375,10 @@ class Hostile:
         head, future, rest = recipe.install.source.partition("from __future__ import annotations\n")
         prepared = sdist(setup).replace("--no-build-isolation ", "")
         script = head + future + prepared + rest.replace('"--no-input"', '"--no-input", "--no-build-isolation"')
-        base = await Images(self._docker, self._config).base(recipe.base_image)
+        base = await Images(engine_client(self._docker), self._config).base(recipe.base_image)
 
         async def install() -> BuiltImage:
-            layer = await Installer(self._docker, self._config).install(
+            layer = await Installer(engine_client(self._docker), self._config).install(
                 plan,
                 replace(recipe, install=replace(recipe.install, source=script)),
                 base,
@@ -597,7 +602,7 @@ async def test_the_process_engine_builds_folders_and_shares_dependencies(config:
 
 async def test_what_a_killed_worker_left_half_made_is_swept(config: EngineConfig, plan: Plans) -> None:
     gone = ProcessBuilder(replace(config, worker_id="gone"))
-    here, stock = ProcessBuilder(config), Stock(config)
+    here, stock = ProcessBuilder(config), VersionCollector(config)
     built = await here.build(plan({"main.py": HANDLER}), ignore)
     for builder in (gone, here):
         (await asyncio.to_thread(builder.scratch, config.data_dir / "versions" / "x")).joinpath("half").touch()

@@ -86,7 +86,7 @@ class Bench:
         left = [str(path) for path in self.config.socket_dir.glob("*/*") if path.is_dir()]
         if isinstance(self.engine, DockerEngine):
             label = f"containerpub.installation={self.config.installation}"
-            found = await self.engine._client().containers.list(
+            found = await self.engine._client().docker.containers.list(
                 all=1, filters=orjson.dumps({"label": [label]}).decode()
             )
             left += [container.id for container in found]
@@ -485,7 +485,7 @@ async def test_f15_a_command_that_is_killed_from_outside_is_not_the_functions_fa
     assert isinstance(bench.engine, DockerEngine)
     sandbox = await bench.command(timeout_ms=30_000)
     running = asyncio.ensure_future(sandbox.call(call({"do": "sleep"}, timeout_ms=30_000)))
-    container = bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    container = bench.engine._client().docker.containers.container(f"containerpub-{sandbox.id}")
     async with asyncio.timeout(20):
         while True:
             with contextlib.suppress(DockerError):
@@ -606,7 +606,7 @@ async def test_a_commands_container_is_as_hardened_as_every_other(bench: Bench) 
         return
     sandbox = await bench.command()
     calling = asyncio.create_task(sandbox.call(call({"do": "sleep"}, timeout_ms=60_000)))
-    container = bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    container = bench.engine._client().docker.containers.container(f"containerpub-{sandbox.id}")
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(DockerError):

@@ -269,7 +269,7 @@ async def test_r21_nothing_of_the_platform_is_in_any_process(docker_bench: Bench
 async def test_w2_a_child_that_detached_itself_dies_with_its_sandbox(docker_bench: Bench) -> None:
     sandbox = await docker_bench.start("leave_child_behind")
     await sandbox.call(call())
-    container = docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    container = docker_bench.engine._client().docker.containers.container(f"containerpub-{sandbox.id}")
     first = psutil.Process((await container.show())["State"]["Pid"])
     pids = [process.pid for process in (first, *first.children(recursive=True))]
     assert len(pids) == 3
@@ -280,7 +280,7 @@ async def test_w2_a_child_that_detached_itself_dies_with_its_sandbox(docker_benc
 @pytest.mark.podman
 async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Bench) -> None:
     sandbox = await docker_bench.start("echo", memory_mb=96, cpus=0.5)
-    shown = await docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}").show()
+    shown = await docker_bench.engine._client().docker.containers.container(f"containerpub-{sandbox.id}").show()
     host, config = shown["HostConfig"], shown["Config"]
     assert host["Memory"] == host["MemorySwap"] == 96 * 1024**2
     assert host["NanoCpus"] == 500_000_000
@@ -318,7 +318,7 @@ async def test_an_engine_that_would_not_cap_functions_is_refused(podman_host: st
 
 @pytest.mark.podman
 async def test_a_stopped_or_paused_container_of_a_dead_worker_is_swept(docker_bench: Bench) -> None:
-    docker = docker_bench.engine._client()
+    docker = docker_bench.engine._client().docker
     labels = {"containerpub.installation": docker_bench.config.installation, "containerpub.worker": "gone"}
     shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": labels, "NetworkDisabled": True}
     created, exited, paused = [await docker.containers.create(shape) for _ in range(3)]
@@ -333,7 +333,7 @@ async def test_a_stopped_or_paused_container_of_a_dead_worker_is_swept(docker_be
 
 async def test_a_container_that_somebody_runs_of_a_function_s_image_is_left_alone(docker_bench: Bench) -> None:
     # It inherits the labels of the image, and no worker made it.
-    docker = docker_bench.engine._client()
+    docker = docker_bench.engine._client().docker
     inherited = {"containerpub.installation": docker_bench.config.installation}
     shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": inherited, "NetworkDisabled": True}
     by_hand = await docker.containers.create(shape)

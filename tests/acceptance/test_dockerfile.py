@@ -28,6 +28,7 @@ from worker.config import DockerfileConfig, EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.docker.build import ImageBuilder
 from worker.engine.docker.build_cap import BuildCaps, Machine
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.engine_build import LABEL_BUILD
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
 from worker.engine.process import ProcessEngine
@@ -133,7 +134,7 @@ class Bench:
         """The same engine's builder with other settings."""
         config = replace(self.config, **changes)
         engine = DockerEngine(config)
-        engine._builder = ImageBuilder(self.docker, config)
+        engine._builder = ImageBuilder(EngineClient(self.docker, 60.0), config)
         return replace(self, engine=engine, config=config, log=[])
 
     async def base(self, *lines: str, name: str | None = "containerpub-test/base") -> str:
@@ -170,7 +171,7 @@ class Bench:
 
     @property
     def caps(self) -> BuildCaps:
-        return BuildCaps(self.docker, self.config)
+        return BuildCaps(EngineClient(self.docker, 60.0), self.config)
 
 
 @pytest.fixture
@@ -534,7 +535,9 @@ async def test_what_a_killed_worker_left_of_a_build_is_swept(bench: Bench) -> No
         LABEL_BUILD: uuid4().hex,
     }
     gone = replace(bench.config, worker_id="gone")
-    async with BuildCaps(bench.docker, gone).hold(await _machine(bench), DockerfileConfig(), "x") as path:
+    async with BuildCaps(EngineClient(bench.docker, 60.0), gone).hold(
+        await _machine(bench), DockerfileConfig(), "x"
+    ) as path:
         # Without a name, as what a broken-off build leaves.
         image = await bench.base("LABEL " + " ".join(f"{name}={value}" for name, value in labels.items()), name=None)
         await bench.docker.containers.create({"Image": image, "Labels": labels})

@@ -223,7 +223,7 @@ async def test_r14_r15_with_egress_a_function_has_no_privileges_and_cannot_chang
     assert await _ask(bench, "open_socket", [socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP]) == errno.EPERM
     assert await _ask(bench, "open_socket", [socket.AF_PACKET, socket.SOCK_RAW, 0]) == errno.EPERM
 
-    docker = bench.engine._client()  # type: ignore[union-attr]
+    docker = bench.engine._client().docker  # type: ignore[union-attr]
     namespace = await docker.containers.container(f"containerpub-{sandbox.id}-egress").show()
     kept = psutil.Process(namespace["State"]["Pid"])
     assert kept.cmdline() == ["sleep", "infinity"]

@@ -252,7 +252,7 @@ async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
 async def _late(bench: Bench, sandbox_id: str) -> bool:
     if not isinstance(bench.engine, DockerEngine):
         return any(bench.config.socket_dir.glob(f"*/{sandbox_id}/tmp/late"))
-    container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+    container = bench.engine._client().docker.containers.container(f"containerpub-{sandbox_id}")
     stream = (await container.exec(["ls", "/tmp"])).start()
     async with stream:
         listing = b""
@@ -787,7 +787,7 @@ async def test_f15_a_container_that_is_killed_from_outside_is_not_the_functions_
     sandbox = await docker_bench.start("sleep")
     running = asyncio.ensure_future(sandbox.call(call(60, timeout_ms=30_000)))
     await asyncio.sleep(0)  # the call is on its way
-    container = docker_bench.engine._client().containers.container(f"containerpub-{sandbox.id}")
+    container = docker_bench.engine._client().docker.containers.container(f"containerpub-{sandbox.id}")
     await (container.delete(force=True) if end == "delete" else getattr(container, end)())
     outcome = await running
     # Podman does not tell who stopped a container, only who killed or removed it.
@@ -804,7 +804,7 @@ def _first_process(bench: Bench, sandbox_id: str) -> psutil.Process:
 async def _cpu_s(bench: Bench, sandbox_id: str) -> float:
     """CPU time that a sandbox has used so far."""
     if isinstance(bench.engine, DockerEngine):
-        container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+        container = bench.engine._client().docker.containers.container(f"containerpub-{sandbox_id}")
         (state,) = await container.stats(stream=False)
         return float(state["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9)
     first = _first_process(bench, sandbox_id)
@@ -815,7 +815,7 @@ async def _cpu_s(bench: Bench, sandbox_id: str) -> float:
 async def _end_from_outside(bench: Bench, sandbox_id: str) -> None:
     """As an operator would, or the kernel."""
     if isinstance(bench.engine, DockerEngine):
-        await bench.engine._client().containers.container(f"containerpub-{sandbox_id}").delete(force=True)
+        await bench.engine._client().docker.containers.container(f"containerpub-{sandbox_id}").delete(force=True)
         return
     first = _first_process(bench, sandbox_id)
     for process in (*first.children(recursive=True), first):
@@ -831,7 +831,7 @@ async def _left(bench: Bench) -> list[str]:
     left = [str(folder) for folder in bench.config.socket_dir.glob("*/*") if folder.is_dir()]
     if isinstance(bench.engine, DockerEngine):
         filters = orjson.dumps({"label": [f"containerpub.installation={bench.config.installation}"]}).decode()
-        containers = await bench.engine._client().containers.list(all=1, filters=filters)
+        containers = await bench.engine._client().docker.containers.list(all=1, filters=filters)
         left += [container.id for container in containers]
     else:
         mark = str(bench.config.socket_dir)

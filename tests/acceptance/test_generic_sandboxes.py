@@ -59,7 +59,7 @@ async def test_a_generic_that_died_is_not_usable_and_not_specialized(bench: Benc
     generic = await bench.start_generic()
     await bench.engine.prepare(bench.spec("echo"))
     if isinstance(bench.engine, DockerEngine):
-        await bench.engine._client().containers.container(f"containerpub-{generic.id}").kill()
+        await bench.engine._client().docker.containers.container(f"containerpub-{generic.id}").kill()
     else:
         (file,) = bench.config.socket_dir.glob(f"*/{generic.id}/pid")
         for process in psutil.Process(int(file.read_text().split()[0])).children(recursive=True)[:1]:
@@ -238,7 +238,7 @@ async def test_without_the_same_data_folder_on_the_engines_side_there_are_no_gen
     try:
         for _ in range(2):
             assert await engine.start_generic(_SIZE) is None
-        listed = await engine._client().containers.list(
+        listed = await engine._client().docker.containers.list(
             all=1, filters=orjson.dumps({"label": [f"containerpub.worker={engine_config.worker_id}"]}).decode()
         )
         assert listed == []

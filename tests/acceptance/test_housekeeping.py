@@ -21,6 +21,7 @@ from tests.client import Answer, Client
 from tests.deployment import Platform
 from worker.build.code_cache import _prefix
 from worker.config import EngineConfig
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image_gc import FUNCTION
 from worker.engine.docker.sweep import sweep
 from worker.sandbox.attach import SocketFolders
@@ -158,11 +159,13 @@ async def test_f21_one_container_that_cannot_be_removed_keeps_no_other(tmp_path:
     subprocess.run(["chattr", "+i", held], check=True)
     async with aiodocker.Docker() as engine:
         try:
-            assert await sweep(engine, config, (), frozenset({"living"}), frozenset()) == 3
+            assert (
+                await sweep(EngineClient(engine, 60.0).containers, config, (), frozenset({"living"}), frozenset()) == 3
+            )
             assert await docker("ps", "-aq", "--no-trunc", "--filter", f"label={labels[1]}") == [made[2]]
         finally:
             subprocess.run(["chattr", "-i", held], check=True)
-        assert await sweep(engine, config, (), frozenset({"living"}), frozenset()) == 1
+        assert await sweep(EngineClient(engine, 60.0).containers, config, (), frozenset({"living"}), frozenset()) == 1
 
 
 async def test_f21_what_killed_workers_leave_goes_with_the_next_sweep_and_the_living_are_left_alone(

@@ -251,7 +251,7 @@ async def test_idle_sandboxes_make_room_for_a_generic_but_not_those_that_are_kep
 async def end_from_outside(bench: Bench, sandbox_id: str, end: str) -> None:
     """As an operator would."""
     assert isinstance(bench.engine, DockerEngine)
-    container = bench.engine._client().containers.container(f"containerpub-{sandbox_id}")
+    container = bench.engine._client().docker.containers.container(f"containerpub-{sandbox_id}")
     await (container.delete(force=True) if end == "delete" else getattr(container, end)())
 
 

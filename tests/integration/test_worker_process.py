@@ -37,3 +37,22 @@ async def test_a_worker_that_is_still_starting_stops_at_once(database: str, redi
             await platform.stop()
     assert not any(child.is_running() for child in children)
     assert "Traceback" not in platform.logs()
+
+
+async def test_building_and_calling_can_be_the_business_of_different_workers(database: str, redis_url: str) -> None:
+    """A deploy waits for a worker that builds, a call for one that runs functions, and each is only that one's."""
+    platform = Platform(database_url=database, redis_url=redis_url, engine="process", env={"WORKER_QUEUES": "invoke"})
+    async with platform, platform.client() as client:
+        await client.register()
+        accepted = await client.deploy(
+            "hello", {"main.py": "def handler(event, context): return event['body']"}, prefer="wait=1"
+        )
+        assert accepted.status == 202, "nobody builds"
+        platform.change(WORKER_QUEUES="build")
+        platform.start("worker-2")
+        assert (await client.job(accepted.json["job_id"], wait=30))["status"] == "succeeded"
+        assert (await client.invoke("hello", 1)).json["result"] == 1
+        await platform.terminate("worker-1")
+        assert (await client.invoke("hello", 2, prefer="wait=1")).status == 202, "nobody runs functions"
+        deployed = await client.deploy("other", {"main.py": "def handler(event, context): return 2"})
+        assert deployed.status == 201, deployed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,15 @@ CLI_ON_THE_SERVER = (
     "cli/commands/rotate_keys.py",
     "cli/supervisor/",
 )
+FLOORS = {
+    # Of the worker: each room imports only from those named, and what stands beside the rooms from all of them.
+    "worker.network": (),
+    "worker.build": (),
+    "worker.sandbox": ("worker.build",),
+    "worker.engine": ("worker.build", "worker.network", "worker.sandbox"),
+    "worker.consume": ("worker.build", "worker.engine", "worker.sandbox"),
+}
+BELOW_ALL_ROOMS = ("worker.config", "worker.errors")
 BEHIND_THE_API = ("shared.postgres", "shared.queue", "shared.artifacts", "shared.embedded", "asyncpg", "redis", "arq")
 
 
@@ -47,6 +56,46 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def known_modules() -> frozenset[str]:
+    return frozenset(map(name_of, modules(*PACKAGES)))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of ours that ``path`` imports, each by its own name: ``from a import b`` is ``a.b`` or ``a``."""
+    found = set()
+    for node in ast.walk(source(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            module = node.module or ""
+            inside = {f"{module}.{alias.name}" for alias in node.names} & known_modules()
+            found |= inside | ({module} if len(inside) < len(node.names) else set())
+    return found & known_modules() - {name_of(path)}
+
+
+def _circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
+    """The sets of names that reach each other, each sorted."""
+    reached: dict[str, set[str]] = {}
+    for start in arrows:
+        found: set[str] = set()
+        ahead = list(arrows[start])
+        while ahead:
+            if (name := ahead.pop()) not in found:
+                found.add(name)
+                ahead += arrows.get(name, ())
+        reached[start] = found
+    circles = {
+        frozenset({name} | {other for other in reached[name] if other != name and name in reached.get(other, ())})
+        for name in arrows
+    }
+    return sorted(sorted(circle) for circle in circles if len(circle) > 1)
+
+
 def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
@@ -64,6 +113,34 @@ def test_there_is_something_to_check() -> None:
 def test_room_imports_shared_and_no_other_room(room: str) -> None:
     others = [*(other for other in ROOMS if other != room), "cli", "bench", "tests"]
     assert [(relative(path), name) for path in modules(room) for name in imports(path) if within(name, *others)] == []
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_a_room_of_the_worker_imports_only_from_the_rooms_below_it(room: str) -> None:
+    allowed = (room, *FLOORS[room], *BELOW_ALL_ROOMS)
+    found = [
+        (relative(path), name)
+        for path in modules(room.replace(".", "/"))
+        for name in imported_modules(path)
+        if within(name, "worker") and name != "worker" and not within(name, *allowed)
+    ]
+    assert found == []
+
+
+def test_every_room_of_the_worker_has_its_floor() -> None:
+    rooms = {f"worker.{path.name}" for path in (ROOT / "worker").iterdir() if (path / "__init__.py").exists()}
+    assert rooms == set(FLOORS)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports that only type checkers follow count too: who draws the picture cannot see that they are others."""
+    arrows = {name_of(path): imported_modules(path) for path in modules(*PACKAGES)}
+    assert _circles(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    arrows = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"d", "e"}, "e": set()}
+    assert _circles(arrows) == [["a", "b", "c"]]
 
 
 def test_shared_imports_no_room() -> None:

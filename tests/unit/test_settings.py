@@ -29,6 +29,7 @@ MISTAKES = {
     "DOCKERFILE_RUNTIME": "perhaps",
     "DOCKERFILE_CGROUP_PARENT": "builds/../..",
     "LOG_LEVEL": "loud",
+    "WORKER_QUEUES": "invoke,deploy",
     "ENCRYPTION_KEYS": "a:c2hvcnQ=",
 }
 

@@ -1,31 +1,26 @@
 """What an execution engine must offer, and the data that crosses its boundary.
 
 An *engine* builds versions and starts *sandboxes*. ``docker`` makes containers, ``process`` child processes; both
-are held to ``tests/acceptance/test_engine_conformance.py``. Nothing outside ``worker/engine`` knows which one runs.
+are held to ``tests/acceptance/test_engine_conformance.py``. No other module knows which one runs.
 
-A sandbox serves one call at a time. After any outcome but ``succeeded``, ``handler_error``, ``invalid_result`` and
-``result_too_large`` it reports ``reusable = False`` and must be destroyed.
+What goes into a sandbox and out of it: ``worker/sandbox/contract.py``; of a build: ``worker/build/plan.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from worker.build.plan import BuildPlan, BuiltImage
-from worker.sandbox.contract import GenericSandbox, GenericSpec, Sandbox, SandboxSpec
-
-if TYPE_CHECKING:
-    pass
-
+from worker.sandbox.contract import SandboxStarter
 
 Standing = Callable[[frozenset[UUID]], Awaitable[Mapping[UUID, str | None]]]
 """Which of these versions stand: they are known, their build did not fail, and their function was not deleted. Answers
 the image of each, ``None`` while it is being built."""
 
 
-class Engine(Protocol):
+class Engine(SandboxStarter, Protocol):
     name: str
 
     async def open(self) -> None:
@@ -38,21 +33,6 @@ class Engine(Protocol):
         """Make ``plan`` startable. ``log`` takes output line by line. Raises :class:`BuildRejected` or
         :class:`EngineUnavailable`. Building the same plan twice yields an equal result; where a Dockerfile is built,
         on one machine only."""
-
-    async def start(self, spec: SandboxSpec) -> Sandbox:
-        """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
-        is imported is reported by the first call's outcome, not here. Raises :class:`EngineUnavailable`."""
-
-    async def start_generic(self, spec: GenericSpec) -> GenericSandbox | None:
-        """Start a generic sandbox; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""
-
-    async def prepare(self, spec: SandboxSpec) -> bool:
-        """Bring a version's code to this machine so that a generic sandbox can be specialized to it at once; False if
-        no generic sandbox can become what ``spec`` says. Idempotent, and cheap when it is there. Raises
-        :class:`EngineUnavailable`."""
-
-    async def has_image(self, image: str) -> bool:
-        """Whether ``image`` is on this machine."""
 
     async def remove_image(self, image: str) -> None:
         """Drop a version's image; absent is fine. One that a sandbox still uses is left to :meth:`collect_garbage`."""

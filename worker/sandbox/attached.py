@@ -99,12 +99,13 @@ class AttachedSandbox:
         memory_mb: int,
         vessel: Vessel,
         connections: Connections,
-        on_removed: Callable[[], None],
+        remove: Callable[[], Awaitable[None]],
     ) -> None:
+        """``remove`` removes the vessel with all that it owns, however often it is called."""
         self.id = sandbox_id
         self._memory_mb = memory_mb
         self._vessel = vessel
-        self._on_removed = on_removed
+        self._remove = remove
         self.exhaustion: Exhaustion | None = None
         self._loop = asyncio.get_running_loop()
         self._control = connections.control
@@ -121,7 +122,7 @@ class AttachedSandbox:
         self._chatter = _CHATTER_BYTES
         self._unsent: memoryview | None = None
         self._hung_up = False
-        self._destroying: asyncio.Task[None] | None = None
+        self._destroyed = False
         self._loop.add_reader(self._control_fd, self._on_readable)
 
     @property
@@ -152,7 +153,7 @@ class AttachedSandbox:
         self._send(encode_generic("specialize", environment=environment))
 
     async def call(self, call: Call) -> CallOutcome:
-        if self._waiter is not None or self._destroying is not None:
+        if self._waiter is not None or self._destroyed:
             raise RuntimeError(f"sandbox {self.id} is busy or destroyed")
         nonce = secrets.token_hex(8)
         self._nonce = nonce.encode()
@@ -207,12 +208,18 @@ class AttachedSandbox:
         await self._change(self._vessel.unpause())
 
     async def destroy(self) -> None:
+        self.hang_up()
+        await self._remove()
+
+    def hang_up(self) -> None:
+        """Close the connections: no call is taken any more, and one that runs ends. Idempotent."""
+        self._destroyed = True
         self._break(_LOST)
-        self._hang_up()
-        if self._destroying is None or (self._destroying.done() and not self._removed(self._destroying)):
-            self._destroying = self._loop.create_task(self._remove(), name=f"destroy-{self.id}")
-        # Whoever waits may be cancelled; the removal goes on.
-        await asyncio.shield(self._destroying)
+        if self._hung_up:
+            return
+        self._hung_up = True
+        self._output.close()
+        self._control.close()
 
     async def _change(self, change: Awaitable[None]) -> None:
         """Pause or unpause; one that failed or was given up leaves open which it is, so it serves nobody any more."""
@@ -221,14 +228,6 @@ class AttachedSandbox:
         except BaseException:
             self._break(_LOST)
             raise
-
-    async def _remove(self) -> None:
-        await self._vessel.remove()
-        self._on_removed()
-
-    @staticmethod
-    def _removed(task: asyncio.Task[None]) -> bool:
-        return not task.cancelled() and task.exception() is None
 
     def _reported(self, frame: Frame, call: Call) -> CallOutcome | None:
         """The outcome that the sandbox reports, or ``None`` when its report makes no sense."""
@@ -396,13 +395,6 @@ class AttachedSandbox:
             self._loop.remove_reader(self._control_fd)
             self._loop.remove_writer(self._control_fd)
         self._settle(ending)
-
-    def _hang_up(self) -> None:
-        if self._hung_up:
-            return
-        self._hung_up = True
-        self._output.close()
-        self._control.close()
 
 
 def _left_residue(frame: Frame | None) -> bool:

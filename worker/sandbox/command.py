@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,7 @@ from worker.sandbox.command_result import BadResult, judge, read_result
 from worker.sandbox.contract import Call, CallOutcome, SandboxSpec
 from worker.sandbox.environment import environment
 from worker.sandbox.log import LogEntry
+from worker.sandbox.registry import SandboxRegistry
 
 REQUEST, SETTINGS, RESULT = "request.json", "env.config", "result.json"
 _VARIABLES = {
@@ -75,21 +76,20 @@ class CommandSandbox:
         folder: Path,
         paths: Mapping[str, str],
         program: Program,
-        on_removed: Callable[[], None],
+        remove: Callable[[], Awaitable[None]],
     ) -> None:
-        """``paths`` says where the program finds the files of ``folder``."""
+        """``paths`` says where the program finds the files of ``folder``; ``remove`` removes all of it."""
         self.id = sandbox_id
         self._spec = spec
         self._folder = folder
         self._paths = paths
         self._program = program
-        self._on_removed = on_removed
-        self._used = False
-        self._destroying: asyncio.Task[None] | None = None
+        self._remove = remove
+        self._used = self._destroyed = False
 
     @property
     def reusable(self) -> bool:
-        return not self._used and self._destroying is None
+        return not self._used and not self._destroyed
 
     async def call(self, call: Call) -> CallOutcome:
         if not self.reusable:
@@ -117,19 +117,8 @@ class CommandSandbox:
         """As :meth:`pause`."""
 
     async def destroy(self) -> None:
-        if self._destroying is None or (self._destroying.done() and not self._removed(self._destroying)):
-            self._destroying = asyncio.create_task(self._remove(), name=f"destroy-{self.id}")
-        # Whoever waits may be cancelled; the removal goes on.
-        await asyncio.shield(self._destroying)
-
-    async def _remove(self) -> None:
-        await self._program.remove()
-        await asyncio.to_thread(remove_folder, self._folder)
-        self._on_removed()
-
-    @staticmethod
-    def _removed(task: asyncio.Task[None]) -> bool:
-        return not task.cancelled() and task.exception() is None
+        self._destroyed = True
+        await self._remove()
 
     def _judged(self, call: Call, status: ExitStatus | None) -> CallOutcome:
         result: bytes | BadResult = b""
@@ -158,42 +147,36 @@ class CommandSandbox:
         return {**command_environment(self._spec), **passed, **paths}
 
 
-class CommandSandboxes:
-    """Those of one engine, from their start until nothing of them is left."""
+async def start_command_sandbox(
+    registry: SandboxRegistry,
+    sandbox_id: str,
+    spec: SandboxSpec,
+    folder: Path,
+    paths: Mapping[str, str],
+    program: Program,
+    settle: Callable[[], Awaitable[None]] | None = None,
+) -> CommandSandbox:
+    """Make the sandbox's folder, and await what ``settle`` does before its call.
 
-    def __init__(self) -> None:
-        self._sandboxes: dict[str, CommandSandbox] = {}
+    Raises :class:`EngineUnavailable`; then, and when cancelled, what was made is cleared away.
+    """
 
-    @property
-    def ids(self) -> frozenset[str]:
-        return frozenset(self._sandboxes)
+    async def remove() -> None:
+        await program.remove()
+        await asyncio.to_thread(remove_folder, folder)
 
-    async def start(
-        self, sandbox_id: str, spec: SandboxSpec, folder: Path, paths: Mapping[str, str], program: Program
-    ) -> CommandSandbox:
-        """Make the sandbox's folder. Raises :class:`EngineUnavailable`."""
-        sandbox = self._sandboxes[sandbox_id] = CommandSandbox(
-            sandbox_id, spec, folder, paths, program, lambda: self._forget(sandbox_id)
-        )
-        try:
-            await asyncio.to_thread(_prepare, folder)
-        except OSError as error:
-            self._forget(sandbox_id)
-            raise EngineUnavailable(f"A sandbox's folder cannot be made: {error}") from error
-        except BaseException:
-            await sandbox.destroy()
-            raise
-        return sandbox
-
-    async def close(self) -> None:
-        """Destroy all of them; raises the first :class:`EngineUnavailable` once all were tried."""
-        going = [sandbox.destroy() for sandbox in self._sandboxes.values()]
-        failures = [one for one in await asyncio.gather(*going, return_exceptions=True) if one is not None]
-        if failures:
-            raise failures[0]
-
-    def _forget(self, sandbox_id: str) -> None:
-        self._sandboxes.pop(sandbox_id, None)
+    registry.enter(sandbox_id, remove)
+    try:
+        await asyncio.to_thread(_prepare, folder)
+        if settle is not None:
+            await settle()
+    except OSError as error:
+        await registry.clear_away(sandbox_id)
+        raise EngineUnavailable(f"A sandbox's folder cannot be made: {error}") from error
+    except BaseException:
+        await registry.clear_away(sandbox_id)
+        raise
+    return CommandSandbox(sandbox_id, spec, folder, paths, program, lambda: registry.remove(sandbox_id))
 
 
 def command_environment(spec: SandboxSpec) -> dict[str, str]:

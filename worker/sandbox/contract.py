@@ -140,3 +140,22 @@ class GenericSandbox(Protocol):
 
     async def destroy(self) -> None:
         """As :meth:`Sandbox.destroy`."""
+
+
+class SandboxStarter(Protocol):
+    """The part of an engine that makes sandboxes."""
+
+    async def start(self, spec: SandboxSpec) -> Sandbox:
+        """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
+        is imported is reported by the first call's outcome, not here. Raises :class:`EngineUnavailable`."""
+
+    async def start_generic(self, spec: GenericSpec) -> GenericSandbox | None:
+        """Start a generic sandbox; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""
+
+    async def prepare(self, spec: SandboxSpec) -> bool:
+        """Bring a version's code to this machine so that a generic sandbox can be specialized to it at once; False if
+        no generic sandbox can become what ``spec`` says. Idempotent, and cheap when it is there. Raises
+        :class:`EngineUnavailable`."""
+
+    async def has_image(self, image: str) -> bool:
+        """Whether ``image`` is on this machine."""

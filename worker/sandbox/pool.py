@@ -15,9 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from worker.engine.contract import Engine
 from worker.errors import EngineUnavailable
-from worker.sandbox.contract import GenericSandbox, GenericSpec, Sandbox, SandboxSpec, generic_spec
+from worker.sandbox.contract import GenericSandbox, GenericSpec, Sandbox, SandboxSpec, SandboxStarter, generic_spec
 from worker.sandbox.memory_budget import Budget
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class PooledSandbox:
 
 @dataclass(slots=True, kw_only=True)
 class Pool:
-    engine: Engine
+    engine: SandboxStarter
     limits: PoolLimits
     _idle: dict[SandboxSpec, deque[PooledSandbox]] = field(default_factory=dict)
     _generics: dict[GenericSpec, deque[GenericSandbox]] = field(default_factory=dict)

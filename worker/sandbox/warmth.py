@@ -11,7 +11,7 @@ from shared.errors import ContainerPubError, Unavailable
 from shared.functions import RunnableVersion
 from shared.postgres.functions import Functions
 from worker.build.plan import BuildRejected
-from worker.engine.contract import Engine
+from worker.sandbox.contract import SandboxStarter
 from worker.sandbox.pool import Pool
 from worker.sandbox.versions import Specs
 
@@ -31,7 +31,7 @@ class Warmth:
         pool: Pool,
         functions: Functions,
         specs: Specs,
-        engine: Engine,
+        engine: SandboxStarter,
         rebuild: Callable[[RunnableVersion], Awaitable[RunnableVersion]],
     ) -> None:
         self._pool = pool

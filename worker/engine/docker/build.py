@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from aiodocker import Docker
-
 from worker.build.analysis import analyze
 from worker.build.build_log import BuildLog
 from worker.build.builds import Builds, content_key
@@ -16,6 +14,7 @@ from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
 from worker.build.recipe import Recipe, load_recipe
 from worker.config import EngineConfig
 from worker.engine.docker.check import Checker
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.compile import Compiler
 from worker.engine.docker.dockerfile import DockerfileBuilder
 from worker.engine.docker.hardening import LABEL_CONTENT, LABEL_INSTALLATION, LABEL_VERSION
@@ -31,13 +30,13 @@ _TRIES = 3
 class ImageBuilder:
     """Builds images on one engine. Safe for concurrent use; equal dependencies are installed once."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
         self._config = config
-        self._images = Images(docker, config)
-        self._installer = Installer(docker, config)
-        self._checker = Checker(docker, config)
-        self._compiler = Compiler(docker, config)
-        self._dockerfiles = DockerfileBuilder(docker, config, self._images)
+        self._images = Images(client, config)
+        self._installer = Installer(client, config)
+        self._checker = Checker(client, config)
+        self._compiler = Compiler(client, config)
+        self._dockerfiles = DockerfileBuilder(client, config, self._images)
         self._builds = Builds()
         self._use = ImageUse(config.data_dir)
 

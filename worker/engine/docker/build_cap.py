@@ -15,12 +15,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiodocker import Docker
-
 from worker.build.builds import content_key
 from worker.build.plan import BuildRejected
 from worker.config import DockerfileConfig, EngineConfig
-from worker.engine.docker.container import engine_call
+from worker.engine.docker.client import EngineClient
 
 _ROOT = Path("/sys/fs/cgroup")
 _OWN_PARENT = "/containerpub-build"
@@ -47,16 +45,14 @@ class Machine:
 class BuildCaps:
     """The cgroups of one worker's builds."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._client = client
         self._config = config
         self._prefix = self._prefix_of(config.worker_id)
 
     async def machine(self) -> Machine:
         """:raises BuildRejected: the engine cannot bound builds at all, or would run them by another OCI runtime."""
-        async with engine_call("asking the engine about itself", self._config.engine_call_timeout_s):
-            info = await self._docker.system.info()
-            version = await self._docker.version()
+        info, version = await self._client.info(), await self._client.version()
         names = [str(part.get("Name")) for part in version.get("Components") or ()]
         if "Engine" not in names:
             raise _impossible(f"{names[0] if names else 'this engine'} has not Docker's builder")

@@ -6,12 +6,11 @@ import asyncio
 import shutil
 import tempfile
 
-from aiodocker import Docker
-
 from worker.build.analysis import SOURCES, judge_check, read_sources
 from worker.build.plan import BuildPlan
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import Image
 from worker.engine.docker.tool import INSIDE, ToolLimits, Tools, TooMuchOutput, exchange_folder
 from worker.sandbox.attach import SocketFolders
@@ -24,8 +23,8 @@ _MAX_ANSWER_BYTES = 1024 * 1024
 class Checker:
     """Runs a recipe's check script in its base image. It parses hostile source, and runs none of it."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._tools = Tools(docker, config)
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._tools = Tools(client, config)
         self._folders = SocketFolders.of("docker", config)
 
     async def check(self, plan: BuildPlan, recipe: Recipe, base: Image) -> None:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from aiodocker import Docker
 from aiodocker.types import JSONObject
 
 from worker.build.code_cache import CodeCache, entry_name
 from worker.build.layer import MAX_ENTRIES, Content, UnsafeEntry, unpack_archive
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
 from worker.errors import EngineUnavailable
@@ -40,11 +39,11 @@ class _Part:
 class VersionCode:
     """Brings code from images into the cache, each layer once."""
 
-    def __init__(self, docker: Docker, config: EngineConfig, cache: CodeCache) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig, cache: CodeCache) -> None:
+        self._client = client
         self._config = config
         self._cache = cache
-        self._images = Images(docker, config)
+        self._images = Images(client, config)
         self._parts: dict[tuple[str, UUID], tuple[_Part, ...]] = {}
         self._fetching: dict[tuple[str, UUID], asyncio.Task[None]] = {}
         self._sparing: dict[str, asyncio.Task[None]] = {}
@@ -164,7 +163,6 @@ class VersionCode:
 
     async def _bring(self, image: str, parts: tuple[_Part, ...]) -> None:
         """Read the missing layers out of a container that is made for that and never started."""
-        call_s = self._config.engine_call_timeout_s
         name = f"containerpub-code-{secrets.token_hex(8)}"
         settings: JSONObject = {
             "Image": image,
@@ -173,7 +171,7 @@ class VersionCode:
             "NetworkDisabled": True,
             "HostConfig": {"NetworkMode": "none", "ReadonlyRootfs": True, "LogConfig": {"Type": "none"}},
         }
-        creating = asyncio.ensure_future(self._create(settings, name))
+        creating = asyncio.ensure_future(self._client.containers.create(settings, name=name))
         try:
             await asyncio.shield(creating)
             for part in parts:
@@ -183,20 +181,14 @@ class VersionCode:
         finally:
             # Also when cancelled while the engine was still at it.
             await asyncio.wait((creating,))
-            await asyncio.shield(remove_container(self._docker, name, call_s))
-
-    async def _create(self, settings: JSONObject, name: str) -> None:
-        async with engine_call("creating a container", self._config.engine_call_timeout_s):
-            await self._docker.containers.create(settings, name=name)
+            await asyncio.shield(self._client.containers.remove(name))
 
     async def _transfer(self, container: str, part: _Part) -> None:
         most = self._config.max_image_bytes
         with tempfile.TemporaryFile() as spool:
             async with (
-                engine_call("reading a version's code", _TRANSFER_TIMEOUT_S),
-                self._docker._query(
-                    f"containers/{container}/archive", params={"path": f"/{part.folder}"}, timeout=None
-                ) as response,
+                self._client.call("reading a version's code", timeout_s=_TRANSFER_TIMEOUT_S),
+                self._client.request(f"containers/{container}/archive", params={"path": f"/{part.folder}"}) as response,
             ):
                 size = 0
                 async for chunk in response.content.iter_chunked(_CHUNK):

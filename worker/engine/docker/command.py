@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from aiodocker import Docker
-from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call, exit_status, remove_container
+from worker.engine.docker.client import EngineClient
+from worker.engine.docker.container import exit_status
 from worker.engine.docker.egress_namespace import EgressNamespace, EgressNamespaces
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
@@ -31,9 +30,10 @@ from worker.errors import EngineUnavailable, NotRun
 from worker.sandbox.attach import SocketFolders
 from worker.sandbox.attached import ExitStatus
 from worker.sandbox.capture import Capture
-from worker.sandbox.command import RESULT, CommandSandbox, CommandSandboxes, Ended, command_of, container_paths
+from worker.sandbox.command import RESULT, CommandSandbox, Ended, command_of, container_paths, start_command_sandbox
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.log import LogStream
+from worker.sandbox.registry import SandboxRegistry
 
 _STREAMS = {1: (LogStream.STDOUT, "info"), 2: (LogStream.STDERR, "error")}
 _LAST_OUTPUT_S = 1.0
@@ -44,8 +44,8 @@ _PAUSE_S = 0.005
 
 
 async def start_command(
-    sandboxes: CommandSandboxes,
-    docker: Docker,
+    registry: SandboxRegistry,
+    client: EngineClient,
     config: EngineConfig,
     folders: SocketFolders,
     namespaces: EgressNamespaces,
@@ -90,17 +90,9 @@ async def start_command(
             network="none" if namespace is None else namespace.network,
         )
 
-    program = CommandContainer(
-        docker, f"containerpub-{sandbox_id}", config.engine_call_timeout_s, new_config, turns, namespace
-    )
-    sandbox = await sandboxes.start(sandbox_id, spec, folder, paths, program)
-    if namespace is not None:
-        try:
-            await namespace.open()
-        except BaseException:
-            await sandbox.destroy()
-            raise
-    return sandbox
+    program = CommandContainer(client, f"containerpub-{sandbox_id}", new_config, turns, namespace)
+    settle = None if namespace is None else namespace.open
+    return await start_command_sandbox(registry, sandbox_id, spec, folder, paths, program, settle)
 
 
 class CommandContainer:
@@ -108,50 +100,49 @@ class CommandContainer:
 
     def __init__(
         self,
-        docker: Docker,
+        client: EngineClient,
         name: str,
-        timeout_s: float,
         new_config: Callable[[Mapping[str, str]], JSONObject],
         turns: asyncio.Semaphore,
         namespace: EgressNamespace | None,
     ) -> None:
-        """``new_config`` makes the container's settings from its environment; ``timeout_s`` bounds each request;
-        ``turns`` bounds how many containers come and go at a time; the open ``egress namespace`` goes with it."""
-        self._docker = docker
+        """``new_config`` makes the container's settings from its environment. ``turns`` bounds how many containers come
+        and go at a time. The egress namespace is open, and is removed with the container."""
+        self._client = client
+        self._containers = client.containers
         self._name = name
-        self._timeout_s = timeout_s
         self._new_config = new_config
         self._turns = turns
         self._namespace = namespace
-        self._creating: asyncio.Task[DockerContainer] | None = None
+        self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
     async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
         self._creating = asyncio.create_task(self._create(env), name=f"create-{self._name}")
         # Once asked for, a container comes into being, cancelled or not: remove() waits for that.
         try:
-            container = await asyncio.shield(self._creating)
+            await asyncio.shield(self._creating)
         except EngineUnavailable as error:
             raise NotRun(error.message) from error
         output = Capture(call.max_log_bytes, call.tail)
-        stream = container.attach(stdout=True, stderr=True)
+        stream = self._containers.attach(self._name)
         reading: asyncio.Task[None] | None = None
         try:
-            async with engine_call("starting a command", self._timeout_s), self._turns:
+            async with self._client.call("starting a command"), self._turns:
                 # Attached first, so that nothing it prints is missed.
                 await stream.__aenter__()
-                await container.start()
+                await self._containers.start(self._name)
             started = time.perf_counter()
             reading = asyncio.create_task(_read(stream, output), name=f"output-{self._name}")
-            status = await self._ended(container, call.timeout_ms / 1000)
+            status = await self._ended(call.timeout_ms / 1000)
             run_ms = (time.perf_counter() - started) * 1000
             if status is not None:
                 await asyncio.wait((reading,), timeout=_LAST_OUTPUT_S)
         except BaseException:
-            self._kill_after(stream, reading, container)
+            self._kill_after(stream, reading)
             raise
         if status is None:
-            self._kill_after(stream, reading, container)
+            self._kill_after(stream, reading)
         else:
             await _let_go(stream, reading)
         logs, truncated = output.finish()
@@ -162,17 +153,17 @@ class CommandContainer:
             if task is not None:
                 await asyncio.wait((task,))
         async with self._turns:
-            await remove_container(self._docker, self._name, self._timeout_s)
+            await self._containers.remove(self._name)
         if self._namespace is not None:
             await self._namespace.remove()
 
-    async def _create(self, env: Mapping[str, str]) -> DockerContainer:
-        async with engine_call("creating a container", self._timeout_s), self._turns:
-            return await self._docker.containers.create(self._new_config(env), name=self._name)
+    async def _create(self, env: Mapping[str, str]) -> None:
+        async with self._turns:
+            await self._containers.create(self._new_config(env), name=self._name)
 
-    async def _ended(self, container: DockerContainer, timeout_s: float) -> ExitStatus | None:
+    async def _ended(self, timeout_s: float) -> ExitStatus | None:
         """How it ended, ``None`` when it did not within ``timeout_s``."""
-        waiting = asyncio.create_task(self._wait(container, timeout_s), name=f"wait-{self._name}")
+        waiting = asyncio.create_task(self._wait(timeout_s), name=f"wait-{self._name}")
         try:
             done, _ = await asyncio.wait((waiting,), timeout=timeout_s)
             return waiting.result() if done else None
@@ -180,19 +171,17 @@ class CommandContainer:
             waiting.cancel()
             await asyncio.wait((waiting,))
 
-    async def _wait(self, container: DockerContainer, timeout_s: float) -> ExitStatus:
-        async with engine_call("waiting for a command", timeout_s + self._timeout_s):
-            await container.wait()
-        return await exit_status(self._docker, self._name, self._timeout_s)
+    async def _wait(self, timeout_s: float) -> ExitStatus:
+        await self._containers.wait(self._name, timeout_s=timeout_s + self._client.timeout_s)
+        return await exit_status(self._containers, self._name)
 
-    def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None, container: DockerContainer) -> None:
+    def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None) -> None:
         """Begin to kill. The stream is let go of before: nobody reads it any more, and the kill would wait for that."""
 
         async def kill() -> None:
             await _let_go(stream, reading)
             try:
-                async with engine_call("killing a command", self._timeout_s, 404, 409):
-                    await container.kill(signal="SIGKILL")
+                await self._containers.kill(self._name)
             except EngineUnavailable:
                 # remove() comes next, kills too, and reports.
                 pass

@@ -6,13 +6,12 @@ import asyncio
 import tempfile
 from typing import IO
 
-from aiodocker import Docker
-
 from worker.build.build_log import BuildLog
 from worker.build.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
 from worker.build.plan import BuildPlan, BuildRejected
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import Image
 from worker.engine.docker.tool import ToolLimits, Tools, TooMuchOutput
 
@@ -23,8 +22,8 @@ COMPILED = "compiled"
 class Compiler:
     """Runs a recipe's compile script in an image that has the version's code."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._tools = Tools(docker, config)
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._tools = Tools(client, config)
 
     async def compile(self, plan: BuildPlan, recipe: Recipe, image: Image, log: BuildLog) -> Layer:
         """What the script wrote, as a layer under ``compiled/``; nothing of the container is left.

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiodocker import Docker
-
 from worker.build.build_log import BuildLog
 from worker.build.dockerfile import MAX_BYTES, Dockerfile, parse, render, resolve
 from worker.build.plan import BuildPlan, BuildRejected
 from worker.build.recipe import known_runtimes, load_recipe
 from worker.config import DockerfileConfig, EngineConfig
 from worker.engine.docker.build_cap import BuildCaps
-from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.engine_build import LABEL_BUILD, LABEL_STAGE, EngineBuild, containers_of, too_much
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 from worker.engine.docker.image import Image, Images
@@ -48,11 +46,11 @@ class Built:
 class DockerfileBuilder:
     """Builds Dockerfiles on one engine."""
 
-    def __init__(self, docker: Docker, config: EngineConfig, images: Images) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig, images: Images) -> None:
+        self._client = client
         self._config = config
         self._images = images
-        self._caps = BuildCaps(docker, config)
+        self._caps = BuildCaps(client, config)
         self._running: set[str] = set()
 
     async def build(self, plan: BuildPlan, name: str, labels: Mapping[str, str], log: BuildLog) -> Built:
@@ -93,7 +91,7 @@ class DockerfileBuilder:
         try:
             async with self._caps.hold(machine, settings, build) as parent:
                 try:
-                    run = EngineBuild(self._docker, self._config, plan, settings, machine, build, parent)
+                    run = EngineBuild(self._client, self._config, plan, settings, machine, build, parent)
                     image_id = await run.run(text, sizes, log)
                     quiet_s = 0.0
                     result = await self._images.find(image_id)
@@ -148,14 +146,13 @@ class DockerfileBuilder:
 
     async def _clear(self, build: str, quiet_s: float) -> None:
         """Remove what a build made. The builder may still be at it: it ends once it notices that nobody listens."""
-        timeout_s = self._config.engine_call_timeout_s
         loop = asyncio.get_running_loop()
         last_seen, deadline = loop.time(), loop.time() + _GONE_WAIT_S
         while True:
             try:
-                containers = await containers_of(self._docker, build, timeout_s)
+                containers = await containers_of(self._client, build)
                 for container_id in containers:
-                    await remove_container(self._docker, container_id, timeout_s)
+                    await self._client.containers.remove(container_id)
                 images = await self._made(LABEL_BUILD, build)
                 for image in images:
                     await self._images.remove(image["Id"])
@@ -175,8 +172,8 @@ class DockerfileBuilder:
 
     async def _made(self, label: str, value: str) -> list[dict[str, Any]]:
         """Images without a name and with that label; each takes its parents with it when it goes."""
-        async with engine_call("listing images", self._config.engine_call_timeout_s):
-            found: list[dict[str, Any]] = await self._docker.images.list(
+        async with self._client.call("listing images"):
+            found: list[dict[str, Any]] = await self._client.docker.images.list(
                 filters={"label": [f"{label}={value}"], "dangling": ["true"]}
             )
         return found

@@ -16,12 +16,11 @@ from ipaddress import IPv4Network
 from typing import cast
 
 import orjson
-from aiodocker import Docker
 from aiodocker.types import JSONObject
 
 from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.client import Absent, EngineClient
 from worker.engine.docker.hardening import container_config, seccomp_profile
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.network import Network
@@ -43,13 +42,13 @@ own, which puts its packets behind the rules."""
 class EgressNamespaces:
     """Makes the egress namespaces of one engine."""
 
-    def __init__(self, docker: Docker, config: EngineConfig, *, podman: bool = False) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig, *, podman: bool = False) -> None:
+        self._client = client
         self._podman = podman
         self._config = config
-        self._images = Images(docker, config)
-        self._network = Network(docker, config)
-        self._protected = ProtectedAddresses(docker, config, self._base)
+        self._images = Images(client, config)
+        self._network = Network(client, config)
+        self._protected = ProtectedAddresses(client, config, self._base)
         self._runtime: str | None = None
 
     def namespace(self, sandbox_id: str, labels: Mapping[str, str]) -> EgressNamespace:
@@ -84,25 +83,26 @@ class EgressNamespaces:
                 raise EngineUnavailable("The network of functions keeps being removed.")
 
     async def remove(self, name: str) -> None:
-        await remove_container(self._docker, name, self._config.engine_call_timeout_s)
+        await self._client.containers.remove(name)
 
     async def _start(self, name: str, labels: Mapping[str, str], network: str, own: frozenset[IPv4Network]) -> bool:
         """False if there is no such network."""
         settings = await self._settings(labels, network, {*own, *await self._network.subnets()})
-        call_s = self._config.engine_call_timeout_s
-        started = False
-        async with engine_call("starting an egress namespace", call_s, 404):
-            container = await self._docker.containers.create(settings, name=name)
-            async with container.attach(stdout=True, stderr=True) as stream:
-                await container.start()
-                started = True
-                said = b""
-                while not said.endswith(_READY) and (part := await stream.read_out()) is not None:
-                    said = (said + part.data)[-_MOST_SAID:]
-        if started and not said.endswith(_READY):
+        containers = self._client.containers
+        said = b""
+        try:
+            async with self._client.call("starting an egress namespace"):
+                await containers.create(settings, name=name)
+                async with containers.attach(name) as stream:
+                    await containers.start(name)
+                    while not said.endswith(_READY) and (part := await stream.read_out()) is not None:
+                        said = (said + part.data)[-_MOST_SAID:]
+        except Absent:
+            return False
+        if not said.endswith(_READY):
             why = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise EngineUnavailable(f"The network of a function cannot be closed off: {why}")
-        return started
+        return True
 
     async def _settings(self, labels: Mapping[str, str], network: str, own: Collection[IPv4Network]) -> JSONObject:
         policy = self._config.egress
@@ -138,8 +138,7 @@ class EgressNamespaces:
 
     async def _check_runtime(self) -> None:
         if self._runtime is None:
-            async with engine_call("asking the engine about itself", self._config.engine_call_timeout_s):
-                self._runtime = self._config.oci_runtime or str((await self._docker.system.info())["DefaultRuntime"])
+            self._runtime = self._config.oci_runtime or str((await self._client.info())["DefaultRuntime"])
         if self._runtime not in _KERNEL_RUNTIMES:
             raise EngineUnavailable(
                 f"Functions have no network under {self._runtime}, whose own would pass our rules by."

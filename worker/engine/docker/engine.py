@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from worker.build.recipe import Contract, Recipe, load_recipe
 from worker.config import EngineConfig
 from worker.engine.contract import Standing
 from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.code import VersionCode
 from worker.engine.docker.command import start_command
-from worker.engine.docker.container import Container, engine_call
+from worker.engine.docker.container import Container
 from worker.engine.docker.egress_namespace import EgressNamespaces
 from worker.engine.docker.generic import GenericFolders
 from worker.engine.docker.hardening import (
@@ -37,17 +39,18 @@ from worker.engine.docker.hardening import (
 )
 from worker.engine.docker.image import Images
 from worker.engine.docker.image_gc import ImageCollector
-from worker.engine.docker.libpod import LibpodContainers, speaks_libpod
+from worker.engine.docker.libpod import in_libpods_words
 from worker.engine.docker.sweep import remove_own, sweep
 from worker.engine.image_use import ImageUse
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
 from worker.sandbox.attached import AttachedSandbox
-from worker.sandbox.command import CommandSandbox, CommandSandboxes
+from worker.sandbox.command import CommandSandbox
 from worker.sandbox.contract import GenericSpec, SandboxSpec
 from worker.sandbox.environment import environment, generic_can_become, generic_environment
 from worker.sandbox.generic import AttachedGeneric
 from worker.sandbox.registry import SandboxRegistry
+from worker.sandbox.start import start_attached
 
 _log = logging.getLogger(__name__)
 _MOUNT = "/run/containerpub"
@@ -63,18 +66,18 @@ class DockerEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
-        self._sandboxes = SandboxRegistry(config.start_timeout_s)
-        self._commands = CommandSandboxes()
+        self._sandboxes = SandboxRegistry()
         self._generics = GenericFolders(self.name, config)
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
         self._use = ImageUse(config.data_dir)
         self._running: dict[str, str] = {}  # sandbox id to the id of its version's image
         self._code: VersionCode | None = None
-        self._docker: Docker | None = None
+        self._engine: EngineClient | None = None
         self._builder: ImageBuilder | None = None
         self._collector: ImageCollector | None = None
         self._namespaces: EgressNamespaces | None = None
         self._seccomp = ""
+        self.on_podman = False  # known once it is open
         self._turns = asyncio.Semaphore(config.max_container_changes or 1)
 
     async def open(self) -> None:
@@ -91,34 +94,32 @@ class DockerEngine:
                 f"The data folder {self._config.data_dir} cannot be used: {error.strerror}."
             ) from error
         # Bounded call by call: a build may take minutes, a kill may not.
-        docker = Docker(url=url, timeout=ClientTimeout(total=None))
+        client = EngineClient(Docker(url=url, timeout=ClientTimeout(total=None)), self._config.engine_call_timeout_s)
         try:
-            async with engine_call(f"asking the engine at {url} for its version", self._config.engine_call_timeout_s):
-                await docker.version()
-                info = await docker.system.info()
-                libpod = await speaks_libpod(docker)
+            await client.version()
+            info = await client.info()
+            libpod = await client.speaks_libpod()
             if (reason := uncapped(info)) is not None:
                 raise EngineUnavailable(f"The container engine at {url} would not cap functions: {reason}.")
             if libpod:
                 profile = self._folders.home / "seccomp.json"
                 await asyncio.to_thread(profile.write_text, self._seccomp, "utf-8")
-                docker.containers = LibpodContainers(docker, profile, rootless=is_rootless(info))
+                client.containers.translate = partial(in_libpods_words, seccomp=profile, rootless=is_rootless(info))
         except BaseException:
             # Nothing of ours is on this engine yet, and one that does not answer is not asked again at the end.
-            await docker.close()
+            await client.close()
             raise
         if not self._config.max_container_changes:
             self._turns = asyncio.Semaphore(max(1, int(info.get("NCPU") or 1)))
-        self._docker = docker
-        self._builder = ImageBuilder(docker, self._config)
-        self._code = VersionCode(docker, self._config, self._cache)
-        self._collector = ImageCollector(docker, self._config, self._use)
-        self._namespaces = EgressNamespaces(docker, self._config, podman=libpod)
+        self._engine, self.on_podman = client, libpod
+        self._builder = ImageBuilder(client, self._config)
+        self._code = VersionCode(client, self._config, self._cache)
+        self._collector = ImageCollector(client, self._config, self._use)
+        self._namespaces = EgressNamespaces(client, self._config, podman=libpod)
 
     async def answers(self) -> bool:
         try:
-            async with engine_call("asking the engine for its version", _ANSWER_TIMEOUT_S):
-                await self._client().version()
+            await self._client().version(timeout_s=_ANSWER_TIMEOUT_S)
         except EngineUnavailable:
             return False
         return True
@@ -138,7 +139,7 @@ class DockerEngine:
                 raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
             namespaces = self._opened_namespaces()
             command = await start_command(
-                self._commands,
+                self._sandboxes,
                 self._client(),
                 self._config,
                 self._folders,
@@ -201,10 +202,7 @@ class DockerEngine:
         return await code.prepare(spec, recipe, await builder.runtime_image(recipe))
 
     async def has_image(self, image: str) -> bool:
-        found: list[object] = []
-        async with engine_call("looking for an image", self._config.engine_call_timeout_s, 404):
-            found.append(await self._client().images.inspect(image))
-        return bool(found)
+        return await Images(self._client(), self._config).find(image) is not None
 
     async def remove_image(self, image: str) -> None:
         if self._code is not None:
@@ -214,19 +212,19 @@ class DockerEngine:
     async def sweep(self, live_workers: frozenset[str]) -> int:
         folders = (self._folders, self._generics.folders)
         count = await self._sandboxes.sweep()
-        count += await sweep(self._client(), self._config, folders, live_workers, self._own_sandboxes())
+        count += await sweep(self._client().containers, self._config, folders, live_workers, self._sandboxes.ids)
         count += await self._opened_collector().sweep(live_workers)
         builder, _ = self._opened()
         count += await builder.sweep(live_workers)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def collect_garbage(self, standing: Standing) -> int:
-        own = self._own_sandboxes()
+        own = self._sandboxes.ids
         self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
         return await self._opened_collector().collect_garbage(standing, set(self._running.values()))
 
     async def close(self) -> None:
-        if self._docker is None:
+        if self._engine is None:
             await asyncio.to_thread(self._close_folders)
             return
         try:
@@ -234,16 +232,17 @@ class DockerEngine:
                 await self._builder.close()
             if self._code is not None:
                 await self._code.close()
-            await asyncio.gather(self._commands.close(), self._sandboxes.close(), return_exceptions=True)
+            with suppress(EngineUnavailable):
+                await self._sandboxes.close()
             # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
-            await remove_own(self._docker, self._config)
+            await remove_own(self._engine.containers, self._config)
             if self._namespaces is not None:
                 await self._namespaces.close()
             await asyncio.to_thread(self._close_folders)
         finally:
-            docker, self._docker = self._docker, None
+            client, self._engine = self._engine, None
             self._builder = self._code = self._collector = self._namespaces = None
-            await docker.close()
+            await client.close()
 
     def _close_folders(self) -> None:
         remove_folder(self._folders.home)
@@ -289,21 +288,25 @@ class DockerEngine:
 
         def new_vessel() -> Container:
             owned = [folder] if folders is None else [folder, self._generics.home(sandbox_id)]
-            timeout_s = self._config.engine_call_timeout_s
             name, turns = f"containerpub-{sandbox_id}", self._turns
-            return Container(self._client(), name, owned, timeout_s, new_config, turns, namespace)
+            return Container(self._client().containers, name, owned, new_config, turns, namespace)
 
         self._runs(sandbox_id, image)
-        sandbox = await self._sandboxes.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await start_attached(
+            self._sandboxes,
+            sandbox_id,
+            new_vessel(),
+            folder,
+            settle,
+            memory_mb=size.memory_mb,
+            timeout_s=self._config.start_timeout_s,
+        )
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
 
     def _runs(self, sandbox_id: str, image: str) -> None:
         self._running[sandbox_id] = image
         self._use.note(image)
-
-    def _own_sandboxes(self) -> frozenset[str]:
-        return self._sandboxes.ids | self._commands.ids
 
     def _opened_collector(self) -> ImageCollector:
         if self._collector is None:
@@ -320,10 +323,10 @@ class DockerEngine:
             raise RuntimeError("the engine is not open")
         return self._namespaces
 
-    def _client(self) -> Docker:
-        if self._docker is None:
+    def _client(self) -> EngineClient:
+        if self._engine is None:
             raise RuntimeError("the engine is not open")
-        return self._docker
+        return self._engine
 
 
 def _local_socket() -> str | None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from worker.build.build_log import BuildLog
@@ -18,7 +17,7 @@ from worker.build.layer import Layer, artifact_layer, in_thread
 from worker.build.plan import BuildPlan, BuildRejected
 from worker.config import DockerfileConfig, EngineConfig
 from worker.engine.docker.build_cap import Machine
-from worker.engine.docker.container import engine_call
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import archive
 from worker.errors import EngineUnavailable
 
@@ -54,7 +53,7 @@ class EngineBuild:
 
     def __init__(
         self,
-        docker: Docker,
+        client: EngineClient,
         config: EngineConfig,
         plan: BuildPlan,
         settings: DockerfileConfig,
@@ -62,7 +61,7 @@ class EngineBuild:
         build: str,
         cgroup: str,
     ) -> None:
-        self._docker = docker
+        self._client = client
         self._config = config
         self._plan = plan
         self._settings = settings
@@ -95,16 +94,10 @@ class EngineBuild:
 
     async def _read(self, text: Text, layer: Layer, log: BuildLog) -> str:
         image_id, dropped = "", 0
-        async with engine_call("building a Dockerfile", self._plan.timeout_s + _SLACK_S):
+        async with self._client.call("building a Dockerfile", timeout_s=self._plan.timeout_s + _SLACK_S):
             try:
-                async with self._docker._query(
-                    "build",
-                    "POST",
-                    params=self._params(),
-                    data=archive({_FILE: text.text.encode()}, None, layer),
-                    headers={"Content-Type": "application/x-tar"},
-                    timeout=None,
-                ) as response:
+                context = archive({_FILE: text.text.encode()}, None, layer)
+                async with self._client.request("build", "POST", params=self._params(), body=context) as response:
                     async for message in _messages(response.content.iter_any()):
                         # A failed build is a 200 whose body says so.
                         if "errorDetail" in message:
@@ -175,10 +168,9 @@ class EngineBuild:
 
     async def _written(self, sizes: Mapping[str, int]) -> int:
         """Bytes that the build has on disk beside its base images."""
-        timeout_s = self._config.engine_call_timeout_s
-        running = await containers_of(self._docker, self._build, timeout_s)
-        async with engine_call("listing images", timeout_s):
-            images = await self._docker.images.list(filters={"label": [f"{LABEL_BUILD}={self._build}"]})
+        running = await containers_of(self._client, self._build)
+        async with self._client.call("listing images"):
+            images = await self._client.docker.images.list(filters={"label": [f"{LABEL_BUILD}={self._build}"]})
         kept: int = sum(max(0, image["Size"] - sizes[image["Labels"][LABEL_STAGE]]) for image in images)
         return kept + sum(running.values())
 
@@ -195,11 +187,10 @@ def too_much(plan: BuildPlan) -> BuildRejected:
     return BuildRejected("build_failed", f"The build writes more than {plan.max_unpacked_bytes // _MEBIBYTE} MB.")
 
 
-async def containers_of(docker: Docker, build: str, timeout_s: float) -> dict[str, int]:
-    """The containers of a build, and what each has written."""
-    async with engine_call("listing containers", timeout_s):
-        found = await docker.containers.list(all=1, size=1, filters=json.dumps({"label": [f"{LABEL_BUILD}={build}"]}))
-    return {container.id: int(container._container.get("SizeRw") or 0) for container in found}
+async def containers_of(client: EngineClient, build: str) -> dict[str, int]:
+    """The containers of a build, and how many bytes each has written."""
+    found = await client.containers.listed(f"{LABEL_BUILD}={build}", sizes=True)
+    return {container.id: container.written_bytes for container in found}
 
 
 async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:

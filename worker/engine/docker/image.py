@@ -15,12 +15,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
-from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from worker.build.layer import Content, Layer
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_CONTENT
 from worker.errors import EngineUnavailable
 
@@ -67,14 +66,15 @@ class ListedImage:
 class Images:
     """The images of one engine."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._client = client
+        self._docker = client.docker
         self._config = config
         self._accepts_single_layers = True
 
     async def find(self, reference: str) -> Image | None:
         """The image called ``reference``, a name or an id, if it is on this machine."""
-        async with engine_call("looking for an image", self._config.engine_call_timeout_s):
+        async with self._client.call("looking for an image"):
             try:
                 found = await self._docker.images.inspect(reference)
             except DockerError as error:
@@ -158,7 +158,7 @@ class Images:
     async def _make(
         self, parent: Image, layer: Layer | None, name: str, tag: str, config: Mapping[str, object]
     ) -> Image:
-        async with engine_call("assembling an image", _TRANSFER_TIMEOUT_S):
+        async with self._client.call("assembling an image", timeout_s=_TRANSFER_TIMEOUT_S):
             made = None
             if self._accepts_single_layers:
                 made = await self._load(parent, layer, name, tag, config)
@@ -170,7 +170,7 @@ class Images:
 
     async def push(self, image: Image, name: str, tag: str) -> None:
         """Tag and push to the installation's registry."""
-        async with engine_call(f"pushing to {name}", _TRANSFER_TIMEOUT_S):
+        async with self._client.call(f"pushing to {name}", timeout_s=_TRANSFER_TIMEOUT_S):
             await self._docker.images.tag(image.id, name, tag=tag)
             await self._docker.images.push(name, tag=tag)
 
@@ -180,7 +180,7 @@ class Images:
         :param force: given an id, drop all of its names, and let go of it though a stopped container used it.
         """
         in_use = False
-        async with engine_call("removing an image", self._config.engine_call_timeout_s, 404):
+        async with self._client.call("removing an image", 404):
             try:
                 await self._docker.images.delete(reference, force=force)
             except DockerError as error:
@@ -191,7 +191,7 @@ class Images:
 
     async def listed(self) -> list[ListedImage]:
         """All images of the engine, whoever they belong to."""
-        async with engine_call("listing images", self._config.engine_call_timeout_s):
+        async with self._client.call("listing images"):
             entries = await self._docker.images.list()
         return [
             ListedImage(
@@ -253,14 +253,8 @@ class Images:
             "nocache": "1",
             "labels": json.dumps(settings["Labels"]),
         }
-        async with self._docker._query(
-            "build",
-            "POST",
-            params=params,
-            data=archive({"Dockerfile": "\n".join(recipe).encode()}, "layer.tar", layer),
-            headers={"Content-Type": "application/x-tar"},
-            timeout=None,
-        ) as response:
+        context = archive({"Dockerfile": "\n".join(recipe).encode()}, "layer.tar", layer)
+        async with self._client.request("build", "POST", params=params, body=context) as response:
             async for line in response.content:
                 # a failed build is a 200 whose body says so
                 if line.strip() and "errorDetail" in (step := json.loads(line)):

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from aiodocker import Docker
-
 from worker.build.builds import content_key
 from worker.config import EngineConfig
 from worker.engine.contract import Standing
 from worker.engine.disk_budget import Kept, Kind, Layers, shrink
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_VERSION
 from worker.engine.docker.image import Images, ListedImage
 from worker.engine.image_use import ImageUse
@@ -46,9 +45,9 @@ class _Ours:
 class ImageCollector:
     """Sweeps the images of one engine."""
 
-    def __init__(self, docker: Docker, config: EngineConfig, use: ImageUse) -> None:
+    def __init__(self, client: EngineClient, config: EngineConfig, use: ImageUse) -> None:
         self._config = config
-        self._images = Images(docker, config)
+        self._images = Images(client, config)
         self._use = use
         self._layers: dict[str, Layers] = {}  # by image id; neither ever changes
 

@@ -7,8 +7,6 @@ import shutil
 import tempfile
 from typing import IO
 
-from aiodocker import Docker
-
 from worker.build.build_log import BuildLog
 from worker.build.dependency_manifest import DependencyManifest
 from worker.build.index_proxy import EgressProxy
@@ -16,6 +14,7 @@ from worker.build.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, insta
 from worker.build.plan import BuildPlan, BuildRejected
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import Image
 from worker.engine.docker.tool import INSIDE, Ended, ToolLimits, Tools, TooMuchOutput, exchange_folder
 from worker.errors import EngineUnavailable
@@ -28,9 +27,9 @@ _ASK_TIMEOUT_S = 30.0
 class Installer:
     """Runs a recipe's install script in its base image."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
         self._config = config
-        self._tools = Tools(docker, config)
+        self._tools = Tools(client, config)
         self._folders = SocketFolders.of("docker", config)
         self._index_hosts: dict[str, tuple[str, ...]] = {}
 

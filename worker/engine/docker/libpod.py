@@ -10,35 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from aiodocker import Docker
-from aiodocker.containers import DockerContainer, DockerContainers
 from aiodocker.types import JSONObject, JSONValue
 
-_SAID_BY = "Libpod-Api-Version"
 _PROCESSES = 32768
 
 
-async def speaks_libpod(docker: Docker) -> bool:
-    """Whether the engine offers libpod's own API beside Docker's. Fails as any request does."""
-    async with docker._query("_ping", versioned_api=False) as response:
-        return _SAID_BY in response.headers
-
-
-class LibpodContainers(DockerContainers):
-    """Takes descriptions in Docker's words, and creates containers on an engine that wants libpod's."""
-
-    def __init__(self, docker: Docker, seccomp: Path, *, rootless: bool) -> None:
-        """``seccomp`` is the profile of every container, a file under the same path for the engine."""
-        super().__init__(docker)
-        self._seccomp = seccomp
-        self._rootless = rootless
-
-    async def create(self, config: JSONObject, *, name: str | None = None) -> DockerContainer:
-        return await super().create(in_libpods_words(config, self._seccomp, rootless=self._rootless), name=name)
-
-
 def in_libpods_words(config: Mapping[str, JSONValue], seccomp: Path, *, rootless: bool) -> dict[str, JSONValue]:
-    """What ``config`` says to Docker, for libpod."""
+    """What ``config`` says to Docker, for libpod.
+
+    :param seccomp: the profile of every container, a file under the same path for the engine.
+    """
     host = dict(cast(JSONObject, config.get("HostConfig") or {}))
     if "SecurityOpt" in host:
         # A profile is the name of a file there, never its text.

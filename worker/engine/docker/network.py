@@ -7,11 +7,10 @@ import secrets
 from ipaddress import IPv4Network
 from typing import Any
 
-from aiodocker import Docker
 from aiodocker.networks import DockerNetwork
 
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION
 from worker.errors import EngineUnavailable
 
@@ -19,9 +18,8 @@ from worker.errors import EngineUnavailable
 class Network:
     """A bridge whose members cannot reach each other. All workers of an installation share it."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._docker = docker
-        self._timeout_s = config.engine_call_timeout_s
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._client = client
         self._label = f"{LABEL_INSTALLATION}={config.installation}"
         self._name = f"containerpub-{config.installation}"
         self._config: dict[str, Any] = {
@@ -50,17 +48,17 @@ class Network:
     async def remove(self) -> None:
         """Remove it unless somebody uses it; other workers make another when they need one."""
         self._found = None
-        async with engine_call("finding the network of functions", self._timeout_s):
+        async with self._client.call("finding the network of functions"):
             found = await self._all()
         for one in found:
             # In use is a 403 with Docker and a 409 or a 500 with others.
-            async with engine_call("removing the network of functions", self._timeout_s, 403, 404, 409, 500):
-                await DockerNetwork(self._docker, one["Id"]).delete()  # type: ignore[no-untyped-call]
+            async with self._client.call("removing the network of functions", 403, 404, 409, 500):
+                await DockerNetwork(self._client.docker, one["Id"]).delete()  # type: ignore[no-untyped-call]
 
     async def _get(self) -> dict[str, Any]:
         async with self._lock:
             if self._found is None:
-                async with engine_call("finding the network of functions", self._timeout_s):
+                async with self._client.call("finding the network of functions"):
                     found = await self._all()
                     self._found = found[0] if found else await self._make()
             return self._found
@@ -68,7 +66,9 @@ class Network:
     async def _make(self) -> dict[str, Any]:
         # No engine keeps two workers from making one each at the same time. By names of their own they are told apart
         # until both workers have taken the older one.
-        made = await self._docker.networks.create({**self._config, "Name": f"{self._name}-{secrets.token_hex(4)}"})
+        made = await self._client.docker.networks.create(
+            {**self._config, "Name": f"{self._name}-{secrets.token_hex(4)}"}
+        )
         found = await self._all()
         if not found:
             raise EngineUnavailable("The network of functions was made and is not there.")
@@ -78,5 +78,5 @@ class Network:
 
     async def _all(self) -> list[dict[str, Any]]:
         """The oldest first."""
-        found = await self._docker.networks.list(filters={"label": [self._label]})
+        found = await self._client.docker.networks.list(filters={"label": [self._label]})
         return sorted(found, key=lambda one: (one["Created"], one["Id"]))

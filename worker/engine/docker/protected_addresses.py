@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from aiodocker import Docker
 
 from worker.config import EngineConfig
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import Image
 from worker.engine.docker.tool import ToolLimits, Tools
 from worker.errors import EngineUnavailable
@@ -46,8 +46,10 @@ class ProtectedAddresses:
     that machine's own network looks.
     """
 
-    def __init__(self, docker: Docker, config: EngineConfig, base: Callable[[], Coroutine[Any, Any, Image]]) -> None:
-        self._tools = Tools(docker, config)
+    def __init__(
+        self, client: EngineClient, config: EngineConfig, base: Callable[[], Coroutine[Any, Any, Image]]
+    ) -> None:
+        self._tools = Tools(client, config)
         self._platform = config.egress.platform
         self._base = base
         self._lock = asyncio.Lock()

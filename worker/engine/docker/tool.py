@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from aiodocker import Docker
-from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
 from worker.config import EngineConfig
-from worker.engine.docker.container import engine_call, remove_container
+from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
 from worker.engine.docker.image import Image
 from worker.sandbox.attach import SocketFolders
@@ -75,34 +73,33 @@ def exchange_folder(folders: SocketFolders, files: Mapping[str, str]) -> Path:
 class Tools:
     """Runs programs in containers of one engine, as hardened as sandboxes, with room for what they do."""
 
-    def __init__(self, docker: Docker, config: EngineConfig) -> None:
-        self._docker = docker
+    def __init__(self, client: EngineClient, config: EngineConfig) -> None:
+        self._client = client
+        self._containers = client.containers
         self._config = config
 
     async def run(
         self, image: Image, command: Sequence[str], run: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
         """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
-        call_s = self._config.engine_call_timeout_s
         settings = await asyncio.to_thread(self._settings, image, command, run)
         container = await self._create(settings)
         try:
             # an attached reader that no longer reads would block the kill: this one is let go of first
             async with AsyncExitStack() as attached:
-                stream = container.attach(stdout=True, stderr=True)
+                stream = self._containers.attach(container)
                 attached.push_async_callback(stream.close)
-                async with engine_call("starting a tool", call_s):
+                async with self._client.call("starting a tool"):
                     await stream.__aenter__()
-                    await container.start()
-                async with engine_call("reading from a tool", run.timeout_s):
+                    await self._containers.start(container)
+                async with self._client.call("reading from a tool", timeout_s=run.timeout_s):
                     await self._receive(stream, stdout, run.max_stdout_bytes, stderr)
             # a child that closed its streams and goes on running is bounded by the build's deadline
-            async with engine_call("waiting for a tool", run.timeout_s):
-                await container.wait()
-                state = (await container.show())["State"]
-            return Ended(exit_code=int(state["ExitCode"]), out_of_memory=bool(state["OOMKilled"]))
+            await self._containers.wait(container, timeout_s=run.timeout_s)
+            state = await self._containers.state(container)
+            return Ended(exit_code=state.exit_code, out_of_memory=state.out_of_memory)
         finally:
-            await asyncio.shield(remove_container(self._docker, container.id, call_s))
+            await asyncio.shield(self._containers.remove(container))
 
     @staticmethod
     async def _receive(stream: Stream, stdout: IO[bytes], max_bytes: int, stderr: Callable[[bytes], None]) -> None:
@@ -120,20 +117,13 @@ class Tools:
                 held.clear()
         await asyncio.to_thread(stdout.write, bytes(held))
 
-    async def _create(self, settings: JSONObject) -> DockerContainer:
-        """Create a container; a cancel that arrives meanwhile removes what the engine makes all the same."""
-        call_s = self._config.engine_call_timeout_s
-
-        async def create() -> DockerContainer:
-            async with engine_call("creating a container", call_s):
-                return await self._docker.containers.create(settings)
-
-        creating = asyncio.ensure_future(create())
+    async def _create(self, settings: JSONObject) -> str:
+        """Create a container; its id. A cancel that arrives meanwhile removes what the engine makes all the same."""
+        creating = asyncio.ensure_future(self._containers.create(settings))
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
-            container = await asyncio.shield(creating)
-            await asyncio.shield(remove_container(self._docker, container.id, call_s))
+            await asyncio.shield(self._containers.remove(await asyncio.shield(creating)))
             raise
 
     def _settings(self, image: Image, command: Sequence[str], run: ToolLimits) -> JSONObject:

@@ -30,7 +30,7 @@ _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, *_ENDED)
 
 
 class Child:
-    """Implements :class:`worker.sandbox.registry.Startable`."""
+    """Implements :class:`worker.sandbox.start.Startable`."""
 
     def __init__(
         self,

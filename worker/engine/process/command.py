@@ -17,9 +17,10 @@ from worker.engine.process.program import local_command
 from worker.errors import NotRun
 from worker.sandbox.attach import SocketFolders
 from worker.sandbox.attached import ExitStatus
-from worker.sandbox.command import CommandSandbox, CommandSandboxes, Ended, command_of, local_paths
+from worker.sandbox.command import CommandSandbox, Ended, command_of, local_paths, start_command_sandbox
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.output import Output
+from worker.sandbox.registry import SandboxRegistry
 
 _LOOK_EVERY_S = 0.02
 _OPEN_FILES = 256
@@ -28,7 +29,7 @@ _CPU_S = 3600
 
 
 async def start_command(
-    sandboxes: CommandSandboxes,
+    registry: SandboxRegistry,
     namespaces: Namespaces,
     folders: SocketFolders,
     function: Path,
@@ -48,7 +49,7 @@ async def start_command(
     }
     command = local_command(_local(command_of(recipe, spec), recipe, function), "-s", "-B")
     program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}), folder / TEMP_FOLDER)
-    return await sandboxes.start(sandbox_id, spec, folder, local_paths(folder), program)
+    return await start_command_sandbox(registry, sandbox_id, spec, folder, local_paths(folder), program)
 
 
 class ProcessRun:

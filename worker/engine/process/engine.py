@@ -28,11 +28,12 @@ from worker.engine.process.version_gc import VersionCollector, mark_used
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import Rendezvous, SocketFolders, remove_folder
 from worker.sandbox.attached import AttachedSandbox
-from worker.sandbox.command import CommandSandbox, CommandSandboxes
+from worker.sandbox.command import CommandSandbox
 from worker.sandbox.contract import GenericSpec, SandboxSpec
 from worker.sandbox.environment import environment, generic_can_become, generic_environment
 from worker.sandbox.generic import AttachedGeneric
 from worker.sandbox.registry import SandboxRegistry
+from worker.sandbox.start import start_attached
 
 _IN_IMAGE = f"/{PLATFORM}/"
 _OPEN_FILES = 256
@@ -52,8 +53,7 @@ class ProcessEngine:
         """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
-        self._sandboxes = SandboxRegistry(config.start_timeout_s)
-        self._commands = CommandSandboxes()
+        self._sandboxes = SandboxRegistry()
         self._versions = config.data_dir / "versions"
         self._builder = ProcessBuilder(config)
         self._collector = VersionCollector(config)
@@ -86,7 +86,7 @@ class ProcessEngine:
             if self._namespaces is None:
                 raise RuntimeError("the engine is not open")
             function = self._versions / spec.image / "function"
-            command = await start_command(self._commands, self._namespaces, self._folders, function, recipe, spec)
+            command = await start_command(self._sandboxes, self._namespaces, self._folders, function, recipe, spec)
             self._running[command.id] = spec.image
             return command
         sandbox_id = secrets.token_hex(8)
@@ -141,7 +141,7 @@ class ProcessEngine:
             await asyncio.to_thread(shutil.rmtree, self._versions / image, ignore_errors=True)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        swept = await asyncio.to_thread(self._sweep, live_workers)
+        swept = await self._sandboxes.sweep() + await asyncio.to_thread(self._sweep, live_workers)
         return swept + await asyncio.to_thread(self._collector.sweep, live_workers)
 
     async def collect_garbage(self, standing: Standing) -> int:
@@ -149,7 +149,6 @@ class ProcessEngine:
 
     async def close(self) -> None:
         await self._builder.close()
-        await self._commands.close()
         await self._sandboxes.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
 
@@ -159,7 +158,7 @@ class ProcessEngine:
             raise EngineUnavailable(f"The version's folder {image!r} is not on this machine.")
 
     def _images_in_use(self) -> set[str]:
-        own = self._sandboxes.ids | self._commands.ids
+        own = self._sandboxes.ids
         self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
         return set(self._running.values())
 
@@ -201,7 +200,15 @@ class ProcessEngine:
         def new_vessel() -> Child:
             return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env)
 
-        sandbox = await self._sandboxes.start(sandbox_id, size.memory_mb, folder, new_vessel, settle)
+        sandbox = await start_attached(
+            self._sandboxes,
+            sandbox_id,
+            new_vessel(),
+            folder,
+            settle,
+            memory_mb=size.memory_mb,
+            timeout_s=self._config.start_timeout_s,
+        )
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
 
