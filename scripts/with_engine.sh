@@ -3,7 +3,8 @@
 #   scripts/with_engine.sh COMMAND [ARGUMENT …]
 #
 # Where an engine answers, that one is used. Else, as root on Debian, Docker is installed and started for the time of the
-# command; Podman is installed beside it, and the tests start it themselves. Elsewhere the command runs without one, and says itself what it leaves out; in CI that is an error.
+# command. What tests need beside it is looked for piece by piece, and installed where root on Debian lacks it. Elsewhere
+# the command runs without: tests say themselves what they leave out; in CI each of them fails.
 set -eu
 cd "$(dirname "$0")/.."
 started=
@@ -22,14 +23,31 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-install_docker() {
-    [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] || return 1
-    if ! command -v dockerd >/dev/null || ! command -v debootstrap >/dev/null || ! command -v docker-compose >/dev/null ||
-        ! command -v ip >/dev/null; then
-        echo "engine: installing Docker"
-        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-            docker.io docker-compose debootstrap iptables iproute2 ca-certificates >/dev/null || return 1
+may_install() { [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ]; }
+
+lists_are_new=
+# Each package for itself: one that cannot be had keeps no other away.
+install() {
+    may_install || return 1
+    if [ -z "$lists_are_new" ]; then
+        apt-get update -qq || return 1
+        lists_are_new=yes
     fi
+    for package in "$@"; do
+        echo "engine: installing $package"
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$package" >/dev/null ||
+            { echo "engine: $package could not be installed"; return 1; }
+    done
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+has_compose() { has docker-compose || docker compose version >/dev/null 2>&1; }
+has_faketime() { [ -n "$(find /usr/lib -path '*/faketime/libfaketime.so.1' 2>/dev/null)" ]; }
+
+start_docker() {
+    may_install || return 1
+    has dockerd || install docker.io ca-certificates || return 1
+    has iptables || install iptables || return 1
     echo "engine: starting dockerd"
     mkdir -p .cache
     dockerd >.cache/dockerd.log 2>&1 &
@@ -42,26 +60,21 @@ install_docker() {
     return 1
 }
 
-# In CI nothing about Podman may be left out either: its tests fail where it is not.
-install_podman() {
-    [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] || return 0
-    command -v podman >/dev/null && command -v runc >/dev/null && return 0
-    echo "engine: installing Podman"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-        podman runc tini >/dev/null; } || echo "engine: Podman could not be installed"
+# What stands beside the engine: a Compose, stand-ins for base images, an outer world with addresses of its own, a second
+# engine, clocks that jump.
+complete() {
+    may_install || return 0
+    has_compose || install docker-compose || :
+    has debootstrap || install debootstrap || :
+    has ip || install iproute2 || :
+    has podman || install podman || :
+    has runc || install runc || :
+    has catatonit || has docker-init || has tini || install tini || :
+    has_faketime || install libfaketime || :
 }
 
-# Tests of clocks that jump.
-install_faketime() {
-    [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] || return 0
-    [ -n "$(find /usr/lib -path '*/faketime/libfaketime.so.1' 2>/dev/null)" ] && return 0
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-        libfaketime >/dev/null; } || echo "engine: libfaketime could not be installed"
-}
-
-if answers || install_docker; then
-    install_podman
-    install_faketime
+if answers || start_docker; then
+    complete
     echo "engine: docker $(docker version --format '{{.Server.Version}}')"
     scripts/images.sh
     CONTAINERPUB_REQUIRE_DOCKER=1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import engines
 import podman
 import pytest
+
+from tests.machine import lacks
 
 _DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in ("docker", "docker-generic")]
 _PODMAN = [pytest.param(way, marks=pytest.mark.on_podman) for way in ("podman", "podman-generic")]
@@ -38,8 +39,6 @@ def _is_ours(metafunc: pytest.Metafunc, name: str) -> bool:
 def podman_host() -> Iterator[str]:
     """Where a Podman with the base images listens. In CI, where root has none, that is a failure."""
     if not podman.can_run():
-        if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
-            pytest.fail("Podman cannot be run: it is not installed, or this is not root")
-        pytest.skip("Podman is not installed, or this is not root")
+        lacks("Podman cannot be run: it is not installed, or this is not root")
     with podman.serving(images=podman.BASE_IMAGES) as host:
         yield host

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
-import pytest
+from tests.machine import lacks
 
 # Answers with its name and closes; says which of its addresses was asked.
 _SERVER = """
@@ -83,7 +83,7 @@ class OuterWorld:
 
     def open(self) -> None:
         if shutil.which("ip") is None:
-            pytest.fail("this test needs the command ip: apt-get install iproute2")
+            lacks("the command ip is missing: apt-get install iproute2")
         name, inner = self._name, f"{self._name}i"
         self._ip("netns", "add", name)
         self._ip("link", "add", name, "type", "veth", "peer", "name", inner, "netns", name)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shared.sealing import Keyring
+from tests.machine import lacks
 
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim"
@@ -39,11 +40,9 @@ def compose() -> tuple[str, ...]:
     """The Compose of this machine: 1.29 or the plugin."""
     if shutil.which("docker-compose"):
         return ("docker-compose",)
-    if shutil.which("docker") and run("docker", "compose", "version").returncode == 0:
-        return ("docker", "compose")
-    if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
-        pytest.fail("there is no Compose: install docker-compose")
-    pytest.skip("there is no Compose on this machine")
+    if shutil.which("docker") is None or run("docker", "compose", "version").returncode != 0:
+        lacks("there is no Compose: install docker-compose")
+    return ("docker", "compose")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from cli.supervisor.engine import ANSWER_TIMEOUT_S, choose_engine
 from cli.supervisor.ledger import Ledger
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.sealing import new_key
+from tests.processes import assert_gone, command_line
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60
@@ -52,11 +53,8 @@ class Up:
     def child(self, name: str) -> psutil.Process | None:
         """The running child whose command line shows ``name``."""
         for process in psutil.Process(self.process.pid).children():
-            try:
-                if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                    return process
-            except psutil.NoSuchProcess:
-                continue
+            if name in " ".join(command_line(process)):
+                return process
         return None
 
     async def end(self, number: signal.Signals) -> int:
@@ -95,11 +93,6 @@ async def until_ready(up: Up) -> None:
         await asyncio.sleep(0.1)
 
 
-def assert_gone(processes: list[psutil.Process], within_s: float) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=within_s)
-    assert [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
-
-
 Start = Callable[..., Up]
 
 
@@ -131,7 +124,7 @@ async def test_one_command_makes_a_ready_server_in_a_private_folder(start: Start
     assert len((up.data / "jwt_secret").read_text()) == 64
     kept = ("jwt_secret", "encryption_keys", "postgres/password", "redis/password")
     secrets = [(up.data / name).read_text() for name in kept]
-    shown = up.text() + " ".join(word for process in up.family() for word in process.cmdline())
+    shown = up.text() + " ".join(word for process in up.family() for word in command_line(process))
     assert [secret for secret in secrets if secret in shown] == []
     await up.says("containerpub register")
     assert "development only" in up.text()
@@ -170,7 +163,7 @@ async def test_stop_leaves_nothing_running_within_30_seconds(start: Start, numbe
     up = start()
     await up.url()
     family = up.family()
-    assert {"api", "scheduler", "worker"} <= {process.cmdline()[-1] for process in family}
+    assert {"api", "scheduler", "worker"} <= {word for process in family for word in command_line(process)[-1:]}
     assert await up.end(number) == 0, up.text()
     assert_gone(family, within_s=0)
     assert not (up.data / "api.url").exists()

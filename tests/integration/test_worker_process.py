@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.deployment import Platform
+from tests.processes import assert_gone
 
 
 async def test_a_worker_that_is_still_starting_stops_at_once(database: str, redis_url: str, tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ async def test_a_worker_that_is_still_starting_stops_at_once(database: str, redi
             await platform.terminate("worker-1", within_s=10)
         finally:
             await platform.stop()
-    assert not any(child.is_running() for child in children)
+    assert_gone(children, within_s=0)
     assert "Traceback" not in platform.logs()
 
 
