@@ -75,7 +75,9 @@ def reachable(root: Path, parts: Sequence[str], account: Account | None) -> Path
         if copy.is_dir():
             return copy
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)  # another process may be doing the same
+                folder.chmod(0o755)  # whatever this process's umask is
             if not _open_to_all(folder):
                 continue
             with tempfile.TemporaryDirectory(dir=folder) as fresh:

@@ -359,7 +359,13 @@ async def test_programs_below_a_closed_home_are_copied_once(
     home.chmod(0o700)
     monkeypatch.syspath_prepend(home)
     monkeypatch.setattr(account, "CACHE_FOLDERS", (open_folder / "cache",))
-    async with kind(tmp_path / "server") as server:
+    server = kind(tmp_path / "server")
+    usual = os.umask(0o077)  # a strict account's: the copy is for another one all the same
+    try:
+        await server.start()
+    finally:
+        os.umask(usual)
+    async with server:
         await put(server, "copied")
         assert Path(psutil.Process(server.pid).exe()).is_relative_to(open_folder)
     made = list((open_folder / "cache").iterdir())
