@@ -10,9 +10,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import signal
-import socket
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -20,23 +17,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 import asyncpg
 import psutil
 
 from bench import engine
 from bench.caller import Caller
 from bench.figure import WrongAnswer
+from cli.supervisor.environment import PACKAGES, passing_environment
+from cli.supervisor.launcher import Launcher, free_port
 from shared.embedded.postgres import EmbeddedPostgres
-from shared.embedded.process import OwnedProcess
 from shared.embedded.redis import EmbeddedRedis
+from shared.errors import Unavailable
 from shared.postgres.migrate import migrate
-from shared.sealing import new_key
 
-ROOT = Path(__file__).resolve().parents[1]
+__all__ = ["ROOT", "Platform", "free_port"]
+
+ROOT = PACKAGES
 READY_S = 30.0
 STOP_S = 30.0
-_PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "DOCKER_BASE_IMAGE", "TMPDIR")
 
 
 class Platform:
@@ -53,8 +51,7 @@ class Platform:
         self.redis = EmbeddedRedis(self.folder / "redis")
         self._workers = workers
         self._given = dict(env or {})
-        self._env: dict[str, str] = {}
-        self._processes: dict[str, OwnedProcess] = {}
+        self._launcher = Launcher(self.folder, {})
         self._open = AsyncExitStack()
         self.database: Any
 
@@ -67,8 +64,8 @@ class Platform:
             await migrate(self.postgres.dsn)
             self.database = await asyncpg.connect(self.postgres.dsn)
             self._open.push_async_callback(self.database.close)
-            self._env = self._environment()
-            self._open.push_async_callback(self._stop_all)
+            self._launcher.environment = self._environment()
+            self._open.push_async_callback(self._launcher.stop_all, STOP_S)
             for name in ("api", "scheduler", *(f"worker-{number}" for number in range(1, self._workers + 1))):
                 self.start(name)
             await self._ready()
@@ -86,33 +83,19 @@ class Platform:
 
     def start(self, name: str, env: Mapping[str, str] | None = None) -> None:
         """Start the process ``name``: ``api``, ``scheduler`` or ``worker-…``."""
-        module = name.partition("-")[0]
-        log = os.open(self._log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            self._processes[name] = OwnedProcess.spawn(
-                [sys.executable, "-m", module], env={**self._env, **(env or {})}, output=log, cwd=self.folder
-            )
-        finally:
-            os.close(log)
+        self._launcher.start(name, env)
 
     async def stop(self, name: str) -> int:
         """SIGTERM, and wait; its exit code, which is -9 if it had to be killed after :data:`STOP_S`."""
-        return await self._processes.pop(name).stop(signal.SIGTERM, STOP_S)
+        return await self._launcher.stop(name, STOP_S)
 
     async def kill(self, name: str) -> int:
         """SIGKILL, to the process alone; its pid."""
-        process = self._processes.pop(name)
-        process.send(signal.SIGKILL)
-        await process.wait()
-        return process.pid
+        return await asyncio.to_thread(self._launcher.kill, name)
 
     def ended(self) -> dict[str, int]:
         """Processes that nobody told to end, and their exit codes; they are forgotten."""
-        found = {name: process.returncode for name, process in self._processes.items()}
-        codes = {name: code for name, code in found.items() if code is not None}
-        for name in codes:
-            del self._processes[name]
-        return codes
+        return self._launcher.ended()
 
     async def reconnect(self) -> None:
         """A new :attr:`database`, after Postgres was stopped."""
@@ -125,7 +108,7 @@ class Platform:
 
     def processes(self) -> dict[str, psutil.Process]:
         """The platform's own processes by name; not Postgres, Redis or sandboxes."""
-        return {name: psutil.Process(process.pid) for name, process in self._processes.items()}
+        return {name: psutil.Process(process.pid) for name, process in self._launcher.processes.items()}
 
     async def unfinished(self) -> int:
         """Accepted jobs whose end is not in Postgres yet."""
@@ -135,56 +118,22 @@ class Platform:
 
     def logs(self) -> str:
         """The end of what every process logged, for an error's sentence."""
-        return "\n".join(
-            f"--- {path.stem}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.folder.glob("*.log"))
-        )
+        return self._launcher.logs()
 
     async def _ready(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + READY_S
-        async with aiohttp.ClientSession() as http:
-            while True:
-                for name, process in self._processes.items():
-                    if process.returncode is not None:
-                        raise WrongAnswer(f"{name} ended with {process.returncode} at its start\n{self.logs()}")
-                try:
-                    async with http.get(f"http://127.0.0.1:{self.port}/api/ready") as response:
-                        if response.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
-                if loop.time() > deadline:
-                    raise WrongAnswer(f"the platform was not ready within {READY_S:g} s\n{self.logs()}")
-                await asyncio.sleep(0.05)
-
-    async def _stop_all(self) -> None:
-        names = sorted(self._processes, reverse=True)  # workers first
-        await asyncio.gather(*(self.stop(name) for name in names if name.startswith("worker")))
-        await asyncio.gather(*(self.stop(name) for name in names if not name.startswith("worker")))
-
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+        try:
+            await self._launcher.ready(f"http://127.0.0.1:{self.port}", READY_S)
+        except Unavailable as error:
+            raise WrongAnswer(error.message) from None
 
     def _environment(self) -> dict[str, str]:
-        return {
-            **{name: value for name, value in os.environ.items() if name in _PASSED_ON},
-            "PYTHONPATH": str(ROOT),
-            "DATABASE_URL": self.postgres.dsn,
-            "REDIS_URL": self.redis.url,
-            "JWT_SECRET": secrets.token_hex(32),
-            "ENCRYPTION_KEYS": new_key(),
-            "PORT": str(self.port),
-            "ENGINE": self.engine_name,
-            "INSTALLATION_ID": self.installation,
-            "DATA_DIR": str(self.folder / "data"),
-            "FUNCTIONS_DIR": str(self.folder / "artifacts"),
-            "SOCKET_DIR": str(self.folder / "s"),
-            **self._given,
-        }
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        needed = passing_environment(
+            os.environ,
+            self.folder,
+            installation_id=self.installation,
+            port=self.port,
+            engine=self.engine_name,
+            database_url=self.postgres.dsn,
+            redis_url=self.redis.url,
+        )
+        return needed | self._given

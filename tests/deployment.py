@@ -7,20 +7,21 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Self
 
-import aiohttp
-
+from cli.supervisor.environment import passing_environment
+from cli.supervisor.launcher import Launcher, ModuleProcess, free_port
 from shared.sealing import new_key
 from tests.client import Client
 
+__all__ = ["ROOT", "Platform", "free_port"]
+
 ROOT = Path(__file__).parents[1]
 READY_S = 30.0
+STOP_S = 25.0
 KEYS = new_key()  # the same for all of a run, since some platforms share a database
 
 
@@ -44,38 +45,38 @@ class Platform:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.installation = f"test-{secrets.token_hex(4)}"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._worker_names = [f"worker-{number}" for number in range(1, workers + 1)]
-        self._env = {
-            **{name: value for name, value in os.environ.items() if name in _PASSED_ON},
-            "DATABASE_URL": database_url,
-            "REDIS_URL": redis_url,
-            "JWT_SECRET": secrets.token_hex(32),
+        needed = passing_environment(
+            os.environ,
+            self.folder,
+            installation_id=self.installation,
+            port=self.port,
+            engine=engine,
+            database_url=database_url,
+            redis_url=redis_url,
+        )
+        usual = {
             "ENCRYPTION_KEYS": KEYS,
-            "HOST": "127.0.0.1",
-            "PORT": str(self.port),
-            "ENGINE": engine,
-            "INSTALLATION_ID": self.installation,
-            "DATA_DIR": str(self.folder / "data"),
-            "FUNCTIONS_DIR": str(self.folder / "artifacts"),
-            "SOCKET_DIR": str(self.folder / "s"),
             "BCRYPT_COST": "4",
             "LEAVE_SECONDS": "0",
             "LOG_LEVEL": "info",
             "LOG_FORMAT": "text",
-            "PYTHONPATH": str(ROOT),
             "PYTHONFAULTHANDLER": "1",
-            **(env or {}),
         }
+        self._launcher = Launcher(self.folder, needed | usual | (env or {}))
 
     @property
     def env(self) -> dict[str, str]:
         """The environment that the processes run with."""
-        return dict(self._env)
+        return dict(self._launcher.environment)
+
+    @property
+    def processes(self) -> dict[str, ModuleProcess]:
+        return self._launcher.processes
 
     def change(self, **settings: str) -> None:
         """What processes that are started from now on run with."""
-        self._env |= settings
+        self._launcher.environment |= settings
 
     async def __aenter__(self) -> Self:
         for name in ("api", "scheduler", *self._worker_names):
@@ -90,96 +91,58 @@ class Platform:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str) -> ModuleProcess:
         """Start the process ``name``: its module, ``api``, ``scheduler`` or ``worker``, alone or as in ``worker-2``.
 
         A second API needs a ``PORT`` of its own, see :meth:`change`.
         """
-        module = name.partition("-")[0]
-        with self.log(name).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module], env=self._env, stdout=log, stderr=log, cwd=self.folder
-            )
-        self.processes[name] = process
-        return process
+        return self._launcher.start(name)
 
     def log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+        return self._launcher.log(name)
 
     def logs(self) -> str:
         """What all processes logged, for a failing test."""
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in sorted(self.folder.glob("*.log"))
-        )
+        return self._launcher.logs()
 
     def kill(self, name: str) -> None:
         """``kill -9``."""
-        process = self.processes.pop(name)
-        process.kill()
-        process.wait(10)
+        self._launcher.kill(name)
 
     async def terminate(self, name: str, *, within_s: float = 30) -> None:
         """SIGTERM, and wait for an orderly end."""
+        self.signal(name, signal.SIGTERM)
+        await self.ends(name, within_s=within_s)
+
+    async def ends(self, name: str, *, within_s: float = 30, status: int = 0) -> None:
+        """Wait until the process ``name``, which has a reason to, ends with ``status``."""
         process = self.processes.pop(name)
-        process.terminate()
         try:
-            status = await asyncio.to_thread(process.wait, within_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)  # its stacks go to its log
-            process.wait(10)
+            found = await asyncio.wait_for(process.wait(), within_s)
+        except TimeoutError:
+            process.send(signal.SIGABRT)  # its stacks go to its log
+            await process.wait()
             raise AssertionError(f"{name} did not end within {within_s:g} s\n{self.logs()}") from None
-        assert status == 0, f"{name} ended with {status}\n{self.logs()}"
+        assert found == status, f"{name} ended with {found}\n{self.logs()}"
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        self.processes[name].send_signal(number)
+        self.processes[name].send(number)
 
     async def ready(self, url: str | None = None) -> None:
         """Wait until calls can be served, by the API at ``url`` if there are several."""
-        deadline = asyncio.get_running_loop().time() + READY_S
-        async with aiohttp.ClientSession() as http:
-            while True:
-                for name, process in self.processes.items():
-                    if process.poll() is not None:
-                        raise AssertionError(f"{name} ended with {process.returncode}\n{self.logs()}")
-                try:
-                    async with http.get((url or self.url) + "/api/ready") as response:
-                        if response.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
-                if asyncio.get_running_loop().time() > deadline:
-                    raise AssertionError(f"not ready within {READY_S} s\n{self.logs()}")
-                await asyncio.sleep(0.05)
+        await self._launcher.ready(url or self.url, READY_S)
 
     def client(self) -> Client:
         return Client(self.url)
 
     async def stop(self) -> None:
-        """SIGTERM, workers first; kill what does not end."""
-        for name in sorted(self.processes, reverse=True):
-            self.processes[name].send_signal(signal.SIGCONT)
-            self.processes[name].terminate()
+        """SIGTERM; kill what does not end."""
         try:
-            for process in self.processes.values():
-                try:
-                    await asyncio.to_thread(process.wait, 25)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            await self._launcher.stop_all(STOP_S)
         finally:
-            self.processes.clear()
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self._env["ENGINE"] == "docker":
+            if self.env["ENGINE"] == "docker":
                 await asyncio.to_thread(remove_images, self.installation)
-
-
-_PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "TMPDIR")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def remove_images(installation: str) -> None:

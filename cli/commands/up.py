@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import aiohttp
-
 from cli.config import DEFAULT_API_URL
 from cli.supervisor.console import Console
 from cli.supervisor.engine import Engine, choose_engine
-from cli.supervisor.environment import is_given, part_environment
+from cli.supervisor.environment import check_settings, is_given, part_environment
 from cli.supervisor.installation import Installation, open_installation
+from cli.supervisor.launcher import free_port, until_ready
 from cli.supervisor.ledger import Ledger
 from cli.supervisor.supervisor import Supervisor
 from shared.embedded.postgres import EmbeddedPostgres
 from shared.embedded.redis import EmbeddedRedis
 from shared.embedded.server import EmbeddedServer
-from shared.errors import ContainerPubError, Misconfigured, Unavailable
+from shared.errors import ContainerPubError, Unavailable
 from shared.settings import load
 
-READY_POLL_S = 0.1
-READY_ANSWER_TIMEOUT_S = 2.0
 PATIENCE_S = 60.0
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - what a person may ask for
 
 
 def run_up(data: Path, host: str, port: int, workers: int, engine: str) -> int:
-    """Run until SIGINT or SIGTERM; the exit code: 0 after an orderly stop, 1 when it could not start or go on.
+    """Run until SIGINT or SIGTERM; the exit code: 0 after an orderly stop, 1 when it could not start or go on, 2 when
+    the settings have mistakes.
 
     :param data: the data folder, made when absent; one ``up`` at a time holds it.
     :param port: 0 takes a free one. The URL is in ``data/api.url`` from the moment the API is ready.
@@ -53,6 +50,13 @@ async def _up(
     except ContainerPubError as error:
         console.say(error.message)
         return 1
+    try:
+        check_settings(user, installation)
+    except ContainerPubError as error:
+        for line in error.message.splitlines():
+            console.say(line)
+        await asyncio.to_thread(installation.release)
+        return 2
     ledger = Ledger(installation.processes)
     supervisor = Supervisor(console, ledger)
     stopping = asyncio.Event()
@@ -109,7 +113,7 @@ async def _serve(
 ) -> None:
     for name in await asyncio.to_thread(ledger.end_leftovers):
         console.say(f"{name} was still running for a supervisor that was killed: ended")
-    port = await asyncio.to_thread(_free_port, host, port)
+    port = await asyncio.to_thread(free_port, host, port)
     engine = await choose_engine(engine_wanted, user)
     _introduce(engine, installation, console)
 
@@ -168,12 +172,14 @@ async def _announce(url: str, installation: Installation, console: Console) -> N
     """Wait until the API is ready, however long that takes, and say what to do with it."""
     loop = asyncio.get_running_loop()
     complain_at = loop.time() + PATIENCE_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READY_ANSWER_TIMEOUT_S)) as session:
-        while not await _is_ready(session, url):
-            if loop.time() > complain_at:
-                complain_at = loop.time() + PATIENCE_S
-                console.say(f"{url}/api/ready still does not answer 200: see the lines above")
-            await asyncio.sleep(READY_POLL_S)
+
+    def complain() -> None:
+        nonlocal complain_at
+        if loop.time() > complain_at:
+            complain_at = loop.time() + PATIENCE_S
+            console.say(f"{url}/api/ready still does not answer 200: see the lines above")
+
+    await until_ready(url, complain)
     await asyncio.to_thread(_write_url, installation.url_file, url)
     console.say(f"ready: {url}")
     console.say("next, in another terminal:")
@@ -184,34 +190,10 @@ async def _announce(url: str, installation: Installation, console: Console) -> N
     console.say("Ctrl-C stops everything; the data stays.")
 
 
-async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(f"{url}/api/ready") as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-
-
 def _write_url(file: Path, url: str) -> None:
     fresh = file.with_name(file.name + ".new")
     fresh.write_text(f"{url}\n", encoding="ascii")
     fresh.replace(file)
-
-
-def _free_port(host: str, port: int) -> int:
-    """``port`` if it can be listened on, a free one for 0. Raises :class:`Misconfigured` with what to do."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise Misconfigured(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --host or --port (0: a free one)."
-        ) from error
 
 
 def _url(host: str, port: int) -> str:

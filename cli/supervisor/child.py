@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-from collections.abc import Mapping
 from typing import Protocol
 
 from cli.supervisor.console import Console
 from cli.supervisor.ledger import Ledger
-from shared.embedded.process import OwnedProcess
-from shared.errors import ContainerPubError, Unavailable
+from shared.errors import ContainerPubError
 
 FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 10.0
@@ -36,39 +33,6 @@ class Startable(Protocol):
 
     def kill(self) -> None:
         """SIGKILL it with everything below it."""
-
-
-class ModuleProcess:
-    """``python -m MODULE``; ``-P`` keeps a package of the same name in the user's folder out of its way."""
-
-    def __init__(self, *command: str, environment: Mapping[str, str], output: int) -> None:
-        self._argv = [sys.executable, "-P", "-m", *command]
-        self._environment = environment
-        self._output = output
-        self._process: OwnedProcess | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._started().pid
-
-    async def start(self) -> None:
-        self._process = OwnedProcess.spawn(self._argv, env=self._environment, output=self._output)
-
-    async def wait(self) -> int:
-        return await self._started().wait()
-
-    async def stop(self, grace_s: float) -> None:
-        if self._process is not None:
-            await self._process.stop(signal.SIGTERM, grace_s)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-
-    def _started(self) -> OwnedProcess:
-        if self._process is None:
-            raise Unavailable(f"{self._argv[-1]} was not started.")
-        return self._process
 
 
 class Child:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from cli.supervisor.engine import Engine
 from cli.supervisor.installation import Installation
+from shared.sealing import new_key
+from shared.settings import load
 
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that holds the packages ``api``, ``worker``, … : a checkout, or where they were installed."""
 DRAIN_SECONDS = 15
 """Less than what the supervisor waits, so that a worker gets to hand back what it could not finish."""
+PASSED_ON = (
+    *("PATH", "HOME", "LANG", "TMPDIR", "DOCKER_HOST", "DOCKER_BASE_IMAGE"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT"),
+)
 
 
 def is_given(name: str, user: Mapping[str, str]) -> bool:
@@ -63,4 +70,48 @@ def part_environment(
         "ENGINE": engine.name,
         "PYTHONPATH": f"{PACKAGES}:{path}" if path else str(PACKAGES),
         "PYTHONUNBUFFERED": "1",
+    }
+
+
+def check_settings(user: Mapping[str, str], installation: Installation) -> None:
+    """Raise :class:`Misconfigured` with every mistake that any part would end with. The parts read a ``.env`` file in
+    this working folder, too."""
+    environment = part_environment(
+        user,
+        installation,
+        host="127.0.0.1",
+        port=0,
+        engine=Engine(name="process"),
+        database_url=user.get("DATABASE_URL"),
+        redis_url=user.get("REDIS_URL"),
+    )
+    load(environment, dotenv=Path(".env"), needs_jwt=True)
+
+
+def passing_environment(
+    user: Mapping[str, str],
+    folder: Path,
+    *,
+    installation_id: str,
+    port: int,
+    engine: str,
+    database_url: str,
+    redis_url: str,
+) -> dict[str, str]:
+    """For an installation in ``folder`` of which nothing is kept: its secrets are drawn here, and of ``user``'s
+    variables it sees no more than it needs to find programs, the engine and certificates."""
+    return {
+        **{name: value for name, value in user.items() if name in PASSED_ON},
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "JWT_SECRET": secrets.token_hex(32),
+        "ENCRYPTION_KEYS": new_key(),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "ENGINE": engine,
+        "INSTALLATION_ID": installation_id,
+        "DATA_DIR": str(folder / "data"),
+        "FUNCTIONS_DIR": str(folder / "artifacts"),
+        "SOCKET_DIR": str(folder / "s"),
+        "PYTHONPATH": str(PACKAGES),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from cli.supervisor.child import Child, ModuleProcess, Startable
+from cli.supervisor.child import Child, Startable
 from cli.supervisor.console import Console, Feed
+from cli.supervisor.launcher import ModuleProcess
 from cli.supervisor.ledger import Ledger
 from shared.errors import Unavailable
 

@@ -80,6 +80,12 @@ class OwnedProcess:
     def send(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
 
+    def kill_alone(self) -> int:
+        """SIGKILL it without what it started, as the kernel does when memory runs out; its exit code. Blocks for as
+        long as the kernel takes."""
+        self._popen.kill()
+        return self._popen.wait()
+
     def kill(self) -> None:
         """SIGKILL it and everything below it, sessions of their own included."""
         if self._popen.poll() is None:

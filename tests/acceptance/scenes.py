@@ -182,7 +182,7 @@ class Scene:
         await assert_conserved(self.redis, self.database_url)
 
     def nothing_exited(self) -> None:
-        ends = {name: process.poll() for name, process in self.platform.processes.items()}
+        ends = {name: process.returncode for name, process in self.platform.processes.items()}
         if set(ends.values()) != {None}:
             pytest.fail(f"{ends}\n{self.platform.logs()}")  # whole: an assertion's message would be cut
 

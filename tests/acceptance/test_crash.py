@@ -269,12 +269,9 @@ async def test_f22_worker_told_to_stop_under_load_fails_nobody(database: str, re
         # Longer than the drain: these are handed back.
         await on.accept_many(2, 5)
         name = await on.busy()
-        process = on.platform.processes[name]
         async with Load(on) as load:
             await load.served(10)
-            on.platform.signal(name, signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 30) == 0
-            del on.platform.processes[name]
+            await on.platform.terminate(name)
             await load.served(10)
         assert {answer.status for answer in load.invokes} == {200}
         assert {answer.status for answer in load.accepts} == {202}
@@ -306,7 +303,6 @@ async def test_f22_deploy_on_a_worker_that_is_restarted_goes_on_elsewhere(databa
 
 async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(database: str, redis_url: str) -> None:
     async with scene(database, redis_url, LEAVE_SECONDS="3") as on:
-        process = on.platform.processes["api"]
         slow = asyncio.create_task(on.client.invoke("nap", 5))
         await on.busy()
         on.platform.signal("api", signal.SIGTERM)
@@ -320,13 +316,11 @@ async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(d
         assert (late.status, late.headers["Connection"]) == (200, "close")
         answer = await slow
         assert (answer.status, answer.json["result"]) == (200, "slept")
-        assert await asyncio.to_thread(process.wait, 10) == 0
-        del on.platform.processes["api"]
+        await on.platform.ends("api", within_s=10)
 
 
 async def test_f22_calls_that_outlast_an_api_told_to_stop_go_on_as_jobs(database: str, redis_url: str) -> None:
     async with scene(database, redis_url, LEAVE_SECONDS="0", DRAIN_SECONDS="1") as on:
-        process = on.platform.processes["api"]
         accepted = await on.accept(5)
         path = f"/api/jobs/{accepted.json['job_id']}?wait=60"
         callers = [
@@ -342,8 +336,7 @@ async def test_f22_calls_that_outlast_an_api_told_to_stop_go_on_as_jobs(database
         plain, patient, look = await asyncio.gather(*callers)
         assert (plain.status, patient.status) == (202, 202)
         assert (look.status, look.json["status"]) == (200, "running")
-        assert await asyncio.to_thread(process.wait, 10) == 0
-        del on.platform.processes["api"]
+        await on.platform.ends("api", within_s=10)
         on.accepted += [answer.json["job_id"] for answer in (plain, patient)]
         jobs = await on.all_ended(15)
         assert {(row["status"], row["attempt"]) for row in jobs.values()} == {("succeeded", 1)}
@@ -385,11 +378,12 @@ async def test_f11_redis_that_evicts_is_refused_at_the_start(database: str, redi
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     platform = Platform(database_url=database, redis_url=redis_url, engine="process")
     try:
-        started = {name: platform.start(name) for name in ("api", "scheduler", "worker-1")}
-        for name, process in started.items():
-            assert await asyncio.to_thread(process.wait, 30) == 1
+        names = ("api", "scheduler", "worker-1")
+        for name in names:
+            platform.start(name)
+        for name in names:
+            await platform.ends(name, status=1)
             assert "maxmemory-policy allkeys-lru" in platform.log(name).read_text()
-            del platform.processes[name]
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.aclose()

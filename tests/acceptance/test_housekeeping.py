@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -206,7 +205,7 @@ async def test_f21_what_killed_workers_leave_goes_with_the_next_sweep_and_the_li
         failed = [answer for answer in steady.answers if answer.status != 200 or not answer.json["success"]]
         assert steady.answers
         assert failed == [], platform.logs()
-        assert platform.processes["worker-2"].poll() is None
+        assert platform.processes["worker-2"].returncode is None
 
         # Every living worker keeps what is to be kept warm.
         async def warmed() -> bool:
@@ -240,9 +239,7 @@ async def test_f22_a_worker_that_is_told_to_stop_under_load_leaves_no_container(
                 return len(await containers(platform)) >= 4
 
             await until(several, 30, platform.logs)
-            process = platform.processes["worker-1"]
-            platform.signal("worker-1", signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 30) == 0, platform.logs()
+            await platform.terminate("worker-1")
             assert await containers(platform) == {}
             left = [
                 path for root in ("s", "data/generics", "data/scratch") for path in (platform.folder / root).glob("*")
@@ -363,4 +360,4 @@ async def test_f9_no_sweep_takes_what_the_living_have_while_an_emptied_redis_nam
 
             await until(served, 30, platform.logs)
         assert before.items() <= (await containers(platform)).items(), platform.logs()
-        assert all(process.poll() is None for process in platform.processes.values())
+        assert all(process.returncode is None for process in platform.processes.values())

@@ -199,6 +199,25 @@ async def test_port_in_use_is_told_in_a_sentence(start: Start) -> None:
     assert not (up.data / "postgres").exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"JWT_SECRET": "short"}, ["JWT_SECRET: must be set to 32 bytes"]),
+        ({"DRAIN_SECONDS": "soon", "REDIS_URL": "http://cache"}, ["DRAIN_SECONDS: ", "REDIS_URL: "]),
+    ],
+)
+async def test_settings_with_mistakes_end_it_before_anything_is_started(
+    start: Start, variables: dict[str, str], named: list[str]
+) -> None:
+    up = start(**variables)
+    assert await asyncio.to_thread(up.process.wait, READY_S) == 2
+    assert [name for name in named if name not in up.text()] == []
+    assert len(up.text().splitlines()) == 1 + len(named)
+    assert not (up.data / "postgres").exists()
+    again = start()  # it let go of the folder
+    await again.url()
+
+
 async def test_engine_that_was_asked_for_and_is_away_is_told_in_a_sentence(start: Start, tmp_path: Path) -> None:
     up = start("--engine", "docker", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
     assert await asyncio.to_thread(up.process.wait, READY_S) == 1

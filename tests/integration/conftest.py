@@ -40,6 +40,6 @@ async def listening(alone: Platform) -> None:
                     return
             except aiohttp.ClientError:
                 pass
-            assert alone.processes["api"].poll() is None, alone.logs()
+            assert alone.processes["api"].returncode is None, alone.logs()
             assert asyncio.get_running_loop().time() < deadline, alone.logs()
             await asyncio.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
 
@@ -272,7 +273,7 @@ async def test_a_stopping_api_ends_its_streams(platform: Platform) -> None:
         job = await started(client, nap_s=30)
         async with events_of(client, job) as stream:
             await stream.until("log", message="first\n")
-            platform.processes["api"].terminate()
+            platform.signal("api", signal.SIGTERM)
             async with asyncio.timeout(10):
                 assert states(await stream.rest()) == []
 
