@@ -54,8 +54,8 @@ clean:           ## Remove caches and built files
 clean-all: clean ## Also remove the virtual environment and the data of `make up`
 	rm -rf .venv $(DATA) bench/results
 
-.venv/ready: requirements.lock pyproject.toml
-	@scripts/venv.sh $(PYTHON) requirements.lock
+.venv/ready: requirements-embedded.lock pyproject.toml
+	@scripts/venv.sh $(PYTHON) requirements-embedded.lock
 	@touch $@
 
 .venv/dev: requirements-dev.lock pyproject.toml

