@@ -10,8 +10,8 @@ from importlib.metadata import version as installed_version
 from aiohttp import web
 
 from api import keys
-from api.acceptor import Acceptor
 from api.accounts import Accounts
+from api.admission import Admission
 from api.middleware import around
 from api.openapi import document
 from api.operation import Operation
@@ -29,6 +29,7 @@ from shared.postgres.invocations import Invocations
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import close_pool, open_pool, postgres_errors
+from shared.postgres.submissions import Submissions
 from shared.postgres.users import Users
 from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
@@ -36,6 +37,7 @@ from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
 from shared.scratch import Scratch
 from shared.settings import Settings
+from shared.submission.submitter import Submitter
 
 log = logging.getLogger(__name__)
 
@@ -152,20 +154,17 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         on_standing=back,
         on_loss=pending.connection_lost,
     )
-    app[keys.ACCEPTOR] = Acceptor(
-        app[keys.JOBS],
-        queue,
-        app[keys.PAYLOAD_STORE],
-        patience_s=settings.dependency_timeout_seconds,
-        max_queued=settings.max_queued_per_user,
-        keep_keys_s=settings.idempotency_seconds,
+    submissions = Submissions(app[keys.POOL])
+    app[keys.ADMISSION] = Admission(submissions, queue, max_queued=settings.max_queued_per_user)
+    app[keys.SUBMITTER] = Submitter(
+        submissions, app[keys.JOBS], queue, app[keys.PAYLOAD_STORE], patience_s=settings.dependency_timeout_seconds
     )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
     await push.start()
     looking = asyncio.create_task(subscriptions.run(), name="subscriptions")
     yield
     await ended([looking])
-    await app[keys.ACCEPTOR].close()
+    await app[keys.SUBMITTER].close()
     app[keys.ACCOUNTS].close()
     await push.stop()
     await ended(list(rechecks))

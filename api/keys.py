@@ -6,8 +6,8 @@ import asyncio
 
 from aiohttp import web
 
-from api.acceptor import Acceptor
 from api.accounts import Accounts
+from api.admission import Admission
 from api.pending_replies import PendingReplies
 from api.resolver import Resolver
 from api.subscriptions import Subscriptions
@@ -22,6 +22,7 @@ from shared.queue.queue import Queue
 from shared.scratch import Scratch
 from shared.sealing import Keyring
 from shared.settings import Settings
+from shared.submission.submitter import Submitter
 
 REQUEST_ID = "containerpub.request_id"
 RATE_HEADERS = "containerpub.rate_headers"
@@ -44,6 +45,7 @@ DELIVERIES = web.AppKey("deliveries", Deliveries)
 STORE: web.AppKey[ArtifactStore] = web.AppKey("store")
 SCRATCH = web.AppKey("scratch", Scratch)
 RESOLVER = web.AppKey("resolver", Resolver)
-ACCEPTOR = web.AppKey("acceptor", Acceptor)
+ADMISSION = web.AppKey("admission", Admission)
+SUBMITTER = web.AppKey("submitter", Submitter)
 SUBSCRIPTIONS = web.AppKey("subscriptions", Subscriptions)
 PENDING_REPLIES = web.AppKey("waiting", PendingReplies)

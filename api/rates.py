@@ -8,7 +8,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from api.acceptor import LOOK_S
+from api.admission import LOOK_S
 from api.keys import QUEUE, RATE_HEADERS, SETTINGS
 from shared.errors import TooMany, Unavailable
 from shared.functions import FunctionSettings

@@ -30,6 +30,7 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.postgres.queries import queries
+from shared.postgres.submissions import Submissions
 from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.conservation import Conservation
@@ -101,7 +102,7 @@ async def serve(settings: Settings) -> None:
             "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
             "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
             "callbacks": _while_leading(leader, callbacks.step, every_s=_CALLBACKS_S),
-            "idempotency": _while_leading(leader, jobs.expire_keys, every_s=_EXPIRE_S),
+            "idempotency": _while_leading(leader, Submissions(pool).expire_keys, every_s=_EXPIRE_S),
             "retention": _while_leading(leader, retention.run_once, every_s=_RETENTION_S),
             "policy": _while_leading(leader, lambda: watch_policy(redis), every_s=_POLICY_S),
             "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),

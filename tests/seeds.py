@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
 from shared.ids import new_id
 from shared.jobs import JobKind, JobStatus
 from shared.postgres.pool import Pool
+from shared.postgres.submissions import Submissions
 from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Claim, Settle, Verb
 from shared.queue.records import Record
+from shared.submission.submission import IdempotencyKey, Submission
+
+_SHARED = (
+    "id",
+    "kind",
+    "user_id",
+    "function_id",
+    "version_id",
+    "concurrency",
+    "payload",
+    "priority",
+    "deadline_ms",
+    "reply",
+)
 
 
 async def new_user(pool: Pool) -> UUID:
@@ -38,6 +54,23 @@ def message(user: UUID | None = None, *, function: UUID | None = None, **fields:
         "payload": b'{"body":1}',
     }
     return JobMessage(**(known | fields))
+
+
+def submission(of: JobMessage, **asked: Any) -> Submission:
+    """What was asked for when ``of`` was made, and whatever else ``asked`` says."""
+    known: dict[str, Any] = {name: getattr(of, name) for name in _SHARED}
+    return Submission(accepted_ms=of.enqueued_ms, **(known | asked))
+
+
+async def accept(pool: Pool, messages: Sequence[JobMessage], **asked: Any) -> None:
+    """Commit the jobs of these messages."""
+    await Submissions(pool).insert([submission(of, **asked) for of in messages])
+
+
+async def accept_once(pool: Pool, of: JobMessage, *, key: str, fingerprint: bytes, keep_s: float, **asked: Any) -> UUID:
+    """Commit the job of a message under an idempotency key; the job that has the key."""
+    idempotency = IdempotencyKey(key=key, fingerprint=fingerprint, keep_s=keep_s)
+    return await Submissions(pool).insert_once(submission(of, idempotency=idempotency, **asked))
 
 
 def record(of: JobMessage, *, epoch: str | None = "1-1", status: str = JobStatus.SUCCEEDED, **fields: Any) -> Record:

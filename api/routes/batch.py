@@ -9,16 +9,16 @@ from typing import Any
 from aiohttp import web
 
 from api import models, params
-from api.keys import ACCEPTOR, RESOLVER, SETTINGS
+from api.keys import ADMISSION, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CALLBACK_URL, RATES, Operation
 from api.rates import within_rate
 from api.session import authenticated, read_body
 from shared.errors import BadRequest, Invalid
 from shared.event import complete
 from shared.ids import new_id
-from shared.jobs import JobKind
 from shared.jsontext import elements, member
-from shared.queue.message import NO_REPLY, JobMessage, now_ms
+from shared.queue.message import now_ms
+from shared.submission.submission import Submission
 
 _LEVELS = 2  # around an event: the list and the object that it is in
 
@@ -47,7 +47,7 @@ async def invoke_batch(request: web.Request) -> web.Response:
     accepted_ms = now_ms()
     # Jobs of a user wait in the order of their ids, and those of one millisecond come as they fall.
     ids = sorted(new_id() for _ in items)
-    messages: list[JobMessage] = []
+    submissions: list[Submission] = []
     entries: list[dict[str, Any]] = []
     for item, text, job_id in zip(items, texts, ids, strict=True):
         try:
@@ -55,26 +55,23 @@ async def invoke_batch(request: web.Request) -> web.Response:
         except Invalid as error:
             entries.append({"error": {"code": error.code, "detail": error.message, "field": error.field}})
             continue
-        message = JobMessage(
+        submission = Submission(
             id=job_id,
-            kind=JobKind.INVOKE,
             user_id=caller.user.id,
             function_id=target.function_id,
             version_id=version_id,
             concurrency=function_settings.concurrency,
-            deadline_ms=0,
-            reply=NO_REPLY,
-            enqueued_ms=accepted_ms,
+            accepted_ms=accepted_ms,
             payload=complete(text, item),
             callback_url=callback_url,
         )
-        messages.append(message)
+        submissions.append(submission)
         entries.append({"job_id": job_id})
-    if not messages:
+    if not submissions:
         raise Invalid("No item could be accepted: see items.", code="no_item_accepted", extra={"items": entries})
-    await within_rate(request, caller.user.id, target.function_id, function_settings, calls=len(messages))
-    await app[ACCEPTOR].admit(caller.user.id, len(messages))
-    await app[ACCEPTOR].accept_many(messages)
+    await within_rate(request, caller.user.id, target.function_id, function_settings, calls=len(submissions))
+    await app[ADMISSION].admit(caller.user.id, len(submissions))
+    await app[SUBMITTER].submit_together(submissions)
     return params.answer({"items": entries}, status=202)
 
 

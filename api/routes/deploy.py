@@ -10,7 +10,7 @@ from pathlib import Path
 from aiohttp import BodyPartReader, web
 
 from api import models, params
-from api.keys import ACCEPTOR, FUNCTIONS, SCRATCH, SETTINGS, STORE
+from api.keys import FUNCTIONS, SCRATCH, SETTINGS, STORE, SUBMITTER
 from api.operation import PREFER, Operation
 from api.routes.jobs import await_end
 from api.session import authenticated
@@ -18,8 +18,7 @@ from shared import archive
 from shared.artifacts import artifact_key
 from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
 from shared.functions import NAME_PATTERN, project_settings
-from shared.jobs import PLATFORM_REASONS, JobKind, JobStatus
-from shared.queue.message import JobMessage, now_ms
+from shared.jobs import PLATFORM_REASONS, JobStatus
 from shared.runtimes import DOCKERFILE, known_runtimes
 from shared.settings import Settings
 
@@ -76,39 +75,29 @@ async def deploy(request: web.Request) -> web.Response:
         artifact_bytes=canonical.size_bytes,
         settings=function_settings,
     )
+    job_id = None if accepted.job is None else accepted.job.id
     document = {
-        "job_id": accepted.job_id,
+        "job_id": job_id,
         "function_id": accepted.function_id,
         "version": accepted.version,
         "status": accepted.status,
     }
-    if accepted.job_id is None:
+    if accepted.job is None or job_id is None:
         return params.answer(document)
-    app[ACCEPTOR].hand_over(
-        [
-            JobMessage(
-                id=accepted.job_id,
-                kind=JobKind.DEPLOY,
-                user_id=caller.user.id,
-                function_id=accepted.function_id,
-                version_id=accepted.version_id,
-                enqueued_ms=now_ms(),
-            )
-        ]
-    )
+    app[SUBMITTER].hand_over([accepted.job])
     if wait_s:
-        job = await await_end(app, caller.user.id, accepted.job_id, wait_s)
+        job = await await_end(app, caller.user.id, job_id, wait_s)
         if job is not None and job.final:
             if job.status is not JobStatus.SUCCEEDED:
                 version = await app[FUNCTIONS].version(accepted.function_id, accepted.version)
                 reason = job.reason or "cancelled"
                 sentence = (version.error if version else None) or f"The deploy ended as {job.status}."
-                extra: dict[str, object] = {"job_id": str(accepted.job_id), "version": accepted.version}
+                extra: dict[str, object] = {"job_id": str(job_id), "version": accepted.version}
                 if reason in PLATFORM_REASONS:
                     raise Unavailable(sentence, code=reason, retry_after_s=1, extra=extra)
                 raise Invalid(sentence, code=reason, extra=extra)
             return params.answer(document | {"status": "active"}, status=201)
-    return params.answer(document, status=202, headers={"Location": f"/api/jobs/{accepted.job_id}"})
+    return params.answer(document, status=202, headers={"Location": f"/api/jobs/{job_id}"})
 
 
 async def _receive(request: web.Request, folder: Path, settings: Settings) -> _Upload:

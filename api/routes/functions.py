@@ -8,14 +8,12 @@ from typing import Any, Literal
 from aiohttp import web
 
 from api import models, params
-from api.keys import ACCEPTOR, FUNCTIONS, QUEUE, RESOLVER, SETTINGS
+from api.keys import FUNCTIONS, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CURSOR, LIMIT, Operation
 from api.resolver import no_such_function
 from api.session import authenticated, function_of
 from shared.errors import NotFound, Unavailable
 from shared.functions import Function, Version
-from shared.jobs import JobKind
-from shared.queue.message import NO_VERSION, JobMessage, now_ms
 from shared.queue.queue import Change
 from shared.queue.scripts import QueueClosed
 
@@ -109,23 +107,12 @@ async def delete_function(request: web.Request) -> web.Response:
         raise no_such_function(request.match_info["function"])
     change = Change(function=function.id, live=None)
     request.app[RESOLVER].changed(change.encode().encode())
-    request.app[ACCEPTOR].hand_over(
-        [
-            JobMessage(
-                id=job,
-                kind=JobKind.DELETE,
-                user_id=caller.user.id,
-                function_id=function.id,
-                version_id=NO_VERSION,
-                enqueued_ms=now_ms(),
-            )
-        ]
-    )
+    request.app[SUBMITTER].hand_over([job])
     try:
         await request.app[QUEUE].announce_change(change)
     except Unavailable:
         pass  # it is deleted; others forget it within seconds, and at their reconnection
-    return params.answer({"job_id": job}, status=202, headers={"Location": f"/api/jobs/{job}"})
+    return params.answer({"job_id": job.id}, status=202, headers={"Location": f"/api/jobs/{job.id}"})
 
 
 async def list_versions(request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from api import models, params
-from api.keys import ACCEPTOR, API_ID, JOBS, PAYLOAD_STORE, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS
+from api.keys import ADMISSION, API_ID, JOBS, PAYLOAD_STORE, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RATES, RUN_AT, Operation
 from api.pending_replies import Leaving
 from api.rates import within_rate
@@ -20,12 +20,13 @@ from api.session import authenticated, read_body
 from shared.errors import Unavailable, Unreadable, WaitTimeout
 from shared.event import complete
 from shared.ids import new_id
-from shared.jobs import PLATFORM_REASONS, Job, JobKind, Missing, Reason
-from shared.queue.message import NO_REPLY, JobMessage, now_ms
+from shared.jobs import PLATFORM_REASONS, Job, Missing, Reason
+from shared.queue.message import NO_REPLY, now_ms
 from shared.queue.queue import CancelledWhere
 from shared.queue.records import Record
 from shared.queue.scripts import QueueClosed
 from shared.sealing import Part
+from shared.submission.submission import IdempotencyKey, Submission
 
 _LATE_REPLY_S = 1.0
 
@@ -57,9 +58,9 @@ async def invoke(request: web.Request) -> web.Response:
         respond_async, wait_s = True, None
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     await within_rate(request, caller.user.id, target.function_id, function_settings)
-    await app[ACCEPTOR].admit(caller.user.id)
+    await app[ADMISSION].admit(caller.user.id)
     if run_at is not None:
-        await app[ACCEPTOR].admit_later(caller.user.id)
+        await app[ADMISSION].admit_later(caller.user.id)
     patience_s = function_settings.timeout_s + settings.queue_timeout_seconds + 1
     durable = respond_async or key is not None
     accepted_ms = now_ms()
@@ -69,9 +70,8 @@ async def invoke(request: web.Request) -> web.Response:
     elif not durable and wait_s is None:
         # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
         deadline_ms = accepted_ms + round(patience_s * 1000)
-    message = JobMessage(
+    submission = Submission(
         id=new_id(),
-        kind=JobKind.INVOKE,
         user_id=caller.user.id,
         function_id=target.function_id,
         version_id=version_id,
@@ -79,26 +79,25 @@ async def invoke(request: web.Request) -> web.Response:
         deadline_ms=deadline_ms,
         priority=priority,
         reply=NO_REPLY if durable else app[API_ID],
-        enqueued_ms=accepted_ms,
+        accepted_ms=accepted_ms,
         payload=complete(data, event),
+        run_at=run_at,
+        counted=run_at is not None and "delay" in request.query,
         callback_url=callback_url,
+        idempotency=None if key is None else _idempotency(request, key, target.function_id, data),
     )
-    if key is not None:
-        asked = sha256(target.function_id.bytes + request.query_string.encode() + b"\n" + data).digest()
-        job_id = await app[ACCEPTOR].accept_once(
-            message, key=key, fingerprint=asked, run_at=run_at, counted="delay" in request.query
-        )
-        response = await _follow(app, caller.user.id, job_id, wait_s if respond_async or wait_s else patience_s)
-        if job_id != message.id:
-            response.headers["Idempotent-Replayed"] = "true"
-        return response
-    if respond_async:
-        if run_at is None:
-            await app[ACCEPTOR].accept(message)
-        else:
-            await app[ACCEPTOR].accept_later(message, run_at, counted="delay" in request.query)
-        return await _follow(app, caller.user.id, message.id, wait_s)
-    return await _wait(app, message, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
+    if not durable:
+        return await _wait(app, submission, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
+    job_id = await app[SUBMITTER].submit(submission)
+    response = await _follow(app, caller.user.id, job_id, wait_s if respond_async or wait_s else patience_s)
+    if job_id != submission.id:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response
+
+
+def _idempotency(request: web.Request, key: str, function: UUID, data: bytes) -> IdempotencyKey:
+    asked = sha256(function.bytes + request.query_string.encode() + b"\n" + data).digest()
+    return IdempotencyKey(key=key, fingerprint=asked, keep_s=request.app[SETTINGS].idempotency_seconds)
 
 
 async def _follow(app: web.Application, user: UUID, job_id: UUID, wait_s: float | None) -> web.Response:
@@ -107,50 +106,50 @@ async def _follow(app: web.Application, user: UUID, job_id: UUID, wait_s: float 
     return _accepted(job_id) if job is None or not job.final else _job_answer(job)
 
 
-async def _wait(app: web.Application, message: JobMessage, wait_s: float, *, durable: bool) -> web.Response:
+async def _wait(app: web.Application, submission: Submission, wait_s: float, *, durable: bool) -> web.Response:
     pending = app[PENDING_REPLIES]
     if not pending.listening:
         raise Unavailable("The queue is away; try again.", retry_after_s=1)
-    reply = pending.expect_reply(message.id)
+    reply = pending.expect_reply(submission.id)
     try:
         async with asyncio.timeout(wait_s):
-            await app[ACCEPTOR].send(message)
-            pending.sent(message.id)
+            await app[SUBMITTER].send(submission)
+            pending.sent(submission.id)
             data = await reply
     except TimeoutError:
-        return await (_make_durable(app, message) if durable else _give_up(app, message, reply))
+        return await (_make_durable(app, submission) if durable else _give_up(app, submission, reply))
     except Leaving:
-        return await _make_durable(app, message)
+        return await _make_durable(app, submission)
     except asyncio.CancelledError:
         # The client went away: nobody will read the result. The slot is worth more than the answer.
-        app[ACCEPTOR].abandon(message)
+        app[SUBMITTER].abandon(submission)
         raise
     finally:
-        pending.drop_reply(message.id)
+        pending.drop_reply(submission.id)
     return await _reply_answer(app, data)
 
 
-async def _make_durable(app: web.Application, message: JobMessage) -> web.Response:
+async def _make_durable(app: web.Application, submission: Submission) -> web.Response:
     """The caller's wait is over, or this process ends; the job goes on: put it into Postgres, and answer what stands
     there then."""
     try:
-        await app[ACCEPTOR].keep(message)
-        job = await app[JOBS].get(message.user_id, message.id)
+        await app[SUBMITTER].keep(submission)
+        job = await app[JOBS].get(submission.user_id, submission.id)
     except Unavailable as away:
-        away.extra |= {"job_id": str(message.id), "may_have_run": True}
+        away.extra |= {"job_id": str(submission.id), "may_have_run": True}
         raise
-    return _job_answer(job) if job is not None and job.final else _accepted(message.id)
+    return _job_answer(job) if job is not None and job.final else _accepted(submission.id)
 
 
-async def _give_up(app: web.Application, message: JobMessage, reply: asyncio.Future[bytes]) -> web.Response:
+async def _give_up(app: web.Application, submission: Submission, reply: asyncio.Future[bytes]) -> web.Response:
     """The wait ran out: end the job, and say whether it had started."""
     try:
         where = await app[QUEUE].cancel(
-            message.queue, message.id, queued=("failed", "queue_timeout"), running=("cancelled", "")
+            submission.queue, submission.id, queued=("failed", "queue_timeout"), running=("cancelled", "")
         )
     except QueueClosed as error:
         raise Unavailable("The queue is being rebuilt.", retry_after_s=1, extra={"may_have_run": True}) from error
-    extra: dict[str, object] = {"job_id": str(message.id)}
+    extra: dict[str, object] = {"job_id": str(submission.id)}
     if where is CancelledWhere.RUNNING:
         raise WaitTimeout("The function was still running when the wait ran out; it was cancelled.", extra=extra)
     if where is CancelledWhere.QUEUED:

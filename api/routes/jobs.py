@@ -14,7 +14,7 @@ from uuid import UUID
 from aiohttp import web
 
 from api import models, params
-from api.keys import ACCEPTOR, FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS
+from api.keys import ADMISSION, FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from api.session import authenticated
@@ -22,10 +22,11 @@ from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
 from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
 from shared.jobview import job_view
-from shared.postgres.jobs import HIGHEST_ID, JobFilter, Repetition
-from shared.queue.message import queue_of
+from shared.postgres.jobs import HIGHEST_ID, JobFilter
+from shared.queue.message import now_ms, queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
+from shared.submission.submission import Submission
 
 RECORD_S = 1.0
 _FRESH_S = 60.0
@@ -225,7 +226,7 @@ async def redrive_job(request: web.Request) -> web.Response:
     headers = {"Idempotent-Replayed": "true"}
     if new is None:
         repetitions = await _repetitions(app, user, [(job.id, job.function_id)])
-        if accepted := await app[ACCEPTOR].redrive(user, repetitions):
+        if accepted := await app[SUBMITTER].redrive(user, repetitions):
             new, headers = accepted[0].id, {}
         else:  # another call was faster
             new = await app[JOBS].repetition_of(job.id)
@@ -242,14 +243,14 @@ async def redrive_jobs(request: web.Request) -> web.Response:
     where = await _asked_for(request, user)
     most = app[SETTINGS].max_batch
     found = await app[JOBS].redrivable(user, function=where.function, reason=where.reason, limit=most + 1)
-    accepted: Sequence[Job] = ()
+    accepted: Sequence[Submission] = ()
     if found:
-        accepted = await app[ACCEPTOR].redrive(user, await _repetitions(app, user, found[:most]))
+        accepted = await app[SUBMITTER].redrive(user, await _repetitions(app, user, found[:most]))
     items = [{"job_id": job.id, "redrive_of": job.redrive_of} for job in accepted]
     return params.answer({"items": items, "more": len(found) > most}, status=202)
 
 
-async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Repetition]:
+async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Submission]:
     """What repeats failed jobs, given with their functions, on the versions that are live now.
 
     :raises NotFound: :raises Conflict: if a function is gone or cannot be called. :raises TooMany: beyond the quota.
@@ -258,10 +259,18 @@ async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[
     versions: dict[UUID, tuple[UUID, int]] = {}
     for function, count in Counter(function for _, function in failed).items():
         _, version_id, settings = await app[RESOLVER].resolve(user, str(function))
-        await app[ACCEPTOR].admit(user, count)
+        await app[ADMISSION].admit(user, count)
         versions[function] = (version_id, settings.concurrency)
     return [
-        Repetition(id=new, of=old, version_id=versions[function][0], concurrency=versions[function][1])
+        Submission(
+            id=new,
+            user_id=user,
+            function_id=function,
+            version_id=versions[function][0],
+            concurrency=versions[function][1],
+            accepted_ms=now_ms(),
+            redrive_of=old,
+        )
         for new, (old, function) in zip(ids, failed, strict=True)
     ]
 

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import UUID
 
 from shared.chains import reference
-from shared.ids import new_id, time_of
-from shared.jobs import JobKind
+from shared.ids import new_id
 from shared.postgres.pool import Connection
 from shared.postgres.queries import queries
+from shared.postgres.submissions import insert
 from shared.queue.message import JobMessage, now_ms
+from shared.submission.submission import Submission
 
 log = logging.getLogger(__name__)
 
@@ -62,30 +63,18 @@ def _refusal(row: Any) -> str | None:
 
 
 async def _chain(connection: Connection, rows: Sequence[Any]) -> list[JobMessage]:
-    messages = []
-    for job, row in zip(sorted(new_id() for _ in rows), rows, strict=True):
-        messages.append(
-            JobMessage(
-                id=job,
-                kind=JobKind.INVOKE,
-                user_id=row["user_id"],
-                function_id=row["next_id"],
-                version_id=row["next_version"],
-                concurrency=row["next_concurrency"] or 0,
-                enqueued_ms=now_ms(),
-                payload=reference(row["id"]),
-            )
+    followers = [
+        Submission(
+            id=job,
+            user_id=row["user_id"],
+            function_id=row["next_id"],
+            version_id=row["next_version"],
+            concurrency=row["next_concurrency"] or 0,
+            accepted_ms=now_ms(),
+            payload=reference(row["id"]),
+            chained_from=row["id"],
+            chain_depth=row["chain_depth"] + 1,
         )
-    await connection.execute(
-        _SQL["chain_jobs"],
-        [message.id for message in messages],
-        [message.user_id for message in messages],
-        [message.function_id for message in messages],
-        [message.version_id for message in messages],
-        [message.concurrency for message in messages],
-        [message.payload for message in messages],
-        [time_of(message.id) for message in messages],
-        [row["chain_depth"] + 1 for row in rows],
-        [row["id"] for row in rows],
-    )
-    return messages
+        for job, row in zip(sorted(new_id() for _ in rows), rows, strict=True)
+    ]
+    return [follower.message() for follower in await insert(connection, followers)]

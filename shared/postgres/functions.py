@@ -18,6 +18,9 @@ from shared.jobs import JobKind
 from shared.postgres.completion_hooks import run_completion_hooks
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
+from shared.postgres.submissions import insert
+from shared.queue.message import now_ms
+from shared.submission.submission import Submission
 
 _SQL = queries("functions")
 _JOBS = queries("jobs")
@@ -25,12 +28,12 @@ _JOBS = queries("jobs")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deploy:
-    """An accepted deploy. ``job_id`` is None, and ``status`` not ``building``, if nothing changed."""
+    """An accepted deploy. ``job`` is None, and ``status`` not ``building``, if nothing changed."""
 
     function_id: UUID
     version_id: UUID
     version: int
-    job_id: UUID | None
+    job: Submission | None
     status: str
 
 
@@ -62,20 +65,21 @@ class Functions:
                         function_id=function["id"],
                         version_id=newest["id"],
                         version=newest["number"],
-                        job_id=None,
+                        job=None,
                         status=newest["status"],
                     )
-                number, version, job = function["last_number"] + 1, new_id(), new_id()
+                number, version = function["last_number"] + 1, new_id()
                 await connection.execute(
                     _SQL["insert_version"], version, function["id"], number, artifact_sha256, artifact_bytes, text
                 )
                 await connection.execute(_SQL["set_last_number"], function["id"], number)
-                await connection.execute(_JOBS["insert_job"], job, JobKind.DEPLOY.value, user, function["id"], version)
-        return Deploy(function_id=function["id"], version_id=version, version=number, job_id=job, status="building")
+                job = _job(JobKind.DEPLOY, user, function["id"], version)
+                await insert(connection, [job])
+        return Deploy(function_id=function["id"], version_id=version, version=number, job=job, status="building")
 
-    async def delete(self, user: UUID, function: UUID) -> UUID | None:
+    async def delete(self, user: UUID, function: UUID) -> Submission | None:
         """Take a function from its user and make the job that clears up; the job, or None if it was gone."""
-        job = new_id()
+        job = _job(JobKind.DELETE, user, function, None)
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 if await connection.execute(_SQL["delete_function"], function) == "UPDATE 0":
@@ -83,7 +87,7 @@ class Functions:
                 cancelled = await connection.fetch(_JOBS["cancel_scheduled"], function)
                 if cancelled:
                     await run_completion_hooks(connection, [row["id"] for row in cancelled])
-                await connection.execute(_JOBS["insert_job"], job, JobKind.DELETE.value, user, function, None)
+                await insert(connection, [job])
         return job
 
     async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> tuple[UUID | None, datetime]:
@@ -202,6 +206,12 @@ class Functions:
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["artifacts_only_of_function"], function)
         return [row["artifact_sha256"] for row in rows]
+
+
+def _job(kind: JobKind, user: UUID, function: UUID, version: UUID | None) -> Submission:
+    return Submission(
+        id=new_id(), kind=kind, user_id=user, function_id=function, version_id=version, accepted_ms=now_ms()
+    )
 
 
 def _is_reference(text: str) -> bool:

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 
 from shared.chains import End
-from shared.errors import Conflict, Unavailable, Unreadable
+from shared.errors import Unavailable, Unreadable
 from shared.ids import time_of
 from shared.jobs import Job, JobKind, JobStatus, Missing
 from shared.payload_store import PayloadStore, is_reference
@@ -41,14 +41,14 @@ class JobFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repetition:
-    """A job that is to repeat the failed job ``of``, on a version of the same function; ``payload`` is its own."""
+class Repeatable:
+    """What the repetition of a failed job takes over from it; ``payload`` as it is kept."""
 
     id: UUID
-    of: UUID
-    version_id: UUID
-    concurrency: int
-    payload: bytes = b""
+    payload: bytes
+    priority: int
+    callback_url: str | None
+    chain_depth: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,84 +74,11 @@ class Jobs:
         self._payload_store = payload_store
         self._keyring = keyring if payload_store is None else payload_store.keyring
 
-    async def accept(self, messages: Sequence[JobMessage]) -> None:
-        """Commit invoke jobs; returns only after the one commit that they share."""
-        with postgres_errors():
-            await self._pool.execute(
-                _SQL["insert_jobs"],
-                [message.id for message in messages],
-                [message.user_id for message in messages],
-                [message.function_id for message in messages],
-                [message.version_id for message in messages],
-                [message.concurrency for message in messages],
-                [message.payload for message in messages],
-                [time_of(message.id) for message in messages],
-                [_expiry(message) for message in messages],
-                [message.priority for message in messages],
-                [message.callback_url for message in messages],
-            )
-
-    async def accept_later(self, message: JobMessage, run_at: datetime, *, counted: bool = False) -> None:
-        """Commit an invoke job that is due at ``run_at``.
-
-        :param counted: ``run_at`` was counted from the time in the job's id; Postgres counts as long by its own clock,
-            which decides what is due.
-        """
-        with postgres_errors():
-            await self._pool.execute(_SQL["insert_job_later"], *_columns(message), run_at, counted)
-
-    async def count_scheduled(self, user: UUID, *, most: int) -> int:
-        """How many jobs of ``user`` are due later; looks no further than ``most``."""
-        with postgres_errors():
-            return int(await self._pool.fetchval(_SQL["count_scheduled"], user, most))
-
     async def fall_due(self, *, limit: int) -> Sequence[Job]:
         """Move jobs whose time has come on to ``queued``: these, which must be put on the queue now."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["fall_due"], limit)
         return [_job(row) for row in rows]
-
-    async def accept_once(
-        self,
-        message: JobMessage,
-        *,
-        key: str,
-        fingerprint: bytes,
-        keep_s: float,
-        run_at: datetime | None = None,
-        counted: bool = False,
-    ) -> UUID:
-        """Commit an invoke job unless its user has used ``key`` before; the job that has the key then.
-
-        :param fingerprint: of what is asked for. :param keep_s: time after which the key is free again.
-        :param run_at: when the job is due; None for now. :param counted: as in :meth:`accept_later`.
-        :raises Conflict: if the key stands for something else.
-        """
-        row = None
-        with postgres_errors():
-            while row is None:  # the key was taken after this statement began to look
-                row = await self._pool.fetchrow(
-                    _SQL["insert_job_once"],
-                    *_columns(message),
-                    key,
-                    fingerprint,
-                    keep_s,
-                    run_at,
-                    counted,
-                )
-        if row["fingerprint"] != fingerprint:
-            raise Conflict(
-                "This Idempotency-Key was used for another call; take a new one for each call.",
-                code="idempotency_key_reused",
-                field="Idempotency-Key",
-            )
-        job: UUID = row["job_id"]
-        return job
-
-    async def expire_keys(self) -> None:
-        """Forget idempotency keys whose time is over."""
-        with postgres_errors():
-            await self._pool.execute(_SQL["expire_idempotency_keys"])
 
     async def get(self, user: UUID, job: UUID) -> Job | None:
         """The user's job, opened; without result and error, and with what is ``missing``, if they cannot be."""
@@ -208,12 +135,6 @@ class Jobs:
             row = await self._pool.fetchrow(_HOOKS["end_of_job"], job)
         return None if row is None else End(**dict(row))
 
-    async def payloads(self, user: UUID, jobs: Sequence[UUID]) -> dict[UUID, bytes]:
-        """What these jobs were called with, as it stands, where that is kept."""
-        with postgres_errors():
-            rows = await self._pool.fetch(_SQL["payloads_of_jobs"], user, jobs)
-        return {row["id"]: row["payload"] for row in rows}
-
     async def logs(self, job: UUID) -> Sequence[LogLine]:
         """What the attempts of a job printed, in order."""
         with postgres_errors():
@@ -238,19 +159,11 @@ class Jobs:
             rows = await self._pool.fetch(_SQL["redrivable"], user, function, reason, limit)
         return [(row["id"], row["function_id"]) for row in rows]
 
-    async def redrive(self, user: UUID, repetitions: Sequence[Repetition]) -> Sequence[Job]:
-        """Accept jobs that repeat failed ones, in one commit: these. One that is repeated already is left out."""
+    async def to_repeat(self, user: UUID, jobs: Sequence[UUID]) -> dict[UUID, Repeatable]:
+        """Those of a user's jobs that failed and whose payload is kept."""
         with postgres_errors():
-            rows = await self._pool.fetch(
-                _SQL["redrive"],
-                user,
-                [one.id for one in repetitions],
-                [one.of for one in repetitions],
-                [one.version_id for one in repetitions],
-                [one.concurrency for one in repetitions],
-                [one.payload for one in repetitions],
-            )
-        return [_job(row) for row in rows]
+            rows = await self._pool.fetch(_SQL["to_repeat"], user, jobs)
+        return {row["id"]: Repeatable(**dict(row)) for row in rows}
 
     async def repetition_of(self, job: UUID) -> UUID | None:
         """The job that repeats ``job``."""
@@ -326,25 +239,6 @@ class Jobs:
                     await _insert_logs(connection, attempts)
                 await _fail_versions(connection, [record for record in latest.values() if record.kind == "deploy"])
                 return await run_completion_hooks(connection, ended) if ended else []
-
-
-def _columns(message: JobMessage) -> tuple[object, ...]:
-    return (
-        message.id,
-        message.user_id,
-        message.function_id,
-        message.version_id,
-        message.concurrency,
-        message.payload,
-        time_of(message.id),
-        _expiry(message),
-        message.priority,
-        message.callback_url,
-    )
-
-
-def _expiry(message: JobMessage) -> datetime | None:
-    return from_unix_ms(message.deadline_ms or None)
 
 
 def _supersedes(record: Record, before: Record) -> bool:

@@ -33,7 +33,6 @@ class JobMessage:
     :param enqueued_ms: Unix time at which the job was accepted.
     :param payload: the event as JSON text, sealed if there are keys (:mod:`shared.sealing`); empty for jobs whose
         arguments are in Postgres.
-    :param callback_url: where its end is told; for Postgres alone, it does not travel.
     """
 
     id: UUID
@@ -49,7 +48,6 @@ class JobMessage:
     reply: str = NO_REPLY
     enqueued_ms: int
     payload: bytes = b""
-    callback_url: str | None = None
 
     @property
     def queue(self) -> str:

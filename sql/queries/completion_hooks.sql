@@ -22,16 +22,6 @@ WHERE j.id = ANY ($1) AND j.kind = 'invoke' AND j.status IN ('succeeded', 'faile
 SELECT j.id AS job, f.name AS function, j.status, j.reason, j.result, j.error
 FROM jobs j LEFT JOIN functions f ON f.id = j.function_id WHERE j.id = $1
 
--- name: chain_jobs
--- Accept jobs that follow others, within the transaction that ends these.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, chain_depth,
-                  chained_from)
-SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at, chain_depth,
-       chained_from
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[],
-            $8::smallint[], $9::uuid[])
-     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at, chain_depth, chained_from)
-
 -- name: refuse_chains
 -- Note on jobs why nothing follows them although their function asks for it.
 UPDATE jobs SET chain_refused = refused.why

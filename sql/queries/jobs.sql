@@ -1,28 +1,5 @@
 -- Jobs and the records of their attempts.
 
--- name: insert_jobs
--- Accept many jobs in one commit.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                  priority, callback_url)
-SELECT id, 'invoke', user_id, function_id, version_id, 'queued', concurrency, payload, created_at, expires_at, priority,
-       callback_url
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[], $7::timestamptz[],
-            $8::timestamptz[], $9::smallint[], $10::text[])
-     AS new (id, user_id, function_id, version_id, concurrency, payload, created_at, expires_at, priority, callback_url)
-ON CONFLICT (id) DO NOTHING
-
--- name: insert_job_later
--- Accept a job that is due at a time, or, if $12, as long from now as that is after its acceptance by its acceptor's
--- clock.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                  priority, callback_url, run_at)
-VALUES ($1, 'invoke', $2, $3, $4, 'scheduled', $5, $6, $7, $8, $9, $10,
-        CASE WHEN $12 THEN now() + ($11::timestamptz - $7::timestamptz) ELSE $11 END)
-
--- name: count_scheduled
--- Jobs of a user that are due later, counted up to $2.
-SELECT count(*) FROM (SELECT FROM jobs WHERE user_id = $1 AND status = 'scheduled' LIMIT $2) AS found
-
 -- name: fall_due
 -- Let jobs whose time has come wait for a slot.
 WITH due AS (
@@ -31,39 +8,6 @@ WITH due AS (
     UPDATE jobs SET status = 'queued' FROM due WHERE jobs.id = due.id RETURNING jobs.*
 )
 SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = moved.version_id ORDER BY moved.run_at, moved.id
-
--- name: insert_job_once
--- Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
--- another call took the key in this moment. When it is due: as in insert_job_later, by $14 and $15; null is at once.
-WITH claimed AS (
-    INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
-    VALUES ($2::uuid, $11::text, $12::bytea, $1::uuid, now() + make_interval(secs => $13))
-    ON CONFLICT (user_id, key) DO UPDATE
-    SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, expires_at = excluded.expires_at
-    WHERE known.expires_at <= now()
-    RETURNING job_id, fingerprint
-), accepted AS (
-    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, expires_at,
-                      priority, callback_url, run_at)
-    SELECT $1::uuid, 'invoke', $2::uuid, $3::uuid, $4::uuid,
-           CASE WHEN $14::timestamptz IS NULL THEN 'queued' ELSE 'scheduled' END, $5::int, $6::bytea, $7::timestamptz,
-           $8::timestamptz, $9::smallint, $10::text,
-           CASE WHEN $15 THEN now() + ($14::timestamptz - $7::timestamptz) ELSE $14::timestamptz END
-    FROM claimed
-)
-SELECT job_id, fingerprint FROM claimed
-UNION ALL
-SELECT job_id, fingerprint FROM idempotency_keys
-WHERE user_id = $2::uuid AND key = $11::text AND NOT EXISTS (SELECT FROM claimed)
-
--- name: expire_idempotency_keys
--- Make keys free again whose time is over.
-DELETE FROM idempotency_keys WHERE expires_at <= now()
-
--- name: insert_job
--- Accept one deploy or delete job, within its caller's transaction.
-INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, created_at)
-VALUES ($1, $2, $3, $4, $5, 'queued', now())
 
 -- name: job_of_user
 -- One job, if it is this user's.
@@ -78,6 +22,11 @@ WHERE j.user_id = $1 AND j.id < $2
   AND ($5::uuid[] IS NULL OR j.id = ANY ($5)) AND ($6::uuid[] IS NULL OR j.id <> ALL ($6))
   AND ($7::text IS NULL OR j.reason = $7)
 ORDER BY j.id DESC LIMIT $8
+
+-- name: to_repeat
+-- Those of jobs $2 of a user that failed and may be repeated, with what their repetitions take over from them.
+SELECT id, payload, priority, callback_url, chain_depth FROM jobs
+WHERE user_id = $1 AND id = ANY ($2) AND status = 'failed' AND kind = 'invoke' AND payload IS NOT NULL
 
 -- name: redrivable
 -- A page of a user's failed invokes that no job repeats yet, oldest first; filters that are null match everything. Without
@@ -100,27 +49,6 @@ SELECT min(started_at) FROM invocations WHERE accepted_at = $1 AND job_id = $2
 -- name: parts_that_stand
 -- Of which of these jobs payload and result are kept.
 SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM jobs WHERE id = ANY ($1)
-
--- name: payloads_of_jobs
--- What some of a user's jobs were called with, where that is kept.
-SELECT id, payload FROM jobs WHERE user_id = $1 AND id = ANY ($2) AND payload IS NOT NULL
-
--- name: redrive
--- Accept jobs $2 that repeat the failed invokes $3 of user $1, on versions $4 with concurrency $5 and payloads $6; the
--- new ones. A job that is repeated already, or whose payload was dropped meanwhile, is left out.
-WITH repeated AS (
-    INSERT INTO jobs (id, kind, user_id, function_id, version_id, status, concurrency, payload, created_at, priority,
-                      callback_url, chain_depth, redrive_of)
-    SELECT new.id, 'invoke', j.user_id, j.function_id, new.version_id, 'queued', new.concurrency, new.payload, now(),
-           j.priority, j.callback_url, j.chain_depth, j.id
-    FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::int[], $6::bytea[])
-         AS new (id, old, version_id, concurrency, payload)
-    JOIN jobs j ON j.id = new.old
-    WHERE j.user_id = $1 AND j.status = 'failed' AND j.kind = 'invoke' AND j.payload IS NOT NULL
-    ON CONFLICT (redrive_of) WHERE redrive_of IS NOT NULL DO NOTHING
-    RETURNING *
-)
-SELECT repeated.*, v.number AS version FROM repeated JOIN versions v ON v.id = repeated.version_id ORDER BY repeated.id
 
 -- name: repetition_of
 -- The job that repeats $1.

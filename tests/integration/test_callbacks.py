@@ -32,7 +32,7 @@ from shared.queue.message import JobMessage
 from shared.sealing import Keyring, Part, new_key
 from shared.settings import Settings, load
 from tests.receiver import Receiver
-from tests.seeds import message, new_user, record
+from tests.seeds import accept, accept_once, message, new_user, record
 
 LOOPBACK = {"CALLBACK_ALLOW": "127.0.0.0/8", "CALLBACK_RETRY_SECONDS": "0.001", "CALLBACK_RETRY_MAX_SECONDS": "0.001"}
 
@@ -61,8 +61,8 @@ async def user(pool: Pool) -> UUID:
 async def ended_job(pool: Pool, user: UUID, url: str | None, **fields: Any) -> JobMessage:
     """A durable job that ended just now."""
     jobs = Jobs(pool)
-    job = message(user, callback_url=url)
-    await jobs.accept([job])
+    job = message(user)
+    await accept(pool, [job], callback_url=url)
     await jobs.settle([record(job, **fields)])
     return job
 
@@ -98,8 +98,8 @@ async def only(deliveries: Deliveries, user: UUID) -> Delivery:
 async def test_callback_is_written_once_with_the_end_and_tells_it(
     pool: Pool, jobs: Jobs, deliveries: Deliveries, receiver: Receiver, user: UUID
 ) -> None:
-    job = message(user, callback_url=receiver.url)
-    await jobs.accept([job])
+    job = message(user)
+    await accept(pool, [job], callback_url=receiver.url)
     await jobs.settle([record(job, status=JobStatus.QUEUED, outcome="lost", epoch="1-1")])
     assert await deliveries.list(user, before=HIGHEST_ID, limit=10) == []
     for _ in range(3):  # the stream is read at least once
@@ -127,15 +127,15 @@ async def test_callback_is_written_once_with_the_end_and_tells_it(
 async def test_every_way_to_end_is_told(pool: Pool, jobs: Jobs, deliveries: Deliveries, user: UUID) -> None:
     url = "https://receiver.example/"
     failed = await ended_job(pool, user, url, status=JobStatus.FAILED)
-    cancelled, expired, scheduled = (message(user, callback_url=url) for _ in range(3))
-    await jobs.accept([cancelled, expired])
-    await jobs.accept_later(scheduled, datetime.now(UTC))
+    cancelled, expired, scheduled = (message(user) for _ in range(3))
+    await accept(pool, [cancelled, expired], callback_url=url)
+    await accept(pool, [scheduled], run_at=datetime.now(UTC), callback_url=url)
     assert await jobs.cancel(cancelled.id)
     assert not await jobs.cancel(cancelled.id)
     assert await jobs.expire(expired.id)
     assert await jobs.cancel(scheduled.id)
-    once = message(user, callback_url=url)
-    await jobs.accept_once(once, key="k", fingerprint=b"f", keep_s=60)
+    once = message(user)
+    await accept_once(pool, once, key="k", fingerprint=b"f", keep_s=60, callback_url=url)
     await jobs.settle([record(once)])
     found = await deliveries.list(user, before=HIGHEST_ID, limit=10)
     assert {each.job_id: each.event for each in found} == {
@@ -153,8 +153,8 @@ async def test_url_of_a_function_holds_for_calls_that_are_waited_for_and_a_jobs_
 ) -> None:
     function, version = await deployed(pool, user, "f", callback_url="https://function.example/")
     waited = message(user, function=function, version_id=version)  # meets Postgres with its end
-    own = message(user, function=function, version_id=version, callback_url="https://job.example/")
-    await jobs.accept([own])
+    own = message(user, function=function, version_id=version)
+    await accept(pool, [own], callback_url="https://job.example/")
     await jobs.settle([record(waited), record(own)])
     found = await deliveries.list(user, before=HIGHEST_ID, limit=10)
     assert {each.job_id: each.url for each in found} == {
@@ -273,8 +273,8 @@ async def test_sealed_result_is_told_in_the_clear_and_never_as_it_stands(
 ) -> None:
     keyring = Keyring.parse(new_key())
     for kept in (b'{"n":1}', REFERENCE + b"\x00result"):
-        job = message(user, callback_url=receiver.url)
-        await Jobs(pool).accept([job])
+        job = message(user)
+        await accept(pool, [job], callback_url=receiver.url)
         await Jobs(pool).settle([record(job, result=keyring.seal(kept, job.id, Part.RESULT))])
         async with Callbacks(Jobs(pool, keyring=keyring), deliveries, settings()) as sender:
             await sender.run_once()

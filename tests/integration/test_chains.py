@@ -27,7 +27,7 @@ from tests.client import Client
 from tests.conservation import complaints
 from tests.deployment import Platform
 from tests.integration.test_callbacks import deployed
-from tests.seeds import message, new_user, record
+from tests.seeds import accept, message, new_user, record
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_function_follows_another_once_and_gets_what_that_ended_with(
         for durable in (False, True):
             if durable:
                 job = message(user, function=function, version_id=version)
-                await jobs.accept([job])
+                await accept(pool, [job])
             (following,) = await jobs.settle([record(job, **fields)])
             assert await jobs.settle([record(job, **fields)]) == []  # delivered again
             assert (following.function_id, following.user_id) == (next_function, user)
@@ -117,10 +117,10 @@ async def test_nothing_follows_a_cancelled_job_or_another_users_or_one_that_goes
     await deployed(pool, stranger, "theirs")
     function, version = await deployed(pool, user, "first", on_success="theirs", on_failure="theirs")
     job = message(user, function=function, version_id=version)
-    await jobs.accept([job])
+    await accept(pool, [job])
     assert await jobs.settle([record(job, status=JobStatus.QUEUED)]) == []
     cancelled = message(user, function=function, version_id=version)
-    await jobs.accept([cancelled])
+    await accept(pool, [cancelled])
     assert await jobs.cancel(cancelled.id)
     assert await jobs.settle([record(job, epoch="1-2")]) == []
     assert await jobs.list(stranger, JobFilter(), limit=10) == []
@@ -176,7 +176,7 @@ async def test_following_job_that_nobody_put_on_the_queue_is_put_there_by_the_re
     await deployed(pool, user, "second")
     function, version = await deployed(pool, user, "first", on_failure="second")
     job = message(user, function=function, version_id=version)
-    await jobs.accept([job])
+    await accept(pool, [job])
     assert await jobs.expire(job.id)
     (following,) = [each for each in await listed(jobs, user) if each.chained_from == job.id]
     drain = Drain(redis, jobs, consumer="one")

@@ -30,7 +30,7 @@ from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import GENERATION, Queue, Verb
 from shared.queue.scripts import QueueClosed
 from tests.deployment import ROOT, Platform
-from tests.seeds import message, new_user, settle
+from tests.seeds import accept, message, new_user, settle
 
 PATIENCE_S = 0.5
 
@@ -59,7 +59,7 @@ class Books:
 
     async def open(self, queue: Queue, jobs: Jobs) -> None:
         batch = [self.runs, self.waits, self.parked, self.free]
-        await jobs.accept(batch)
+        await accept(self.pool, batch)
         await queue.enqueue("invoke", [self.runs])
         state = await queue.generation()
         assert state is not None
@@ -231,7 +231,7 @@ async def test_job_on_its_way_to_the_queue_is_not_out_of_place(
     conservation: Conservation, queue: Queue, jobs: Jobs, pool: Pool
 ) -> None:
     job = message(await new_user(pool))
-    await jobs.accept([job])
+    await accept(pool, [job])
     looking = asyncio.create_task(conservation.run_once(patience_s=20))
     while not looking.done() and not (await conservation.look()).findings:
         await asyncio.sleep(0.01)
@@ -277,7 +277,7 @@ async def test_long_queue_is_looked_at_in_pages_and_findings_are_bounded(
     monkeypatch.setattr(module, "_MESSAGES", 10)
     user, function = await new_user(pool), uuid4()
     batch = [message(user, function=function, concurrency=300 * (number % 2)) for number in range(1500)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     await queue.enqueue("invoke", batch)
     balance = await conservation.run_once(patience_s=PATIENCE_S)
     assert (balance.open, balance.waiting, balance.parked, balance.findings) == (1500, 1050, 450, set())
@@ -338,6 +338,7 @@ class Traffic:
 
     def __init__(self, redis: Redis, queue: Queue, pool: Pool, users: list[UUID]) -> None:
         self.queue = queue
+        self.pool = pool
         self.jobs = Jobs(pool)
         self.users = users
         self.functions = {user: [uuid4() for _ in range(3)] for user in users}
@@ -373,7 +374,7 @@ class Traffic:
         if await self.queue.redis.hlen("cp:invoke:messages") > 300:  # type: ignore[misc]
             return
         batch = [self._message() for _ in range(10)]
-        await self.jobs.accept(batch)
+        await accept(self.pool, batch)
         await asyncio.sleep(self._dice.choice((0, 0.02)))
         await self.queue.enqueue("invoke", batch)
         if self.ended and self._dice.random() < 0.3:

@@ -21,7 +21,7 @@ from shared.queue.drain import BATCH, REJECTED, Drain
 from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import FINAL_CHANNEL, RECORDS, RECORDS_GROUP
 from shared.queue.records import Record
-from tests.seeds import message, new_user, record
+from tests.seeds import accept, message, new_user, record
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ async def test_attempts_that_arrive_out_of_order_only_move_a_job_forward(
     redis: Redis, drain: Drain, pool: Pool, user: UUID, together: bool
 ) -> None:
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     lost = record(job, epoch="1-5", status=JobStatus.QUEUED, lost=1)
     lost_again = record(job, epoch="1-6", status=JobStatus.QUEUED, attempt=2, lost=2)
     done = record(job, epoch="2-1", attempt=3, lost=2)
@@ -113,7 +113,7 @@ async def test_who_ended_an_attempt_and_who_ran_it_each_tell_what_they_know(
     redis: Redis, drain: Drain, pool: Pool, user: UUID, order: str, outcome: str
 ) -> None:
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     reason = "worker_lost" if outcome == "lost" else None
     status = JobStatus.FAILED if outcome == "lost" else JobStatus.CANCELLED
     told = record(job, status=status, outcome=outcome, reason=reason, started_ms=1000, queue_ms=5, at_ms=3000)
@@ -144,7 +144,7 @@ async def test_what_is_noted_of_an_attempt_leaves_its_job_alone(
     redis: Redis, drain: Drain, pool: Pool, user: UUID
 ) -> None:
     job, unknown = message(user), message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     before = await row(pool, job)
     await put(redis, *(record(one, status=JobStatus.RUNNING, outcome="lost") for one in (job, unknown)))
     await drain.run_once()
@@ -172,7 +172,7 @@ async def test_attempt_that_was_handed_back_keeps_its_number_and_costs_its_job_n
     redis: Redis, drain: Drain, pool: Pool, user: UUID, attempt: int
 ) -> None:
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     await put(
         redis,
         record(job, status=JobStatus.QUEUED, outcome="handed_back", attempt=attempt, started_ms=1000, total_ms=2),
@@ -200,7 +200,7 @@ async def test_record_that_comes_again_does_not_take_its_job_back(
 ) -> None:
     """Written by one whose acknowledgement was lost, and again by whoever took over."""
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     retried = record(job, epoch="1-1", status=JobStatus.SCHEDULED, outcome="failed", run_at_ms=1)
     await put(redis, retried)
     await drain.run_once()
@@ -217,7 +217,7 @@ async def test_a_further_attempt_is_due_by_postgres_clock_whatever_its_workers_s
 ) -> None:
     for skew_ms in (-3_600_000, 3_600_000):
         job, at_ms = message(user), now_ms() + skew_ms
-        await Jobs(pool).accept([job])
+        await accept(pool, [job])
         again = {"status": JobStatus.SCHEDULED, "outcome": "failed", "run_at_ms": at_ms + 5000}
         await put(redis, record(job, epoch="1-1", at_ms=at_ms, **again))
         await drain.run_once()
@@ -227,7 +227,7 @@ async def test_a_further_attempt_is_due_by_postgres_clock_whatever_its_workers_s
 
 async def test_stale_attempt_does_not_overwrite_a_later_one(redis: Redis, drain: Drain, pool: Pool, user: UUID) -> None:
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     await put(redis, record(job, epoch="2-1", status=JobStatus.QUEUED, attempt=1, lost=1))
     await drain.run_once()
     # Settled in an older generation of the queue, whose Redis was emptied before the record got here.
@@ -254,7 +254,7 @@ async def test_payload_is_kept_of_a_failed_job_and_let_go_of_a_succeeded_one(
     redis: Redis, drain: Drain, pool: Pool, jobs: Jobs, user: UUID
 ) -> None:
     good, bad = message(user), message(user)
-    await jobs.accept([good, bad])
+    await accept(pool, [good, bad])
     await put(redis, record(good), record(bad, status=JobStatus.FAILED))
     await drain.run_once()
     assert (await row(pool, good))["payload"] is None
@@ -359,9 +359,11 @@ async def test_waiters_are_told_only_after_the_commit(redis: Redis, drain: Drain
     assert (await row(pool, job))["status"] == "succeeded"
 
 
-async def test_each_record_that_is_written_is_told(redis: Redis, drain: Drain, user: UUID, jobs: Jobs) -> None:
+async def test_each_record_that_is_written_is_told(
+    redis: Redis, drain: Drain, user: UUID, jobs: Jobs, pool: Pool
+) -> None:
     job, other = message(user), message(user)
-    await jobs.accept([job, other])
+    await accept(pool, [job, other])
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe(FINAL_CHANNEL)
         await pubsub.parse_response()
@@ -447,7 +449,7 @@ async def test_a_fault_of_postgres_is_waited_out_and_no_record_is_put_aside(
     redis: Redis, pool: Pool, database: str, user: UUID, fault: str
 ) -> None:
     job = message(user)
-    await Jobs(pool).accept([job])
+    await accept(pool, [job])
     holder = await asyncpg.connect(database)
     name = await holder.fetchval("SELECT current_database()")
     await holder.execute(f"ALTER DATABASE {name} SET lock_timeout = '100ms'")
@@ -478,7 +480,7 @@ async def test_attempt_that_succeeds_after_its_job_has_ended_by_another_one_was_
     redis: Redis, drain: Drain, pool: Pool, user: UUID, jobs: Jobs
 ) -> None:
     durable, waited_for = message(user), message(user)
-    await jobs.accept([durable])
+    await accept(pool, [durable])
     for job in (durable, waited_for):
         await put(redis, record(job, epoch="1-2"))
         await drain.run_once()

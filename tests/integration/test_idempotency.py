@@ -9,11 +9,11 @@ from uuid import UUID
 import pytest
 
 from shared.errors import Conflict
-from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
+from shared.postgres.submissions import Submissions
 from tests.client import Answer, Client
 from tests.deployment import Platform
-from tests.seeds import message, new_user
+from tests.seeds import accept_once, message, new_user
 
 COUNT = """
 import time, uuid
@@ -111,16 +111,15 @@ async def user(pool: Pool) -> UUID:
 
 
 async def test_a_key_is_free_again_after_its_time_and_then_forgotten(pool: Pool, user: UUID) -> None:
-    jobs = Jobs(pool)
     first, second, third = (message(user) for _ in range(3))
-    assert await jobs.accept_once(first, key="k", fingerprint=b"1", keep_s=0.3) == first.id
-    assert await jobs.accept_once(second, key="k", fingerprint=b"1", keep_s=60) == first.id
+    assert await accept_once(pool, first, key="k", fingerprint=b"1", keep_s=0.3) == first.id
+    assert await accept_once(pool, second, key="k", fingerprint=b"1", keep_s=60) == first.id
     with pytest.raises(Conflict):
-        await jobs.accept_once(second, key="k", fingerprint=b"2", keep_s=60)
+        await accept_once(pool, second, key="k", fingerprint=b"2", keep_s=60)
     assert await pool.fetchval("SELECT count(*) FROM jobs") == 1
     await asyncio.sleep(0.35)
-    assert await jobs.accept_once(third, key="k", fingerprint=b"2", keep_s=0.05) == third.id
+    assert await accept_once(pool, third, key="k", fingerprint=b"2", keep_s=0.05) == third.id
     assert await pool.fetchval("SELECT count(*) FROM jobs") == 2
     await asyncio.sleep(0.1)
-    await jobs.expire_keys()
+    await Submissions(pool).expire_keys()
     assert await pool.fetchval("SELECT count(*) FROM idempotency_keys") == 0

@@ -20,7 +20,7 @@ from shared.queue.message import message_of, now_ms
 from shared.queue.queue import CancelledWhere, Enqueued, Queue
 from tests.client import Answer, Client
 from tests.deployment import Platform
-from tests.seeds import message, new_user
+from tests.seeds import accept, message, new_user
 
 ECHO = "def handler(event, context):\n    return event['body']\n"
 
@@ -175,8 +175,8 @@ async def test_f9_what_is_due_later_does_not_depend_on_redis(queue: Queue, pool:
     jobs, user = Jobs(pool), await new_user(pool)
     soon, late = message(user), message(user)
     now = datetime.now(UTC)
-    await jobs.accept_later(late, now + timedelta(seconds=60))
-    await jobs.accept_later(soon, now + timedelta(seconds=0.2))
+    await accept(pool, [late], run_at=now + timedelta(seconds=60))
+    await accept(pool, [soon], run_at=now + timedelta(seconds=0.2))
     due = Due(queue, jobs)
     assert await due.run_once() == 0
     assert await queue.present("invoke", [soon.id, late.id]) == [False, False]
@@ -227,8 +227,8 @@ async def test_jobs_past_their_time_end_whether_the_queue_has_them_or_not(queue:
     past = now_ms() - 1000
     queued, stray, due = (message(user, deadline_ms=past) for _ in range(3))
     alive = message(user, deadline_ms=now_ms() + 60_000)
-    await jobs.accept([queued, stray, alive])
-    await jobs.accept_later(due, datetime.now(UTC) + timedelta(seconds=60))
+    await accept(pool, [queued, stray, alive])
+    await accept(pool, [due], run_at=datetime.now(UTC) + timedelta(seconds=60))
     await queue.enqueue("invoke", [queued, alive])
     assert await Expiry(queue, jobs).run_once() == 3
     assert await Expiry(queue, jobs).run_once() == 0

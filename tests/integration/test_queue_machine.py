@@ -43,7 +43,7 @@ from shared.queue.message import NO_REPLY, JobMessage, now_ms
 from shared.queue.queue import RECORDS, CancelledWhere, Claim, Enqueued, Queue, Settle, Verb
 from shared.queue.records import Record, epoch_number
 from tests.queue_model import OPEN, End, QueueModel, Row
-from tests.seeds import message, new_user, settle
+from tests.seeds import accept, message, new_user, settle
 
 PROFILES = {
     "short": settings(max_examples=100, stateful_step_count=40),
@@ -171,7 +171,7 @@ class QueueMachine(RuleBasedStateMachine):
     ) -> None:
         batch = [self._job(user, function, limit, priority, skew_ms, deadline, durable) for _ in range(count)]
         if durable:
-            self.run(self.jobs.accept(batch))
+            self.run(accept(self.world.pool, batch))
             self.unsent |= {job.id: job for job in batch}
             for job in batch:
                 self.model.rows[job.id] = Row(job=job)
@@ -186,7 +186,7 @@ class QueueMachine(RuleBasedStateMachine):
     def keep(self, pick: int) -> None:
         """A caller's wait is over, and the call goes on as a durable job; it may have ended just before."""
         job = self.called.pop(sorted(self.called)[pick % len(self.called)])
-        self.run(self.jobs.accept([job]))
+        self.run(accept(self.world.pool, [job]))
         self.model.rows.setdefault(job.id, Row(job=job))
 
     @precondition(lambda self: self.unsent)

@@ -16,7 +16,7 @@ from shared.jobs import JobStatus
 from shared.jobview import job_view
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
-from tests.seeds import message, new_user, record
+from tests.seeds import accept, message, new_user, record
 
 KEPT = Kept(result_days=7, redrive_days=14, record_days=90)
 NOTHING = Dropped(results=0, payloads=0, jobs=0, months=0, invocations=0, logs=0)
@@ -97,7 +97,7 @@ async def test_a_job_says_that_what_it_ended_with_is_not_kept_any_more(pool: Poo
 async def test_a_job_that_did_not_end_is_kept_however_old(pool: Pool, user: UUID) -> None:
     jobs = Jobs(pool)
     waiting, late = message(user, id=id_of(200)), message(user, id=id_of(200))
-    await jobs.accept([waiting, late])
+    await accept(pool, [waiting, late])
     await pool.execute("UPDATE jobs SET status = 'scheduled', run_at = now() WHERE id = $1", late.id)
     assert await Retention(pool, KEPT).run_once() == NOTHING
     assert await content(pool, waiting.id) == await content(pool, late.id) == (True, False, False)

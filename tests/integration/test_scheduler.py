@@ -32,7 +32,7 @@ from shared.queue.scripts import SCRIPTS, QueueClosed
 from tests.clocks import WallClock
 from tests.conservation import complaints
 from tests.deployment import Platform
-from tests.seeds import message, new_user, record, settle
+from tests.seeds import accept, message, new_user, record, settle
 
 W = "worker-a"
 
@@ -220,7 +220,7 @@ async def test_f5_committed_job_that_redis_misses_is_enqueued(
     queue: Queue, jobs: Jobs, reconciler: Reconciler, redis: Redis, pool: Pool, user: UUID
 ) -> None:
     there, missing = message(user), message(user, payload='{"body":"ä"}'.encode())
-    await jobs.accept([there, missing])
+    await accept(pool, [there, missing])
     await queue.enqueue("invoke", [there])
     await _until_past(missing.id)
     assert await reconciler.run_once() == 1
@@ -233,29 +233,29 @@ async def test_f5_committed_job_that_redis_misses_is_enqueued(
 
 @pytest.mark.parametrize("ahead_ms", [3_600_000, -3_600_000])
 async def test_f18_job_accepted_by_a_clock_that_is_off_is_put_on_the_queue_all_the_same(
-    queue: Queue, jobs: Jobs, drain: Drain, rebuild: Rebuild, redis: Redis, user: UUID, ahead_ms: int
+    queue: Queue, jobs: Jobs, drain: Drain, rebuild: Rebuild, redis: Redis, user: UUID, ahead_ms: int, pool: Pool
 ) -> None:
     batch = [message(user, id=UUID(int=new_id().int + (ahead_ms << 80))) for _ in range(2)]
-    await jobs.accept(batch[:1])
+    await accept(pool, batch[:1])
     assert await Reconciler(queue, jobs, drain, age_s=5).run_once() == 1
-    await jobs.accept(batch[1:])
+    await accept(pool, batch[1:])
     await redis.flushall()
     assert await rebuild.run_once() == 2
     assert {UUID(one.id) for one in await claim(queue, 5)} == {job.id for job in batch}
 
 
 async def test_job_younger_than_the_bound_is_left_to_its_acceptor(
-    queue: Queue, jobs: Jobs, drain: Drain, user: UUID
+    queue: Queue, jobs: Jobs, drain: Drain, user: UUID, pool: Pool
 ) -> None:
-    await jobs.accept([message(user)])
+    await accept(pool, [message(user)])
     assert await Reconciler(queue, jobs, drain, age_s=60).run_once() == 0
 
 
 async def test_job_that_just_ended_is_not_enqueued_again(
-    queue: Queue, jobs: Jobs, reconciler: Reconciler, drain: Drain, user: UUID
+    queue: Queue, jobs: Jobs, reconciler: Reconciler, drain: Drain, user: UUID, pool: Pool
 ) -> None:
     job = message(user)
-    await jobs.accept([job])
+    await accept(pool, [job])
     await queue.enqueue("invoke", [job])
     (one,) = await claim(queue)
     assert await end(queue, one)
@@ -268,11 +268,11 @@ async def test_job_that_just_ended_is_not_enqueued_again(
 
 
 async def test_reconciler_waits_for_records_and_gives_up_without_harm(
-    queue: Queue, jobs: Jobs, reconciler: Reconciler, user: UUID, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, jobs: Jobs, reconciler: Reconciler, user: UUID, monkeypatch: pytest.MonkeyPatch, pool: Pool
 ) -> None:
     monkeypatch.setattr("scheduler.reconcile._SETTLED_BOUND_S", 0.1)
     job = message(user)
-    await jobs.accept([job])
+    await accept(pool, [job])
     await queue.enqueue("invoke", [job])
     (one,) = await claim(queue)
     await end(queue, one)
@@ -282,27 +282,27 @@ async def test_reconciler_waits_for_records_and_gives_up_without_harm(
 
 
 async def test_long_backlog_is_looked_through_in_turns(
-    queue: Queue, jobs: Jobs, reconciler: Reconciler, user: UUID, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, jobs: Jobs, reconciler: Reconciler, user: UUID, monkeypatch: pytest.MonkeyPatch, pool: Pool
 ) -> None:
     monkeypatch.setattr("scheduler.reconcile._PAGE", 2)
     monkeypatch.setattr("scheduler.reconcile._PAGES_OF_NEW", 0)
     batch = [message(user) for _ in range(7)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     await _until_past(batch[-1].id)
     assert [await reconciler.run_once() for _ in range(3)] == [4, 3, 0]
 
 
 async def test_f5_missing_job_is_found_at_once_behind_a_long_backlog(
-    queue: Queue, redis: Redis, jobs: Jobs, user: UUID, reconciler: Reconciler
+    queue: Queue, redis: Redis, jobs: Jobs, user: UUID, reconciler: Reconciler, pool: Pool
 ) -> None:
     hour_ago, function = int(now_ms()) - 3_600_000, uuid4()
     for start in range(0, 22_000, 1000):
         ids = (UUID(int=(hour_ago + start + each << 80) | 7 << 76 | 0b10 << 62) for each in range(1000))
         batch = [message(user, function=function, id=each) for each in ids]
-        await jobs.accept(batch)
+        await accept(pool, batch)
         await queue.enqueue("invoke", batch)
     lost = message(user)
-    await jobs.accept([lost])
+    await accept(pool, [lost])
     assert await queue.present("invoke", [batch[0].id, lost.id]) == [True, False]
     await asyncio.sleep(0.01)
     assert await reconciler.run_once() == 1
@@ -310,10 +310,10 @@ async def test_f5_missing_job_is_found_at_once_behind_a_long_backlog(
 
 
 async def test_counts_of_lost_attempts_survive_the_way_through_postgres(
-    queue: Queue, jobs: Jobs, reconciler: Reconciler, drain: Drain, redis: Redis, user: UUID
+    queue: Queue, jobs: Jobs, reconciler: Reconciler, drain: Drain, redis: Redis, user: UUID, pool: Pool
 ) -> None:
     job = message(user, concurrency=2)
-    await jobs.accept([job])
+    await accept(pool, [job])
     await redis.xadd(RECORDS, {"r": record(job, status=JobStatus.QUEUED, lost=1).encode()})
     await drain.run_once()
     await _until_past(job.id)
@@ -333,7 +333,7 @@ async def test_f9_emptied_redis_is_filled_from_postgres(
 ) -> None:
     function = uuid4()
     batch = [message(user, function=function, concurrency=1) for _ in range(3)] + [message(user) for _ in range(3)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     assert not await rebuild.needed()
     await redis.flushall()
     assert await rebuild.needed()
@@ -351,7 +351,7 @@ async def test_jobs_that_ended_are_not_put_back(
 ) -> None:
     """Their records may still be in the stream when the copy is thrown away."""
     batch = [message(user) for _ in range(3)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     await queue.enqueue("invoke", batch)
     for one in await claim(queue, 2):
         await end(queue, one)
@@ -366,7 +366,7 @@ async def test_a_queue_is_not_opened_before_the_records_are_written(
 ) -> None:
     monkeypatch.setattr("scheduler.rebuild._DRAIN_BOUND_S", 0.2)
     ended = message(user)
-    await jobs.accept([ended])
+    await accept(pool, [ended])
     await queue.enqueue("invoke", [ended])
     (one,) = await claim(queue)
     assert await end(queue, one)
@@ -383,9 +383,11 @@ async def test_a_queue_is_not_opened_before_the_records_are_written(
     assert await claim(queue) == []
 
 
-async def test_large_jobs_are_put_back_in_small_pages(queue: Queue, jobs: Jobs, user: UUID, rebuild: Rebuild) -> None:
+async def test_large_jobs_are_put_back_in_small_pages(
+    queue: Queue, jobs: Jobs, user: UUID, rebuild: Rebuild, pool: Pool
+) -> None:
     batch = [message(user, payload=b'"%s"' % random.randbytes(60_000).hex().encode()) for _ in range(200)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     page = await jobs.open_jobs(after=LOWEST_ID, limit=1000)
     assert 1 < len(page) < 200
     assert await rebuild.run_once() == 200
@@ -396,7 +398,7 @@ async def test_running_attempts_that_register_meanwhile_stay_with_their_worker(
     redis: Redis, queue: Queue, jobs: Jobs, pool: Pool, user: UUID
 ) -> None:
     batch = [message(user) for _ in range(20)]
-    await jobs.accept(batch)
+    await accept(pool, batch)
     await queue.enqueue("invoke", batch)
     running = await claim(queue, 5, "worker-a") + await claim(queue, 5, "worker-b")
     rebuild = Rebuild(redis, queue, jobs, pool, grace_s=5)
@@ -418,10 +420,10 @@ async def test_running_attempts_that_register_meanwhile_stay_with_their_worker(
 
 
 async def test_attempts_that_nobody_registers_are_delivered_again_under_a_newer_epoch(
-    queue: Queue, jobs: Jobs, rebuild: Rebuild, redis: Redis, user: UUID
+    queue: Queue, jobs: Jobs, rebuild: Rebuild, redis: Redis, user: UUID, pool: Pool
 ) -> None:
     job = message(user)
-    await jobs.accept([job])
+    await accept(pool, [job])
     await queue.enqueue("invoke", [job])
     (old,) = await claim(queue)
     await redis.flushall()
@@ -435,7 +437,7 @@ async def test_attempts_that_nobody_registers_are_delivered_again_under_a_newer_
 async def test_rebuild_that_died_half_way_is_done_again(
     queue: Queue, jobs: Jobs, rebuild: Rebuild, redis: Redis, pool: Pool, user: UUID
 ) -> None:
-    await jobs.accept([message(user) for _ in range(3)])
+    await accept(pool, [message(user) for _ in range(3)])
     await rebuild.run_once()
     await redis.hset(GENERATION, "open", "0")  # type: ignore[misc]
     assert await rebuild.needed()
@@ -446,7 +448,7 @@ async def test_rebuild_that_died_half_way_is_done_again(
 async def test_rebuild_of_a_leader_that_slept_stops_at_the_newer_one(
     redis: Redis, queue: Queue, jobs: Jobs, pool: Pool, user: UUID
 ) -> None:
-    await jobs.accept([message(user) for _ in range(3)])
+    await accept(pool, [message(user) for _ in range(3)])
     sleeper = Rebuild(redis, queue, jobs, pool, grace_s=5)
     await redis.flushall()
     async with redis.pubsub() as pubsub:
@@ -488,7 +490,7 @@ async def test_f8_redis_that_came_back_with_its_file_is_rebuilt_all_the_same(
         await rebuild.run_once()
         first = await queue.generation()
         batch = [message(user) for _ in range(4)]
-        await jobs.accept(batch)
+        await accept(pool, batch)
         await queue.enqueue("invoke", batch[:2])
         assert len(await claim(queue)) == 1
         await own_redis.stop()

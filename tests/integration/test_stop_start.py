@@ -20,7 +20,7 @@ from shared.queue.queue import Claim, Queue, Verb
 from tests.client import Client
 from tests.conservation import complaints
 from tests.deployment import Platform
-from tests.seeds import message, new_user, settle
+from tests.seeds import accept, message, new_user, settle
 
 NAP = """
 import asyncio
@@ -143,7 +143,7 @@ async def test_a_queue_that_is_rebuilt_knows_stopped_functions(
 ) -> None:
     user, which = function
     jobs = Jobs(pool)
-    await jobs.accept([job := message(user, function=which)])
+    await accept(pool, [job := message(user, function=which)])
     await Functions(pool).set_status(which, "inactive")
     await redis.flushall()
     await Rebuild(redis, queue, jobs, pool, grace_s=0).run_once()

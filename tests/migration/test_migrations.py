@@ -14,6 +14,7 @@ from shared.embedded.postgres import EmbeddedPostgres
 from shared.errors import Misconfigured, Unavailable
 from shared.postgres.migrate import check_schema, known_migrations, migrate
 from shared.postgres.queries import nouns, queries
+from shared.postgres.submissions import INSERT_JOB_ONCE, INSERT_JOBS
 from tests.conftest import dsn_of
 
 NEWEST = known_migrations()[-1]
@@ -155,6 +156,11 @@ def test_names_of_migrations_have_a_number_a_verb_and_a_noun() -> None:
 @pytest.mark.parametrize(("noun", "name"), [(noun, name) for noun in nouns() for name in queries(noun)])
 async def test_named_query_prepares(connection: Any, noun: str, name: str) -> None:
     await connection.prepare(queries(noun)[name])
+
+
+@pytest.mark.parametrize("statement", [INSERT_JOBS, INSERT_JOB_ONCE])
+async def test_insert_that_is_made_of_the_list_of_columns_prepares(connection: Any, statement: str) -> None:
+    await connection.prepare(statement)
 
 
 @pytest.mark.parametrize(("noun", "name"), [(noun, name) for noun in nouns() for name in queries(noun)])

@@ -1,0 +1,153 @@
+"""New jobs in Postgres: the one INSERT that every job goes through, whatever asked for it.
+
+A job that is waited for meets Postgres with the record of its end instead (``settle_jobs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from uuid import UUID
+
+from shared.errors import Conflict
+from shared.postgres.pool import Connection, Pool, postgres_errors
+from shared.postgres.queries import queries
+from shared.submission.submission import Submission
+
+_SQL = queries("submissions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """One value of a submission.
+
+    :param column: the column's expression; the value itself if None.
+    :param stored: whether there is a column of its name.
+    """
+
+    name: str
+    type: str
+    value: Callable[[Submission], object]
+    column: str | None = None
+    stored: bool = True
+
+
+def _given(name: str, type: str, *, column: str | None = None, stored: bool = True) -> _Given:
+    return _Given(name=name, type=type, value=attrgetter(name), column=column, stored=stored)
+
+
+_GIVEN = (
+    _given("id", "uuid"),
+    _given("kind", "text"),
+    _given("user_id", "uuid"),
+    _given("function_id", "uuid"),
+    _given("version_id", "uuid"),
+    _given("concurrency", "int"),
+    _Given(name="payload", type="bytea", value=lambda submission: submission.payload or None),
+    _given("created_at", "timestamptz"),
+    _given("expires_at", "timestamptz"),
+    _given("priority", "smallint"),
+    _given("callback_url", "text"),
+    _given("run_at", "timestamptz", column="CASE WHEN counted THEN now() + (run_at - created_at) ELSE run_at END"),
+    _given("counted", "bool", stored=False),
+    _given("redrive_of", "uuid"),
+    _given("chained_from", "uuid"),
+    _given("chain_depth", "smallint"),
+)
+_STATUS = "CASE WHEN run_at IS NULL THEN 'queued' ELSE 'scheduled' END"
+_INSERT = (
+    f"INSERT INTO jobs ({', '.join(one.name for one in _GIVEN if one.stored)}, status)"  # noqa: S608 - names of ours
+    f" SELECT {', '.join(one.column or one.name for one in _GIVEN if one.stored)}, {_STATUS}"
+    f" FROM unnest({', '.join(f'${number}::{one.type}[]' for number, one in enumerate(_GIVEN, 1))})"
+    f" AS new ({', '.join(one.name for one in _GIVEN)})"
+)
+INSERT_JOBS = f"{_INSERT} ON CONFLICT DO NOTHING"
+"""Accept jobs in one commit. A job is left out if its id is there, or another one repeats or follows the same job."""
+_USER, _JOB, _KEY, _FINGERPRINT, _KEEP_S = (f"${len(_GIVEN) + number}" for number in range(1, 6))
+INSERT_JOB_ONCE = f"""
+WITH claimed AS (
+    INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
+    VALUES ({_USER}::uuid, {_KEY}::text, {_FINGERPRINT}::bytea, {_JOB}::uuid, now() + make_interval(secs => {_KEEP_S}))
+    ON CONFLICT (user_id, key) DO UPDATE
+    SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, expires_at = excluded.expires_at
+    WHERE known.expires_at <= now()
+    RETURNING job_id, fingerprint
+), accepted AS (
+    {_INSERT} WHERE EXISTS (SELECT FROM claimed)
+)
+SELECT job_id, fingerprint FROM claimed
+UNION ALL
+SELECT job_id, fingerprint FROM idempotency_keys
+WHERE user_id = {_USER}::uuid AND key = {_KEY}::text AND NOT EXISTS (SELECT FROM claimed)
+"""  # noqa: S608 - names of ours
+"""Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
+another call took the key in this moment."""
+
+
+async def insert(connection: Connection | Pool, submissions: Sequence[Submission]) -> Sequence[Submission]:
+    """Insert jobs whose payloads are stored, with one statement; those of them that are in Postgres then.
+
+    To be called within :func:`postgres_errors`.
+    """
+    done: str = await connection.execute(INSERT_JOBS, *_values(submissions))
+    if int(done.rpartition(" ")[2]) == len(submissions):
+        return submissions
+    rows = await connection.fetch(_SQL["there"], [submission.id for submission in submissions])
+    there = {row["id"] for row in rows}
+    return [submission for submission in submissions if submission.id in there]
+
+
+def _values(submissions: Sequence[Submission]) -> list[list[object]]:
+    return [[one.value(submission) for submission in submissions] for one in _GIVEN]
+
+
+class Submissions:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def insert(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        """Commit jobs together; those that are in Postgres when this returns.
+
+        :raises Unavailable: if Postgres does not take them. Nothing was accepted then, or it is not known.
+        """
+        with postgres_errors():
+            return await insert(self._pool, submissions)
+
+    async def insert_once(self, submission: Submission) -> UUID:
+        """Commit a job unless its user has used its idempotency key before; the job that has the key then.
+
+        :raises Conflict: if the key stands for something else. :raises Unavailable: as :meth:`insert`.
+        """
+        asked = submission.idempotency
+        assert asked is not None
+        row = None
+        with postgres_errors():
+            while row is None:  # the key was taken after this statement began to look
+                row = await self._pool.fetchrow(
+                    INSERT_JOB_ONCE,
+                    *_values([submission]),
+                    submission.user_id,
+                    submission.id,
+                    asked.key,
+                    asked.fingerprint,
+                    asked.keep_s,
+                )
+        if row["fingerprint"] != asked.fingerprint:
+            raise Conflict(
+                "This Idempotency-Key was used for another call; take a new one for each call.",
+                code="idempotency_key_reused",
+                field="Idempotency-Key",
+            )
+        job: UUID = row["job_id"]
+        return job
+
+    async def expire_keys(self) -> None:
+        """Forget idempotency keys whose time is over."""
+        with postgres_errors():
+            await self._pool.execute(_SQL["expire_idempotency_keys"])
+
+    async def count_scheduled(self, user: UUID, *, most: int) -> int:
+        """How many jobs of ``user`` are due later; looks no further than ``most``."""
+        with postgres_errors():
+            return int(await self._pool.fetchval(_SQL["count_scheduled"], user, most))
