@@ -18,10 +18,11 @@ def command_line(process: psutil.Process) -> list[str]:
 def assert_gone(processes: Iterable[psutil.Process], within_s: float = 10) -> None:
     """Fail if one of them still runs after ``within_s``. A zombie does not run: init takes it when it gets to it."""
     _, left = psutil.wait_procs(processes, timeout=within_s)
-    assert [process for process in left if _runs(process)] == []
+    assert [process for process in left if runs(process)] == []
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one whose exit code was not taken yet has."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

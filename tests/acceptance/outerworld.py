@@ -15,9 +15,22 @@ from typing import Self
 
 from tests.machine import lacks
 
-# Answers with its name and closes; says which of its addresses was asked.
+NAMED = "192.0.2.80"
+"""The address of every name, says the name server at the private address of the other machine."""
+# Answers with its name and closes; says which of its addresses was asked. Beside that, a name server.
 _SERVER = """
 import socket, sys, threading
+names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+names.bind((sys.argv[2], 53))
+def name():
+    while True:
+        query, peer = names.recvfrom(512)
+        question = query[12 : query.index(0, 12) + 5]
+        has = question[-4:] == bytes((0, 1, 0, 1))  # A, IN
+        head = query[:2] + bytes((0x81, 0x80, 0, 1, 0, has, 0, 0, 0, 0))
+        record = bytes((0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)) + socket.inet_aton(sys.argv[1])
+        names.sendto(head + question + (record if has else b""), peer)
+threading.Thread(target=name, daemon=True).start()
 tcp = socket.create_server(("0.0.0.0", 0), backlog=100)
 port = tcp.getsockname()[1]
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -99,7 +112,9 @@ class OuterWorld:
         for address in (self.private, self.link_local):
             self._ip("route", "add", f"{address}/32", "via", self.server)
         self._process = subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, "-I", "-c", _SERVER], stdout=subprocess.PIPE, text=True
+            ["ip", "netns", "exec", name, sys.executable, "-I", "-c", _SERVER, NAMED, self.private],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
