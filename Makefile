@@ -18,8 +18,8 @@ demo: .venv/ready ## Everything from nothing: start, deploy, invoke, show the re
 	@scripts/demo.sh
 
 up: .venv/ready  ## Run the platform on this machine; Ctrl-C stops it
-	@mkdir -p $(DATA) && $(BIN)/containerpub up --data $(DATA) --port $(PORT) --workers $(WORKERS) --engine $(ENGINE) 2>&1 \
-		| tee -ia $(DATA)/up.log
+	@mkdir -p "$(DATA)" && $(BIN)/containerpub up --data "$(DATA)" --port $(PORT) --workers $(WORKERS) --engine $(ENGINE) \
+		2>&1 | tee -ia "$(DATA)/up.log"
 
 test: .venv/dev  ## Check and test everything
 	@scripts/test.sh
@@ -36,23 +36,25 @@ images:          ## Pull the base images, or make stand-ins for them
 	@scripts/images.sh
 
 status:          ## Ask the platform of `make up` how it is
-	@url=$$(cat $(DATA)/api.url 2>/dev/null) || { echo "nothing runs on $(DATA): make up"; exit 1; }; \
+	@url=$$(cat "$(DATA)/api.url" 2>/dev/null) || { echo "nothing runs on $(DATA): make up"; exit 1; }; \
 		for what in health ready; do \
 			$(PYTHON) -c 'import sys, urllib.error, urllib.request as r; \
 			print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$$url/api/$$what"; done
 
 logs:            ## Follow what `make up` prints
-	@tail -n 100 -F $(DATA)/up.log
+	@tail -n 100 -F "$(DATA)/up.log"
 
 db-shell: .venv/ready ## psql on the embedded database of `make up`
-	@$(BIN)/python scripts/db_shell.py $(DATA)
+	@$(BIN)/python scripts/db_shell.py "$(DATA)"
 
 clean:           ## Remove caches and built files
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-clean-all: clean ## Also remove the virtual environment and the data of `make up`
-	rm -rf .venv $(DATA) bench/results
+clean-all:       ## Also remove the virtual environment and the data of `make up`, unless that runs
+	@$(PYTHON) scripts/unused.py "$(DATA)"
+	@$(MAKE) --no-print-directory clean
+	rm -rf .venv "$(DATA)" bench/results
 
 .venv/ready: requirements-embedded.lock pyproject.toml
 	@scripts/venv.sh $(PYTHON) requirements-embedded.lock

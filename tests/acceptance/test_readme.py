@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from shared.embedded.folder import FolderLock
 from tests.deployment import ROOT, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -68,3 +69,28 @@ def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     finally:
         up.send_signal(signal.SIGTERM)
         assert up.wait(40) == 0
+
+
+def test_clean_all_is_refused_while_a_platform_runs_on_the_folder(tmp_path: Path) -> None:
+    """In a copy of what it takes, so that nothing of this clone can go."""
+    clone, data = tmp_path / "a clone", tmp_path / "a clone" / "my data"
+    (clone / "scripts").mkdir(parents=True)
+    for name in ("Makefile", "scripts/unused.py"):
+        (clone / name).write_bytes((ROOT / name).read_bytes())
+    data.mkdir()
+    kept = data / "kept"
+    kept.touch()
+    command = ["make", "clean-all", f"DATA={data}", f"PYTHON={sys.executable}"]
+
+    lock = FolderLock(data)
+    lock.acquire()
+    try:
+        refused = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
+    finally:
+        lock.release()
+    assert refused.returncode != 0
+    assert f"in use by the process {os.getpid()}" in refused.stderr
+    assert kept.exists()
+
+    subprocess.run(command, cwd=clone, check=True, capture_output=True, timeout=60)
+    assert not data.exists()
