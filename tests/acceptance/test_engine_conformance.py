@@ -24,6 +24,9 @@ from worker.sandbox.tail import Progress
 
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
+PROMPT_S = 6.0
+"""Of calls that end after a second when all is well, and after a minute or never when it is not."""
+
 
 @pytest.mark.parametrize(
     "value",
@@ -282,7 +285,7 @@ async def test_r8_an_endless_flood_ends_at_the_timeout(bench: Bench) -> None:
     outcome = await sandbox.call(call(timeout_ms=1000))
     assert outcome.reason == "timeout"
     assert outcome.logs_truncated
-    assert time.monotonic() - started < 1.6
+    assert time.monotonic() - started < PROMPT_S
     await sandbox.destroy()
     assert psutil.Process().memory_info().rss - before < 16 * 1024**2
 
@@ -294,7 +297,7 @@ async def test_r1_r22_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> 
     sandbox = await bench.start(handler)
     started = time.monotonic()
     outcome = await sandbox.call(call(60, timeout_ms=1000))
-    assert time.monotonic() - started < 1.6
+    assert time.monotonic() - started < PROMPT_S
     assert outcome.reason == "timeout"
     assert outcome.exit_code == -1
     assert outcome.error is not None
