@@ -24,6 +24,7 @@ from shared.postgres.migrate import migrate
 from shared.postgres.pool import Pool, close_pool, open_pool
 from shared.queue.connection import connect
 from shared.queue.queue import Queue
+from tests.blocking import loop_kept_free
 from tests.deployment import Platform
 
 
@@ -55,6 +56,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI") or os.environ.get("CONTAINERPUB_REQUIRE_DOCKER"):
         pytest.fail("no container engine answers")
     pytest.skip("no container engine answers; start Docker to run this")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loop_stays_free() -> Iterator[None]:
+    """Whatever blocks the event loop fails the test, in all code of ours that runs in this process."""
+    with loop_kept_free():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ schema that lacks a migration it knows, or has a breaking one that it does not k
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ async def migrate(dsn: str, *, lock_timeout_s: float = 5, statement_timeout_s: f
             await connection.execute(_LEDGER)
             applied = await _applied(connection)
             done = []
-            for migration in known_migrations():
+            for migration in await asyncio.to_thread(known_migrations):
                 row = applied.get(migration.number)
                 if row is not None:
                     if row["checksum"] != migration.checksum:
@@ -109,7 +110,7 @@ async def check_schema(connection: Connection) -> None:
     with postgres_errors():
         ledger = await connection.fetchval("SELECT to_regclass('schema_migrations')")
         applied = await _applied(connection) if ledger is not None else {}
-    known = known_migrations()
+    known = await asyncio.to_thread(known_migrations)
     missing = [migration.name for migration in known if migration.number not in applied]
     if missing:
         raise Misconfigured(f"The database lacks {', '.join(missing)}; run: containerpub migrate")

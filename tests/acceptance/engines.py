@@ -218,7 +218,7 @@ async def _function_image(engine: DockerEngine) -> str:
     """The id of an image with the runtime's side and the test functions, put together as builds do it, but without
     the checks that some of the functions would not pass."""
     builder, _ = engine._opened()
-    runtime = await builder.runtime_image(load_recipe("python"))
+    runtime = await builder.runtime_image(await asyncio.to_thread(load_recipe, "python"))
     artifact = engine._config.data_dir / "functions.tar.gz"
     with tarfile.open(artifact, mode="w:gz") as archive:
         for path in sorted(FUNCTIONS.iterdir()):

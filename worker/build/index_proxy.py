@@ -110,7 +110,7 @@ class EgressProxy:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self._server = None
-        self._path.unlink(missing_ok=True)
+        await asyncio.to_thread(self._path.unlink, missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -31,7 +31,7 @@ NONE = Namespaces(description="no namespaces", wrapper=(), contains_processes=Fa
 
 async def probe() -> Namespaces:
     """The most that works here, found by trying."""
-    unshare = shutil.which("unshare")
+    unshare = await asyncio.to_thread(shutil.which, "unshare")
     if unshare is None:
         return NONE
     for description, options in _OFFERS:
