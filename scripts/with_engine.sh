@@ -25,14 +25,15 @@ trap 'exit 143' TERM
 
 may_install() { [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ]; }
 
-lists_are_new=
+lists=old
 # Each package for itself: one that cannot be had keeps no other away.
 install() {
     may_install || return 1
-    if [ -z "$lists_are_new" ]; then
-        apt-get update -qq || return 1
-        lists_are_new=yes
+    if [ "$lists" = old ]; then
+        lists=new
+        apt-get update -qq || { echo "engine: apt-get update failed: nothing can be installed"; lists=none; }
     fi
+    [ "$lists" = new ] || return 1
     for package in "$@"; do
         echo "engine: installing $package"
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$package" >/dev/null ||
