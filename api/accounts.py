@@ -25,6 +25,7 @@ from shared.ids import new_id
 from shared.postgres.users import User, Users
 from shared.queue.connection import redis_errors
 from shared.queue.queue import Queue
+from shared.scopes import ALL_SCOPES, Scope
 from shared.settings import Settings
 
 ISSUER = "containerpub"
@@ -36,10 +37,11 @@ _REMEMBER_MOST = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """An authenticated user, and the session that the token names."""
+    """An authenticated user, the session that the token names, and what the token may be used for."""
 
     user: User
     session: UUID
+    scopes: frozenset[Scope] = ALL_SCOPES
 
 
 class Accounts:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field
 
 from shared.jobs import JobKind, JobStatus, Missing, Reason
 from shared.postgres.deliveries import DeliveryStatus
@@ -23,7 +23,9 @@ class NoBody(Body):
 
 
 class RegisterBody(Body):
-    email: EmailStr
+    """A member that a client adds to make itself more than a user is refused by its name."""
+
+    email: Annotated[EmailStr, BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)]
     username: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{1,38}$")]
     password: Annotated[str, Field(min_length=8, max_length=72)]
 

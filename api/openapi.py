@@ -94,7 +94,7 @@ def _operation(operation: Operation, refs: dict[type[BaseModel], Any]) -> dict[s
         "operationId": operation.handler.__name__,
         "tags": [operation.tag],
         "responses": responses,
-        "security": [] if operation.public else [{"bearer": []}],
+        "security": [] if operation.scope is None else [{"bearer": [str(operation.scope)]}],
     }
     if parameters:
         described["parameters"] = parameters

@@ -9,11 +9,15 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from api import models, params
-from api.session import body_of
+from api.call import SMALL, BodyLimit, Call, read_body
+from api.keys import SETTINGS
+from api.rates import within_address_rate
+from api.session import allowed
 from shared.errors import BadRequest
 from shared.jobview import PRIORITIES
+from shared.scopes import Scope
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request, Call], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +37,11 @@ class Operation:
     :param responses: status to model; the content type where the body is none of ours, ``None`` without a body.
     :param headers: status, or ``default`` for problems, to the names of headers that such an answer may have beside
         those that any may.
-    :param public: whether it may be called without credentials.
-    :param form: multipart fields, name to description, for uploads.
+    :param scope: what the caller's credential must allow; None: the operation is public, and asks for none.
+    :param limit: the largest body.
+    :param body: what the body is; the handler gets it parsed, unless it ``parses`` the bytes by itself.
+    :param form: multipart fields, name to description, for uploads; the handler reads the request by itself.
+    :param rated: whether calls of one address count against the operator's rate of public calls.
     """
 
     method: str
@@ -42,23 +49,51 @@ class Operation:
     handler: Handler
     summary: str
     responses: Mapping[int, type[BaseModel] | str | None]
+    scope: Scope | None
     body: type[BaseModel] | None = None
     parameters: tuple[Parameter, ...] = ()
     form: Mapping[str, str] | None = None
     headers: Mapping[int | str, tuple[str, ...]] = field(default_factory=dict)
-    public: bool = False
+    limit: BodyLimit = SMALL
+    parses: bool = False
+    rated: bool = False
+
+    @property
+    def public(self) -> bool:
+        return self.scope is None
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request that has no query parameters but those declared here, each once.
+        """Answer a request. Nothing of its body is read before it is known who asks, and that they may; nothing is
+        parsed before it is known to be small enough.
 
-        :raises BadRequest: for another one, which would be ignored. :raises Invalid: where the body says what belongs
-            into the query.
+        :raises TooMany: for too many public calls from one address. :raises Unauthenticated: without a credential.
+        :raises Forbidden: with one of other scopes. :raises TooLarge: for a body beyond the limit.
+        :raises BadRequest: for a query parameter that is not declared here, which would be ignored, or one that is
+            given twice. :raises Invalid: for a body that is not as declared.
         """
+        if self.rated:
+            await within_address_rate(request)
+        caller = None if self.scope is None else await allowed(request, self.scope)
+        most = self.limit.most(request.app[SETTINGS])
+        self.limit.check(request.content_length, most)
         if request.query_string:
             self._only_declared(request)
-        if self.body is None and self.method == "POST" and any(one.where == "query" for one in self.parameters):
-            params.validate(models.NoBody, await body_of(request))
-        return await self.handler(request)
+        if not self._reads:
+            return await self.handler(request, Call(known=caller))
+        data = await read_body(request, self.limit, most)
+        body = None if self.parses else self._parsed(request, data)
+        return await self.handler(request, Call(known=caller, data=data, body=body))
+
+    @property
+    def _reads(self) -> bool:
+        """Whether there may be a body to be read here: also where it must be empty, since the query says everything."""
+        if self.body is not None:
+            return True
+        return self.method == "POST" and any(one.where == "query" for one in self.parameters)
+
+    def _parsed(self, request: web.Request, data: bytes) -> BaseModel:
+        value = params.parse_json(data, max_depth=request.app[SETTINGS].max_json_depth) if data else {}
+        return params.validate(self.body or models.NoBody, value)
 
     def _only_declared(self, request: web.Request) -> None:
         known = {parameter.name for parameter in self.parameters if parameter.where == "query"}

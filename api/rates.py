@@ -1,9 +1,11 @@
-"""Rates of invokes: a user's, which the operator sets, and a function's, which its owner sets."""
+"""Rates: of invokes, a user's, which the operator sets, and a function's, which its owner sets; of public calls, an
+address's."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from uuid import UUID
 
 from aiohttp import web
@@ -12,7 +14,30 @@ from api.admission import LOOK_S
 from api.keys import QUEUE, RATE_HEADERS, SETTINGS
 from shared.errors import TooMany, Unavailable
 from shared.functions import FunctionSettings
-from shared.queue.rates import Bucket, take
+from shared.queue.rates import Bucket, Taken, take
+
+
+async def within_address_rate(request: web.Request) -> None:
+    """Count a public call of the address that it comes from. Without a rate set, nothing is asked; with Redis away all
+    calls are let through.
+
+    :raises TooMany: saying when to try again.
+    """
+    own = request.app[SETTINGS]
+    if not own.rate_per_second_per_address:
+        return
+    bucket = Bucket.of(f"address:{request.remote}", own.rate_per_second_per_address, own.rate_burst_per_address)
+    taken = await _taken(request, [bucket], 1)
+    if taken is not None and taken.wait_s:
+        raise TooMany("Too many calls from this address.", code="rate_limited", retry_after_s=taken.wait_s)
+
+
+async def _taken(request: web.Request, buckets: Sequence[Bucket], calls: int) -> Taken | None:
+    try:
+        async with asyncio.timeout(LOOK_S):
+            return await take(request.app[QUEUE], buckets, calls)
+    except (Unavailable, TimeoutError):
+        return None
 
 
 async def within_rate(
@@ -31,10 +56,8 @@ async def within_rate(
         buckets.append(Bucket.of(f"user:{user}", own.rate_per_second_per_user, own.rate_burst_per_user))
     if not buckets:
         return
-    try:
-        async with asyncio.timeout(LOOK_S):
-            taken = await take(request.app[QUEUE], buckets, calls)
-    except (Unavailable, TimeoutError):
+    taken = await _taken(request, buckets, calls)
+    if taken is None:
         return
     request[RATE_HEADERS] = {
         "RateLimit-Limit": str(taken.bucket.burst),

@@ -1,36 +1,26 @@
-"""What every handler does first: who calls, and with what body."""
+"""Who calls, and which function of theirs a path names."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiohttp import web
 
-from api import params
 from api.accounts import Caller
-from api.keys import ACCOUNTS, FUNCTIONS, SETTINGS
+from api.keys import ACCOUNTS, FUNCTIONS
 from api.resolver import no_such_function
-from shared.errors import BadRequest
+from shared.errors import Forbidden
 from shared.functions import Function
+from shared.scopes import Scope
 
 
-async def authenticated(request: web.Request) -> Caller:
-    """:raises Unauthenticated: without a valid token."""
-    return await request.app[ACCOUNTS].authenticate(request.headers.get("Authorization"))
+async def allowed(request: web.Request, scope: Scope) -> Caller:
+    """The caller, whose credential allows ``scope``.
 
-
-async def read_body(request: web.Request) -> bytes:
-    """The request's body, unpacked. :raises BadRequest: when there is something and it unpacks to nothing."""
-    data = await request.read()
-    if not data and "Content-Encoding" in request.headers:
-        raise BadRequest("The body of the request is broken: it unpacks to nothing.", code="broken_body")
-    return data
-
-
-async def body_of(request: web.Request) -> Any:
-    """The request's JSON body; ``{}`` when there is none."""
-    data = await read_body(request)
-    return params.parse_json(data, max_depth=request.app[SETTINGS].max_json_depth) if data else {}
+    :raises Unauthenticated: without a valid credential. :raises Forbidden: with one of other scopes.
+    """
+    caller = await request.app[ACCOUNTS].authenticate(request.headers.get("Authorization"))
+    if scope not in caller.scopes:
+        raise Forbidden(f"This credential does not have the scope {scope}.", code="scope_missing")
+    return caller
 
 
 async def function_of(request: web.Request, caller: Caller) -> Function:

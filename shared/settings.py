@@ -224,6 +224,12 @@ class Settings(BaseModel):
     rate_burst_per_user: Annotated[int, Field(ge=0)] = _setting(
         0, "Invokes of one user that may come at once; 0: those of a second."
     )
+    rate_per_second_per_address: Annotated[float, Field(ge=0)] = _setting(
+        0, "Log-ins, registrations and refreshes a second of one address, over all API processes; 0: no limit."
+    )
+    rate_burst_per_address: Annotated[int, Field(ge=0)] = _setting(
+        0, "Those of one address that may come at once; 0: those of a second."
+    )
     max_stream_backlog: Positive = _setting(
         100_000, "Records waiting for Postgres past which synchronous calls get 503."
     )

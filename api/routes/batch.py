@@ -9,30 +9,31 @@ from typing import Any
 from aiohttp import web
 
 from api import models, params
+from api.call import EVENT, Call
 from api.keys import ADMISSION, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CALLBACK_URL, RATES, Operation
 from api.rates import within_rate
-from api.session import authenticated, read_body
 from shared.errors import BadRequest, Invalid
 from shared.event import complete
 from shared.ids import new_id
 from shared.jsontext import elements, member
 from shared.queue.message import now_ms
+from shared.scopes import Scope
 from shared.submission.submission import Submission
 
 _LEVELS = 2  # around an event: the list and the object that it is in
 
 
-async def invoke_batch(request: web.Request) -> web.Response:
+async def invoke_batch(request: web.Request, call: Call) -> web.Response:
     """Accept a job for each item, all in one commit.
 
     The answer has an entry an item, in their order: the job's id, or what is wrong with that item while the others are
     accepted.
     """
     app = request.app
-    caller = await authenticated(request)
+    caller = call.caller
     settings = app[SETTINGS]
-    data = await read_body(request)
+    data = call.data
     document = params.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
     items = params.validate(models.InvokeBatchBody, document).items
     if not 1 <= len(items) <= settings.max_batch:
@@ -86,8 +87,11 @@ OPERATIONS = (
         method="POST",
         path="/api/functions/{function}/invoke-batch",
         handler=invoke_batch,
+        scope=Scope.INVOKE,
         summary="Accept many jobs of a function at once",
         body=models.InvokeBatchBody,
+        limit=EVENT,
+        parses=True,
         parameters=(CALLBACK_URL,),
         responses={202: models.BatchAccepted},
         headers={"default": RATES, 202: RATES},

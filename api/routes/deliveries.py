@@ -8,13 +8,14 @@ from uuid import UUID
 from aiohttp import web
 
 from api import models, params
+from api.call import Call
 from api.keys import DELIVERIES, SETTINGS
 from api.operation import CURSOR, LIMIT, Operation, Parameter, one_of
 from api.routes.jobs import job_of
-from api.session import authenticated
 from shared.errors import BadRequest, NotFound
 from shared.postgres.deliveries import Delivery, DeliveryStatus, WebhookSecret
 from shared.postgres.jobs import HIGHEST_ID
+from shared.scopes import Scope
 
 
 def delivery_view(delivery: Delivery) -> dict[str, Any]:
@@ -34,13 +35,13 @@ def delivery_view(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-async def list_deliveries(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_deliveries(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     return await _page(request, caller.user.id, job=None)
 
 
-async def list_job_deliveries(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_job_deliveries(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     job = await job_of(request, caller.user.id)
     return await _page(request, caller.user.id, job=job.id)
 
@@ -62,9 +63,9 @@ async def _page(request: web.Request, user: UUID, *, job: UUID | None) -> web.Re
     return params.answer({"items": [delivery_view(each) for each in found[:limit]], "next": following})
 
 
-async def redeliver(request: web.Request) -> web.Response:
+async def redeliver(request: web.Request, call: Call) -> web.Response:
     """Send a callback once more, whatever became of it before; it keeps its id."""
-    caller = await authenticated(request)
+    caller = call.caller
     identifier = params.uuid_in_path(request, "delivery")
     found = None if identifier is None else await request.app[DELIVERIES].redeliver(caller.user.id, identifier)
     if found is None:
@@ -72,14 +73,14 @@ async def redeliver(request: web.Request) -> web.Response:
     return params.answer(delivery_view(found), status=202)
 
 
-async def read_webhook_secret(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def read_webhook_secret(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     return _secret_answer(await request.app[DELIVERIES].secret(caller.user.id))
 
 
-async def rotate_webhook_secret(request: web.Request) -> web.Response:
+async def rotate_webhook_secret(request: web.Request, call: Call) -> web.Response:
     """Another secret; the one before signs along for a while, so that receivers can be changed in peace."""
-    caller = await authenticated(request)
+    caller = call.caller
     overlap_s = request.app[SETTINGS].callback_secret_overlap_seconds
     return _secret_answer(await request.app[DELIVERIES].rotate_secret(caller.user.id, overlap_s=overlap_s))
 
@@ -96,6 +97,7 @@ OPERATIONS = (
         method="GET",
         path="/api/deliveries",
         handler=list_deliveries,
+        scope=Scope.READ,
         summary="List your callbacks, newest first",
         parameters=(_STATUS, LIMIT, CURSOR),
         responses={200: models.DeliveryPage},
@@ -104,6 +106,7 @@ OPERATIONS = (
         method="GET",
         path="/api/jobs/{job}/deliveries",
         handler=list_job_deliveries,
+        scope=Scope.READ,
         summary="List a job's callbacks",
         parameters=(_STATUS, LIMIT, CURSOR),
         responses={200: models.DeliveryPage},
@@ -112,6 +115,7 @@ OPERATIONS = (
         method="POST",
         path="/api/deliveries/{delivery}/redeliver",
         handler=redeliver,
+        scope=Scope.INVOKE,
         summary="Send a callback once more, under the same id",
         responses={202: models.DeliveryView},
     ),
@@ -119,6 +123,7 @@ OPERATIONS = (
         method="GET",
         path="/api/webhook-secret",
         handler=read_webhook_secret,
+        scope=Scope.ADMIN,
         summary="Read the secret that your callbacks are signed with",
         responses={200: models.WebhookSecretView},
     ),
@@ -126,6 +131,7 @@ OPERATIONS = (
         method="POST",
         path="/api/webhook-secret/rotate",
         handler=rotate_webhook_secret,
+        scope=Scope.ADMIN,
         summary="Make another secret; the one before signs along for a while",
         responses={200: models.WebhookSecretView},
     ),

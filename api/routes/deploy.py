@@ -10,16 +10,17 @@ from pathlib import Path
 from aiohttp import BodyPartReader, web
 
 from api import models, params
+from api.call import UPLOAD, Call
 from api.keys import FUNCTIONS, SCRATCH, SETTINGS, STORE, SUBMITTER
 from api.operation import PREFER, Operation
 from api.routes.jobs import await_end
-from api.session import authenticated
 from shared import archive
 from shared.artifacts import artifact_key
 from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
 from shared.functions import NAME_PATTERN, project_settings
 from shared.jobs import PLATFORM_REASONS, JobStatus
 from shared.runtimes import DOCKERFILE, known_runtimes
+from shared.scopes import Scope
 from shared.settings import Settings
 
 _CHUNK = 256 * 1024
@@ -34,13 +35,13 @@ class _Upload:
     archive: Path | None = None
 
 
-async def deploy(request: web.Request) -> web.Response:
+async def deploy(request: web.Request, call: Call) -> web.Response:
     """Check and store the upload, commit a version and its job, answer 202.
 
     Nothing is unpacked here: the archive is read entry by entry off the event loop and written anew.
     """
     app = request.app
-    caller = await authenticated(request)
+    caller = call.caller
     settings = app[SETTINGS]
     _, wait_s = params.preferences(request, max_wait=settings.max_wait_seconds)
     async with app[SCRATCH].folder() as folder:
@@ -104,8 +105,6 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
     """Write the archive to ``folder`` and read the other fields, each bounded as it arrives."""
     if not request.content_type.startswith("multipart/"):
         raise BadRequest("Send the deploy as multipart/form-data with name and archive.", code="not_multipart")
-    if request.content_length is not None and request.content_length > settings.max_upload_bytes + 2 * _MAX_TEXT:
-        raise _too_large(settings)
     upload = _Upload()
     texts: dict[str, bytes] = {}
     try:
@@ -197,7 +196,9 @@ OPERATIONS = (
         method="POST",
         path="/api/functions/deploy",
         handler=deploy,
+        scope=Scope.DEPLOY,
         summary="Upload a function; a job builds it",
+        limit=UPLOAD,
         parameters=(PREFER,),
         form={
             "archive": "The function as tar.gz, tar or zip.",

@@ -17,15 +17,17 @@ import orjson
 from aiohttp import web
 
 from api import params
+from api.call import Call
 from api.keys import JOBS, QUEUE, SETTINGS, SUBSCRIPTIONS
 from api.middleware import mark
 from api.operation import Operation, Parameter
 from api.routes.jobs import RECORD_S, await_end, job_of, job_views
-from api.session import authenticated
+from api.session import allowed
 from api.subscriptions import Subscription
 from shared.errors import ContainerPubError
 from shared.jobs import Job, JobStatus
 from shared.jobview import job_view
+from shared.scopes import Scope
 
 _BEAT_S = 15.0
 _LAST = "end"
@@ -72,8 +74,8 @@ class _Sent:
             yield stream, level, text if stream == _LOGGER else text[max(known, 0) :]
 
 
-async def read_events(request: web.Request) -> web.StreamResponse:
-    caller = await authenticated(request)
+async def read_events(request: web.Request, call: Call) -> web.StreamResponse:
+    caller = call.caller
     last_id = request.headers.get("Last-Event-ID", "")
     if last_id == _LAST:
         await job_of(request, caller.user.id)
@@ -143,7 +145,7 @@ class _Stream:
                 # A push may be lost with the worker that was about to send it; and who had a session may have none now.
                 self._subscription.look = True
                 try:
-                    await authenticated(self._request)
+                    await allowed(self._request, Scope.READ)
                 except ContainerPubError:
                     return
                 await self._write(b": %d\n\n" % time.time())
@@ -246,6 +248,7 @@ OPERATIONS = (
         method="GET",
         path="/api/jobs/{job}/events",
         handler=read_events,
+        scope=Scope.READ,
         summary="A job's states, log lines and progress as they happen (Server-Sent Events)",
         parameters=(
             Parameter(name="Last-Event-ID", where="header", description="Id of the last event that was received."),

@@ -8,14 +8,17 @@ from typing import Any, Literal
 from aiohttp import web
 
 from api import models, params
+from api.accounts import Caller
+from api.call import Call
 from api.keys import FUNCTIONS, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CURSOR, LIMIT, Operation
 from api.resolver import no_such_function
-from api.session import authenticated, function_of
+from api.session import function_of
 from shared.errors import NotFound, Unavailable
 from shared.functions import Function, Version
 from shared.queue.queue import Change
 from shared.queue.scripts import QueueClosed
+from shared.scopes import Scope
 
 
 def function_view(function: Function) -> dict[str, Any]:
@@ -52,8 +55,8 @@ def version_view(version: Version) -> dict[str, Any]:
     }
 
 
-async def list_functions(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_functions(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     settings = request.app[SETTINGS]
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
     after = params.decode_cursor(request.query.get("cursor"))
@@ -66,23 +69,22 @@ async def list_functions(request: web.Request) -> web.Response:
     return params.answer({"items": [function_view(item) for item in found[:limit]], "next": following})
 
 
-async def read_function(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def read_function(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     return params.answer(function_view(await function_of(request, caller)))
 
 
-async def stop_function(request: web.Request) -> web.Response:
+async def stop_function(request: web.Request, call: Call) -> web.Response:
     """New invokes are refused from here on, jobs that wait go on waiting, and idle sandboxes go."""
-    return await _set_status(request, "inactive")
+    return await _set_status(request, call.caller, "inactive")
 
 
-async def start_function(request: web.Request) -> web.Response:
+async def start_function(request: web.Request, call: Call) -> web.Response:
     """Serve again, what waits first."""
-    return await _set_status(request, "active")
+    return await _set_status(request, call.caller, "active")
 
 
-async def _set_status(request: web.Request, status: Literal["active", "inactive"]) -> web.Response:
-    caller = await authenticated(request)
+async def _set_status(request: web.Request, caller: Caller, status: Literal["active", "inactive"]) -> web.Response:
     function = await function_of(request, caller)
     app, queue = request.app, request.app[QUEUE]
     live, updated_at = await app[FUNCTIONS].set_status(function.id, status)
@@ -99,8 +101,8 @@ async def _set_status(request: web.Request, status: Literal["active", "inactive"
     return params.answer(function_view(replace(function, status=status, updated_at=updated_at)))
 
 
-async def delete_function(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def delete_function(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     function = await function_of(request, caller)
     job = await request.app[FUNCTIONS].delete(caller.user.id, function.id)
     if job is None:
@@ -115,8 +117,8 @@ async def delete_function(request: web.Request) -> web.Response:
     return params.answer({"job_id": job.id}, status=202, headers={"Location": f"/api/jobs/{job.id}"})
 
 
-async def list_versions(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_versions(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
@@ -130,8 +132,8 @@ async def list_versions(request: web.Request) -> web.Response:
     return params.answer({"items": [version_view(item) for item in found[:limit]], "next": following})
 
 
-async def read_version(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def read_version(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     function = await function_of(request, caller)
     text = request.match_info["number"]
     version = None
@@ -147,6 +149,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions",
         handler=list_functions,
+        scope=Scope.READ,
         summary="List your functions by name",
         parameters=(LIMIT, CURSOR),
         responses={200: models.FunctionPage},
@@ -155,6 +158,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions/{function}",
         handler=read_function,
+        scope=Scope.READ,
         summary="Read a function, by id or name",
         responses={200: models.FunctionView},
     ),
@@ -162,6 +166,7 @@ OPERATIONS = (
         method="DELETE",
         path="/api/functions/{function}",
         handler=delete_function,
+        scope=Scope.DEPLOY,
         summary="Delete a function; a job clears up behind it",
         responses={202: models.Accepted},
         headers={202: ("Location",)},
@@ -170,6 +175,7 @@ OPERATIONS = (
         method="POST",
         path="/api/functions/{function}/stop",
         handler=stop_function,
+        scope=Scope.DEPLOY,
         summary="Stop a function: new invokes are refused, jobs that wait go on waiting",
         responses={200: models.FunctionView},
     ),
@@ -177,6 +183,7 @@ OPERATIONS = (
         method="POST",
         path="/api/functions/{function}/start",
         handler=start_function,
+        scope=Scope.DEPLOY,
         summary="Start a stopped function again",
         responses={200: models.FunctionView},
     ),
@@ -184,6 +191,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions/{function}/versions",
         handler=list_versions,
+        scope=Scope.READ,
         summary="List a function's versions, newest first, without their build logs",
         parameters=(LIMIT, CURSOR),
         responses={200: models.VersionPage},
@@ -192,6 +200,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions/{function}/versions/{number}",
         handler=read_version,
+        scope=Scope.READ,
         summary="Read a version with its build log",
         responses={200: models.VersionView},
     ),

@@ -11,12 +11,12 @@ import orjson
 from aiohttp import web
 
 from api import models, params
+from api.call import EVENT, Call
 from api.keys import ADMISSION, API_ID, JOBS, PAYLOAD_STORE, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CALLBACK_URL, DELAY, EXPIRES_AT, IDEMPOTENCY_KEY, PREFER, PRIORITY, RATES, RUN_AT, Operation
 from api.pending_replies import Leaving
 from api.rates import within_rate
 from api.routes.jobs import await_end
-from api.session import authenticated, read_body
 from shared.errors import Unavailable, Unreadable, WaitTimeout
 from shared.event import complete
 from shared.ids import new_id
@@ -25,13 +25,14 @@ from shared.queue.message import NO_REPLY, now_ms
 from shared.queue.queue import CancelledWhere
 from shared.queue.records import Record
 from shared.queue.scripts import QueueClosed
+from shared.scopes import Scope
 from shared.sealing import Part
 from shared.submission.submission import IdempotencyKey, Submission
 
 _LATE_REPLY_S = 1.0
 
 
-async def invoke(request: web.Request) -> web.Response:
+async def invoke(request: web.Request, call: Call) -> web.Response:
     """Run a function.
 
     Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one; the job meets
@@ -40,11 +41,9 @@ async def invoke(request: web.Request) -> web.Response:
     repeats it waits for the same job. With ``delay`` or ``run_at`` it waits in Postgres until it is due.
     """
     app = request.app
-    caller = await authenticated(request)
+    caller = call.caller
     settings = app[SETTINGS]
-    data = await read_body(request)
-    event = params.parse_json(data, max_depth=settings.max_json_depth) if data else {}
-    params.validate(models.InvokeBody, event)
+    payload = _event(call.data, max_depth=settings.max_json_depth)
     key = params.idempotency_key(request)
     respond_async, wait_s = params.preferences(request, max_wait=settings.max_wait_seconds)
     run_at, expires_at, priority, callback_url = None, None, 0, None
@@ -80,11 +79,11 @@ async def invoke(request: web.Request) -> web.Response:
         priority=priority,
         reply=NO_REPLY if durable else app[API_ID],
         accepted_ms=accepted_ms,
-        payload=complete(data, event),
+        payload=payload,
         run_at=run_at,
         counted=run_at is not None and "delay" in request.query,
         callback_url=callback_url,
-        idempotency=None if key is None else _idempotency(request, key, target.function_id, data),
+        idempotency=None if key is None else _idempotency(request, key, target.function_id, call.data),
     )
     if not durable:
         return await _wait(app, submission, patience_s if wait_s is None else wait_s, durable=wait_s is not None)
@@ -93,6 +92,14 @@ async def invoke(request: web.Request) -> web.Response:
     if job_id != submission.id:
         response.headers["Idempotent-Replayed"] = "true"
     return response
+
+
+def _event(data: bytes, *, max_depth: int) -> bytes:
+    """The event as JSON text. What it is parsed to takes many times its size, and is gone when this returns, not when
+    the call is answered."""
+    event = params.parse_json(data, max_depth=max_depth) if data else {}
+    params.validate(models.InvokeBody, event)
+    return complete(data, event)
 
 
 def _idempotency(request: web.Request, key: str, function: UUID, data: bytes) -> IdempotencyKey:
@@ -227,8 +234,11 @@ OPERATIONS = (
         method="POST",
         path="/api/functions/{function}/invoke",
         handler=invoke,
+        scope=Scope.INVOKE,
         summary="Run a function and wait for its result, or accept it as a job",
         body=models.InvokeBody,
+        limit=EVENT,
+        parses=True,
         parameters=(PREFER, IDEMPOTENCY_KEY, DELAY, RUN_AT, EXPIRES_AT, PRIORITY, CALLBACK_URL),
         responses={200: models.InvokeResult, 202: models.Accepted},
         headers={

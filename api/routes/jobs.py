@@ -14,10 +14,10 @@ from uuid import UUID
 from aiohttp import web
 
 from api import models, params
+from api.call import Call
 from api.keys import ADMISSION, FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS, SUBMITTER
 from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
-from api.session import authenticated
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import new_id, time_of
 from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
@@ -26,6 +26,7 @@ from shared.postgres.jobs import HIGHEST_ID, JobFilter
 from shared.queue.message import now_ms, queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
+from shared.scopes import Scope
 from shared.submission.submission import Submission
 
 RECORD_S = 1.0
@@ -104,8 +105,8 @@ def _is_fresh(job: UUID) -> bool:
         return False
 
 
-async def read_job(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def read_job(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     wait_s = params.number_parameter(request, "wait", most=request.app[SETTINGS].max_wait_seconds)
     job = await job_of(request, caller.user.id)
     if wait_s and not job.final:
@@ -113,8 +114,8 @@ async def read_job(request: web.Request) -> web.Response:
     return params.answer((await job_views(request.app[QUEUE], [job]))[0])
 
 
-async def list_jobs(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_jobs(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     settings, queue, user = request.app[SETTINGS], request.app[QUEUE], caller.user.id
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
     cursor = params.decode_cursor(request.query.get("cursor"))
@@ -155,8 +156,8 @@ def _one_of(request: web.Request, name: str, known: type[StrEnum]) -> str | None
     return value
 
 
-async def cancel_job(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def cancel_job(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     job = await job_of(request, caller.user.id)
     if job.status is JobStatus.CANCELLED:
         return params.answer(job_view(job))
@@ -191,9 +192,9 @@ async def _cancel(app: web.Application, job: Job) -> bool:
     return ended
 
 
-async def cancel_jobs(request: web.Request) -> web.Response:
+async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     """End many jobs, the newest first, as far as a batch is long; the caller asks again while there are more."""
-    caller = await authenticated(request)
+    caller = call.caller
     app, user = request.app, caller.user.id
     if request.query.get("status") in FINAL:
         raise BadRequest("Jobs that have ended cannot be cancelled.", code="invalid_parameter", field="status")
@@ -213,9 +214,9 @@ async def cancel_jobs(request: web.Request) -> web.Response:
     return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 
 
-async def redrive_job(request: web.Request) -> web.Response:
+async def redrive_job(request: web.Request, call: Call) -> web.Response:
     """Repeat a failed invoke as a new job. Asked again, it is the same new job."""
-    caller = await authenticated(request)
+    caller = call.caller
     app, user = request.app, caller.user.id
     job = await job_of(request, user)
     if job.kind is not JobKind.INVOKE or job.status is not JobStatus.FAILED:
@@ -236,9 +237,9 @@ async def redrive_job(request: web.Request) -> web.Response:
     return params.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
 
 
-async def redrive_jobs(request: web.Request) -> web.Response:
+async def redrive_jobs(request: web.Request, call: Call) -> web.Response:
     """Repeat failed invokes that were not repeated yet, the oldest first, as far as a batch is long."""
-    caller = await authenticated(request)
+    caller = call.caller
     app, user = request.app, caller.user.id
     where = await _asked_for(request, user)
     most = app[SETTINGS].max_batch
@@ -284,6 +285,7 @@ OPERATIONS = (
         method="GET",
         path="/api/jobs/{job}",
         handler=read_job,
+        scope=Scope.READ,
         summary="Read a job, or wait for its end; a wait that runs out answers the state so far",
         parameters=(WAIT,),
         responses={200: models.JobView},
@@ -292,6 +294,7 @@ OPERATIONS = (
         method="GET",
         path="/api/jobs",
         handler=list_jobs,
+        scope=Scope.READ,
         summary="List your jobs, newest first",
         parameters=(
             _STATUS,
@@ -306,6 +309,7 @@ OPERATIONS = (
         method="POST",
         path="/api/jobs/{job}/cancel",
         handler=cancel_job,
+        scope=Scope.INVOKE,
         summary="Cancel a job; one that runs is killed",
         responses={200: models.JobView},
     ),
@@ -313,6 +317,7 @@ OPERATIONS = (
         method="POST",
         path="/api/jobs/cancel",
         handler=cancel_jobs,
+        scope=Scope.INVOKE,
         summary="Cancel jobs by filter, up to a batch at a time",
         parameters=(_STATUS, _FUNCTION),
         responses={200: models.CancelledPage},
@@ -321,6 +326,7 @@ OPERATIONS = (
         method="POST",
         path="/api/jobs/{job}/redrive",
         handler=redrive_job,
+        scope=Scope.INVOKE,
         summary="Repeat a failed job as a new one",
         responses={202: models.Redriven},
         headers={202: ("Location", "Idempotent-Replayed")},
@@ -329,6 +335,7 @@ OPERATIONS = (
         method="POST",
         path="/api/jobs/redrive",
         handler=redrive_jobs,
+        scope=Scope.INVOKE,
         summary="Repeat failed jobs by filter, up to a batch at a time",
         parameters=(_FUNCTION, _REASON),
         responses={202: models.RedrivenPage},

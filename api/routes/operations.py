@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from aiohttp import web
 
 from api import models, params
+from api.call import Call
 from api.keys import LEAVING, OPENAPI, PENDING_REPLIES, POOL, QUEUE, SETTINGS, VERSION
 from api.metrics import CONTENT_TYPE, prometheus_text
 from api.operation import Operation
@@ -18,7 +19,7 @@ from shared.postgres.pool import postgres_errors
 _PROCESS_NOTICE = "The process engine is for development only: functions are not isolated from this machine."
 
 
-async def health(request: web.Request) -> web.Response:
+async def health(request: web.Request, call: Call) -> web.Response:
     """This process lives; says nothing of others."""
     settings = request.app[SETTINGS]
     document: dict[str, object] = {"status": "ok", "version": request.app[VERSION], "engine": settings.engine}
@@ -35,7 +36,7 @@ async def _outcome(check: Awaitable[bool], no: str) -> str:
         return getattr(error, "message", "no answer in time")
 
 
-async def ready(request: web.Request) -> web.Response:
+async def ready(request: web.Request, call: Call) -> web.Response:
     """Calls can be served: Postgres and Redis answer, the queue is open, a worker beats, and this process was not told
     to stop."""
     app = request.app
@@ -68,12 +69,12 @@ async def ready(request: web.Request) -> web.Response:
     )
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request, call: Call) -> web.Response:
     """Figures in Prometheus's text format, of all workers and the queue."""
     token = request.app[SETTINGS].metrics_token.get_secret_value()
     if token:
         given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {token}".encode()):
             raise Unauthenticated("Send METRICS_TOKEN as a bearer token.")
     elif request.remote not in ("127.0.0.1", "::1") or "X-Forwarded-For" in request.headers:
         raise Forbidden("Metrics are for this machine only, unless METRICS_TOKEN is set.", code="metrics_closed")
@@ -81,7 +82,7 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=prometheus_text(figures), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def openapi(request: web.Request) -> web.Response:
+async def openapi(request: web.Request, call: Call) -> web.Response:
     return params.raw_answer(request.app[OPENAPI])
 
 
@@ -90,33 +91,33 @@ OPERATIONS = (
         method="GET",
         path="/api/health",
         handler=health,
+        scope=None,
         summary="Is this process alive",
         responses={200: models.Health},
-        public=True,
     ),
     Operation(
         method="GET",
         path="/api/ready",
         handler=ready,
+        scope=None,
         summary="Can calls be served",
         responses={200: models.Readiness, 503: models.Readiness},
         headers={503: ("Retry-After",)},
-        public=True,
     ),
     Operation(
         method="GET",
         path="/metrics",
         handler=metrics,
+        scope=None,
         summary="Figures for Prometheus",
         responses={200: "text/plain"},
-        public=True,
     ),
     Operation(
         method="GET",
         path="/api/openapi.json",
         handler=openapi,
+        scope=None,
         summary="This document",
         responses={200: None},
-        public=True,
     ),
 )

@@ -10,12 +10,14 @@ import orjson
 from aiohttp import web
 
 from api import models, params
+from api.call import Call
 from api.keys import INVOCATIONS, SETTINGS
 from api.operation import CURSOR, LIMIT, Operation, Parameter, one_of
-from api.session import authenticated, function_of
+from api.session import function_of
 from shared.errors import BadRequest
 from shared.postgres.invocations import NEWEST_INVOCATION, NEWEST_LOG
 from shared.queue.records import epoch_text
+from shared.scopes import Scope
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _NUMBERS = (2**62, 2**31)  # bounds of a cursor's epoch and sequence number
@@ -44,8 +46,8 @@ def _job_filter(request: web.Request) -> UUID | None:
         raise BadRequest("job_id must be a job's id.", code="invalid_parameter", field="job_id") from None
 
 
-async def list_logs(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_logs(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
@@ -102,8 +104,8 @@ def _log_document(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def list_invocations(request: web.Request) -> web.Response:
-    caller = await authenticated(request)
+async def list_invocations(request: web.Request, call: Call) -> web.Response:
+    caller = call.caller
     settings = request.app[SETTINGS]
     function = await function_of(request, caller)
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
@@ -149,6 +151,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions/{function}/logs",
         handler=list_logs,
+        scope=Scope.READ,
         summary="Read what a function printed, newest first",
         parameters=(_JOB, Parameter(name="level", description="Least level.", schema=one_of(LEVELS)), LIMIT, CURSOR),
         responses={200: models.LogPage},
@@ -157,6 +160,7 @@ OPERATIONS = (
         method="GET",
         path="/api/functions/{function}/invocations",
         handler=list_invocations,
+        scope=Scope.READ,
         summary="Read the records of a function's attempts, newest first",
         parameters=(_JOB, LIMIT, CURSOR),
         responses={200: models.InvocationPage},

@@ -5,9 +5,10 @@ A job that is waited for meets Postgres with the record of its end instead (``se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import cache
+from typing import Any
 from uuid import UUID
 
 from shared.errors import Conflict
@@ -18,7 +19,7 @@ from shared.submission.submission import Submission
 _SQL = queries("submissions")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Given:
     """One value of a submission.
 
@@ -28,43 +29,66 @@ class _Given:
 
     name: str
     type: str
-    value: Callable[[Submission], object]
     column: str | None = None
     stored: bool = True
 
+    def values(self, submissions: Sequence[Submission]) -> list[Any]:
+        name = self.name
+        return [getattr(submission, name) for submission in submissions]
 
-def _given(name: str, type: str, *, column: str | None = None, stored: bool = True) -> _Given:
-    return _Given(name=name, type=type, value=attrgetter(name), column=column, stored=stored)
 
-
-_GIVEN = (
-    _given("id", "uuid"),
-    _given("kind", "text"),
-    _given("user_id", "uuid"),
-    _given("function_id", "uuid"),
-    _given("version_id", "uuid"),
-    _given("concurrency", "int"),
-    _Given(name="payload", type="bytea", value=lambda submission: submission.payload or None),
-    _given("created_at", "timestamptz"),
-    _given("expires_at", "timestamptz"),
-    _given("priority", "smallint"),
-    _given("callback_url", "text"),
-    _given("run_at", "timestamptz", column="CASE WHEN counted THEN now() + (run_at - created_at) ELSE run_at END"),
-    _given("counted", "bool", stored=False),
-    _given("redrive_of", "uuid"),
-    _given("chained_from", "uuid"),
-    _given("chain_depth", "smallint"),
+_ALWAYS: tuple[_Given, ...] = (
+    _Given(name="id", type="uuid"),
+    _Given(name="kind", type="text"),
+    _Given(name="user_id", type="uuid"),
+    _Given(name="function_id", type="uuid"),
+    _Given(name="version_id", type="uuid"),
+    _Given(name="concurrency", type="int"),
+    _Given(name="payload", type="bytea", column="nullif(payload, '')"),
+    _Given(name="created_at", type="timestamptz"),
 )
-_STATUS = "CASE WHEN run_at IS NULL THEN 'queued' ELSE 'scheduled' END"
-_INSERT = (
-    f"INSERT INTO jobs ({', '.join(one.name for one in _GIVEN if one.stored)}, status)"  # noqa: S608 - names of ours
-    f" SELECT {', '.join(one.column or one.name for one in _GIVEN if one.stored)}, {_STATUS}"
-    f" FROM unnest({', '.join(f'${number}::{one.type}[]' for number, one in enumerate(_GIVEN, 1))})"
-    f" AS new ({', '.join(one.name for one in _GIVEN)})"
+_DUE = (
+    _Given(
+        name="run_at",
+        type="timestamptz",
+        column="CASE WHEN counted THEN now() + (run_at - created_at) ELSE run_at END",
+    ),
+    _Given(name="counted", type="bool", stored=False),
 )
-INSERT_JOBS = f"{_INSERT} ON CONFLICT DO NOTHING"
-"""Accept jobs in one commit. A job is left out if its id is there, or another one repeats or follows the same job."""
-_USER, _JOB, _KEY, _FINGERPRINT, _KEEP_S = (f"${len(_GIVEN) + number}" for number in range(1, 6))
+_SELDOM = (
+    _DUE,
+    (_Given(name="expires_at", type="timestamptz"),),
+    (_Given(name="priority", type="smallint"),),
+    (_Given(name="callback_url", type="text"),),
+    (_Given(name="redrive_of", type="uuid"),),
+    (_Given(name="chained_from", type="uuid"),),
+    (_Given(name="chain_depth", type="smallint"),),
+)
+"""What most jobs leave at the column's default, None or 0. A statement none of whose jobs has it leaves it out, so that
+a column that few jobs need costs the others nothing."""
+
+
+@cache
+def _insert(given: tuple[_Given, ...]) -> str:
+    stored = [one for one in given if one.stored]
+    status = "CASE WHEN run_at IS NULL THEN 'queued' ELSE 'scheduled' END" if _DUE[0] in given else "'queued'"
+    return (
+        f"INSERT INTO jobs ({', '.join(one.name for one in stored)}, status)"  # noqa: S608 - names of ours
+        f" SELECT {', '.join(one.column or one.name for one in stored)}, {status}"
+        f" FROM unnest({', '.join(f'${number}::{one.type}[]' for number, one in enumerate(given, 1))})"
+        f" AS new ({', '.join(one.name for one in given)})"
+    )
+
+
+@cache
+def insert_statement(given: tuple[_Given, ...]) -> str:
+    """Accept jobs in one commit, without those whose id is there, and those that repeat or follow a job that another
+    one repeats or follows."""
+    return f"{_insert(given)} ON CONFLICT DO NOTHING"
+
+
+ALL_GIVEN = _ALWAYS + tuple(one for group in _SELDOM for one in group)
+_USER, _JOB, _KEY, _FINGERPRINT, _KEEP_S = (f"${len(ALL_GIVEN) + number}" for number in range(1, 6))
 INSERT_JOB_ONCE = f"""
 WITH claimed AS (
     INSERT INTO idempotency_keys AS known (user_id, key, fingerprint, job_id, expires_at)
@@ -74,7 +98,7 @@ WITH claimed AS (
     WHERE known.expires_at <= now()
     RETURNING job_id, fingerprint
 ), accepted AS (
-    {_INSERT} WHERE EXISTS (SELECT FROM claimed)
+    {_insert(ALL_GIVEN)} WHERE EXISTS (SELECT FROM claimed)
 )
 SELECT job_id, fingerprint FROM claimed
 UNION ALL
@@ -90,7 +114,8 @@ async def insert(connection: Connection | Pool, submissions: Sequence[Submission
 
     To be called within :func:`postgres_errors`.
     """
-    done: str = await connection.execute(INSERT_JOBS, *_values(submissions))
+    given, values = _needed(submissions)
+    done: str = await connection.execute(insert_statement(given), *values)
     if int(done.rpartition(" ")[2]) == len(submissions):
         return submissions
     rows = await connection.fetch(_SQL["there"], [submission.id for submission in submissions])
@@ -98,8 +123,15 @@ async def insert(connection: Connection | Pool, submissions: Sequence[Submission
     return [submission for submission in submissions if submission.id in there]
 
 
-def _values(submissions: Sequence[Submission]) -> list[list[object]]:
-    return [[one.value(submission) for submission in submissions] for one in _GIVEN]
+def _needed(submissions: Sequence[Submission]) -> tuple[tuple[_Given, ...], list[list[Any]]]:
+    """What of :data:`ALL_GIVEN` these jobs need, and the values."""
+    given, values = _ALWAYS, [one.values(submissions) for one in _ALWAYS]
+    for group in _SELDOM:
+        columns = [one.values(submissions) for one in group]
+        if any(columns[0]):
+            given += group
+            values += columns
+    return given, values
 
 
 class Submissions:
@@ -126,7 +158,7 @@ class Submissions:
             while row is None:  # the key was taken after this statement began to look
                 row = await self._pool.fetchrow(
                     INSERT_JOB_ONCE,
-                    *_values([submission]),
+                    *(one.values([submission]) for one in ALL_GIVEN),
                     submission.user_id,
                     submission.id,
                     asked.key,

@@ -80,7 +80,7 @@ async def test_document_says_what_streams_headers_and_enumerations_are(document:
 async def test_document_says_which_calls_need_a_token_and_what_every_call_may_answer(document: dict[str, Any]) -> None:
     for operation in OPERATIONS:
         item = document["paths"][operation.path][operation.method.lower()]
-        assert item["security"] == ([] if operation.public else [{"bearer": []}])
+        assert item["security"] == ([] if operation.scope is None else [{"bearer": [operation.scope]}])
         assert {str(status) for status in operation.responses} <= set(item["responses"])
         assert "application/problem+json" in item["responses"]["default"]["content"]
         assert item["summary"]

@@ -14,7 +14,7 @@ from shared.embedded.postgres import EmbeddedPostgres
 from shared.errors import Misconfigured, Unavailable
 from shared.postgres.migrate import check_schema, known_migrations, migrate
 from shared.postgres.queries import nouns, queries
-from shared.postgres.submissions import INSERT_JOB_ONCE, INSERT_JOBS
+from shared.postgres.submissions import ALL_GIVEN, INSERT_JOB_ONCE, insert_statement
 from tests.conftest import dsn_of
 
 NEWEST = known_migrations()[-1]
@@ -158,7 +158,7 @@ async def test_named_query_prepares(connection: Any, noun: str, name: str) -> No
     await connection.prepare(queries(noun)[name])
 
 
-@pytest.mark.parametrize("statement", [INSERT_JOBS, INSERT_JOB_ONCE])
+@pytest.mark.parametrize("statement", [insert_statement(ALL_GIVEN), INSERT_JOB_ONCE])
 async def test_insert_that_is_made_of_the_list_of_columns_prepares(connection: Any, statement: str) -> None:
     await connection.prepare(statement)
 

@@ -1,0 +1,76 @@
+"""What a handler is given: who calls, and with what body; and how a body is taken in within its operation's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from api.accounts import Caller
+from shared.errors import BadRequest, TooLarge
+from shared.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimit:
+    """The largest body of an operation, in bytes once it is unpacked.
+
+    :param code: of the error for a larger one; ``field``: the part of the call that is at fault.
+    """
+
+    most: Callable[[Settings], int]
+    code: str = "too_large"
+    field: str | None = None
+
+    def check(self, size: int | None, most: int) -> None:
+        """:raises TooLarge: if ``size``, where it is known, is more than ``most``."""
+        if size is not None and size > most:
+            raise TooLarge(f"The body of this call may have at most {most} bytes.", code=self.code, field=self.field)
+
+
+SMALL_BYTES = 4096
+UPLOAD_FIELDS_BYTES = 128 * 1024
+SMALL = BodyLimit(most=lambda settings: SMALL_BYTES)
+EVENT = BodyLimit(most=lambda settings: settings.max_body_bytes)
+UPLOAD = BodyLimit(
+    most=lambda settings: settings.max_upload_bytes + UPLOAD_FIELDS_BYTES, code="upload_too_large", field="archive"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of an operation, authenticated and within its limits.
+
+    :ivar data: the body as it was sent, unpacked; empty where the operation reads none, or reads it by itself.
+    :ivar body: the body as the operation's model, where the operation does not parse it by itself.
+    """
+
+    known: Caller | None
+    data: bytes = b""
+    body: Any = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls an operation that is not public."""
+        if self.known is None:
+            raise LookupError("a public operation has no caller")
+        return self.known
+
+
+async def read_body(request: web.Request, limit: BodyLimit, most: int) -> bytes:
+    """The request's body, unpacked.
+
+    :raises TooLarge: as soon as there is more than ``most``.
+    :raises BadRequest: when there is something and it unpacks to nothing.
+    """
+    first = await request.content.readany()
+    limit.check(len(first), most)
+    data = bytearray()
+    while first and (chunk := await request.content.readany()):
+        data += chunk
+        limit.check(len(first) + len(data), most)
+    if not first and "Content-Encoding" in request.headers:
+        raise BadRequest("The body of the request is broken: it unpacks to nothing.", code="broken_body")
+    return first + data if data else first
