@@ -11,7 +11,7 @@ import sys
 from aiohttp import web
 
 from api.app import build_app
-from api.keys import LEAVING, PENDING_REPLIES
+from api.keys import LEAVING, LOOPS, PENDING_REPLIES
 from api.server import Runner
 from shared.process import run
 from shared.sealing import NOT_SEALED
@@ -48,7 +48,7 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await stop.wait()
+        await app[LOOPS].until(stop)
         log.info("stopping")
         app[LEAVING].set()
         # Whoever closes at once cuts off requests that are on their way over connections that were kept.

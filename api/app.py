@@ -20,8 +20,8 @@ from api.resolver import Resolver
 from api.routes import accounts, batch, deliveries, deploy, events, functions, invoke, jobs, operations, records
 from api.subscriptions import Subscriptions
 from shared.artifacts import open_store, store_config
-from shared.errors import Unavailable
 from shared.ids import new_id
+from shared.loop import Loop, Loops
 from shared.payload_store import PayloadStore
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
@@ -31,7 +31,6 @@ from shared.postgres.migrate import check_schema
 from shared.postgres.pool import close_pool, open_pool, postgres_errors
 from shared.postgres.submissions import Submissions
 from shared.postgres.users import Users
-from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
@@ -40,6 +39,8 @@ from shared.settings import Settings
 from shared.submission.submitter import Submitter
 
 log = logging.getLogger(__name__)
+
+_RECHECK_AGAIN_S = 1.0
 
 OPERATIONS: tuple[Operation, ...] = (
     *accounts.OPERATIONS,
@@ -65,6 +66,7 @@ def build_app(settings: Settings) -> web.Application:
     app[keys.VERSION] = installed_version("containerpub")
     app[keys.LEAVING] = asyncio.Event()
     app[keys.API_ID] = new_id().hex
+    app[keys.LOOPS] = Loops()
     app[keys.OPENAPI] = document(OPERATIONS, version=app[keys.VERSION], server=settings.public_url)
     app.on_shutdown.append(_end_subscriptions)
     app.cleanup_ctx.extend((_store, _postgres, _queue))
@@ -129,19 +131,12 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         subscriptions.connection_back()
         resolver.forget_all()
 
-    rechecks: set[asyncio.Task[None]] = set()
-
-    async def recheck() -> None:
-        try:
-            await pending.rebuilt(lambda jobs: queue.present("invoke", jobs))
-        except Unavailable as error:
-            log.warning("calls are not looked for", extra={"error": error.message})
-
-    def opened(_: bytes) -> None:
-        task = asyncio.create_task(recheck(), name="recheck")
-        rechecks.add(task)
-        task.add_done_callback(rechecks.discard)
-
+    recheck = Loop(
+        name="recheck",
+        run_once=lambda: pending.rebuilt(lambda jobs: queue.present("invoke", jobs)),
+        interval_s=None,
+        retry_s=_RECHECK_AGAIN_S,
+    )
     push = Push(
         redis.connection_pool,
         {
@@ -149,7 +144,7 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
             FINAL_CHANNEL: pending.ended,
             EVENTS_CHANNEL: subscriptions.heard,
             CHANGED_CHANNEL: resolver.changed,
-            OPENED_CHANNEL: opened,
+            OPENED_CHANNEL: lambda _: recheck.wake.set(),
         },
         on_standing=back,
         on_loss=pending.connection_lost,
@@ -160,13 +155,11 @@ async def _queue(app: web.Application) -> AsyncIterator[None]:
         submissions, app[keys.JOBS], queue, app[keys.PAYLOAD_STORE], patience_s=settings.dependency_timeout_seconds
     )
     app[keys.ACCOUNTS] = Accounts(Users(app[keys.POOL]), queue, settings)
-    await push.start()
-    looking = asyncio.create_task(subscriptions.run(), name="subscriptions")
+    loops = app[keys.LOOPS]
+    loops.start(push.loop, subscriptions.loop, recheck)
     yield
-    await ended([looking])
     await app[keys.SUBMITTER].close()
     app[keys.ACCOUNTS].close()
-    await push.stop()
-    await ended(list(rechecks))
+    await loops.stop()
     await queue.aclose()
     await redis.aclose()

@@ -12,6 +12,7 @@ from api.pending_replies import PendingReplies
 from api.resolver import Resolver
 from api.subscriptions import Subscriptions
 from shared.artifacts import ArtifactStore
+from shared.loop import Loops
 from shared.payload_store import PayloadStore
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
@@ -48,4 +49,5 @@ RESOLVER = web.AppKey("resolver", Resolver)
 ADMISSION = web.AppKey("admission", Admission)
 SUBMITTER = web.AppKey("submitter", Submitter)
 SUBSCRIPTIONS = web.AppKey("subscriptions", Subscriptions)
+LOOPS = web.AppKey("loops", Loops)
 PENDING_REPLIES = web.AppKey("waiting", PendingReplies)

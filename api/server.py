@@ -13,9 +13,11 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 
+from api.keys import LOOPS
 from api.middleware import problem
 from shared.errors import ContainerPubError, RequestTimeout
 from shared.ids import new_id
+from shared.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -127,12 +129,11 @@ class _Server(web.Server):
 class Runner(web.AppRunner):
     """An ``AppRunner`` whose connections have ``request_timeout_s`` for a head, and for a pause within a body."""
 
-    __slots__ = ("_request_timeout_s", "_watch")
+    __slots__ = ("_request_timeout_s",)
 
     def __init__(self, app: web.Application, *, request_timeout_s: float, **options: Any) -> None:
         super().__init__(app, **options)
         self._request_timeout_s = request_timeout_s
-        self._watch: asyncio.Task[None] | None = None
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -143,20 +144,19 @@ class Runner(web.AppRunner):
             loop=made._loop,
             **made._kwargs,
         )
-        self._watch = asyncio.create_task(self._watch_over(server), name="slow-requests")
+        self.app[LOOPS].start(
+            Loop(
+                name="slow-requests",
+                run_once=lambda: self._look_over(server),
+                interval_s=min(1.0, self._request_timeout_s / 4),
+            )
+        )
         return server
 
-    async def _cleanup_server(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
-        await super()._cleanup_server()
-
-    async def _watch_over(self, server: web.Server) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(min(1.0, self._request_timeout_s / 4))
-            now = loop.time()
-            for connection in server.connections:
-                if isinstance(connection, Connection):
-                    connection.end_if_overdue(now, self._request_timeout_s)
+    async def _look_over(self, server: web.Server) -> int:
+        """End what is overdue of each connection; how many there are."""
+        now = asyncio.get_running_loop().time()
+        for connection in server.connections:
+            if isinstance(connection, Connection):
+                connection.end_if_overdue(now, self._request_timeout_s)
+        return len(server.connections)

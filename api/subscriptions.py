@@ -16,6 +16,7 @@ import orjson
 from api.pending_replies import PendingReplies
 from shared.errors import TooMany, Unavailable, Unreadable
 from shared.jobs import Job
+from shared.loop import Loop
 from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, Queue
 from shared.sealing import Keyring, Part
@@ -141,18 +142,17 @@ class Subscriptions:
         except Unavailable as error:
             log.info("a job is not looked on", extra={"error": error.message})
 
-    async def run(self) -> None:
-        """Keep the queue telling, until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(_AGAIN_S):
-                    await self._lost.wait()
-            except TimeoutError:
-                pass
-            self._lost.clear()
-            await self.subscribe(
-                subscription for subscriptions in self._subscriptions.values() for subscription in subscriptions
-            )
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="subscriptions", run_once=self.run_once, interval_s=_AGAIN_S, wake=self._lost)
+
+    async def run_once(self) -> int:
+        """Keep the queue telling of all jobs that have a subscription; how many subscriptions."""
+        subscriptions = [
+            subscription for subscriptions in self._subscriptions.values() for subscription in subscriptions
+        ]
+        await self.subscribe(subscriptions)
+        return len(subscriptions)
 
     def stop(self) -> None:
         """End all subscriptions: this process ends."""

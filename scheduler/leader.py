@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from shared.errors import Unavailable
+from shared.loop import Loop
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 
@@ -23,31 +23,28 @@ class Leader:
         self._holder = holder
         self._life_s = life_s
         self._until = 0.0
+        self._led = False  # as it was said last
 
     @property
     def leading(self) -> bool:
         """Whether the lease is ours, by this process's own clock since before it was asked for."""
         return asyncio.get_running_loop().time() < self._until
 
-    async def run(self) -> None:
-        """Take and keep the lease until cancelled."""
-        was = False
-        while True:
-            try:
-                await self.run_once()
-            except Unavailable as error:
-                log.warning("leadership cannot be renewed", extra={"error": error.message})
-            if self.leading != was:
-                was = self.leading
-                log.info("leading" if was else "not leading", extra={"holder": self._holder})
-            await asyncio.sleep(min(self._life_s / 3, 2.0))
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="leader", run_once=self.run_once, interval_s=min(self._life_s / 3, 2.0))
 
     async def run_once(self) -> bool:
         """Take or renew the lease; whether it is ours now."""
         asked_at = asyncio.get_running_loop().time()
-        with postgres_errors():
-            holder = await self._pool.fetchval(_SQL["take_lease"], _NAME, self._holder, self._life_s)
-        self._until = asked_at + self._life_s if holder == self._holder else 0.0
+        try:
+            with postgres_errors():
+                holder = await self._pool.fetchval(_SQL["take_lease"], _NAME, self._holder, self._life_s)
+            self._until = asked_at + self._life_s if holder == self._holder else 0.0
+        finally:
+            if self.leading != self._led:
+                self._led = self.leading
+                log.info("leading" if self._led else "not leading", extra={"holder": self._holder})
         return self.leading
 
     async def resign(self) -> None:

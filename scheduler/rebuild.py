@@ -80,6 +80,10 @@ class Rebuild:
                     return True
         return False
 
+    async def keep_open(self) -> int:
+        """Open a new generation if that is needed; how many jobs were put on the queue."""
+        return await self.run_once() if await self.needed() else 0
+
     async def run_once(self) -> int:
         """Open a new generation; how many jobs were put on the queue. Raises ``Unavailable``; run it again then."""
         state = await self._queue.generation()

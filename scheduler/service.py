@@ -22,8 +22,9 @@ from scheduler.rebuild import Rebuild
 from scheduler.reconcile import Reconciler
 from scheduler.retention import Kept, Retention
 from scheduler.stopped import StoppedFunctions
-from shared.errors import Misconfigured, Unavailable
+from shared.errors import Misconfigured
 from shared.ids import new_id
+from shared.loop import Loop, Loops
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
@@ -31,12 +32,10 @@ from shared.postgres.migrate import check_schema
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.postgres.submissions import Submissions
-from shared.process import ended
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.conservation import Conservation
 from shared.queue.drain import Drain
 from shared.queue.queue import Queue
-from shared.queue.scripts import QueueClosed
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,32 +87,29 @@ async def serve(settings: Settings) -> None:
         stopped = StoppedFunctions(queue, Functions(pool))
         callbacks = await stack.enter_async_context(Callbacks(jobs, Deliveries(pool, settings.keyring), settings))
 
-        async def keep_open() -> None:
-            if await rebuild.needed():
-                await rebuild.run_once()
+        def leading(name: str, run_once: Callable[[], Awaitable[object]], every_s: float) -> Loop:
+            return Loop(name=name, run_once=run_once, interval_s=every_s, active=lambda: leader.leading)
 
-        loops = {
-            "leader": leader.run(),
-            "rebuild": _while_leading(leader, keep_open, every_s=_LOOK_S),
-            "observer": _while_leading(leader, lease_reaper.run_once, every_s=min(1.0, settings.lease_seconds / 5)),
-            "reconciler": _while_leading(leader, reconciler.run_once, every_s=settings.reconcile_seconds),
-            "due": _while_leading(leader, due.run_once, every_s=_DUE_S),
-            "expiry": _while_leading(leader, expiry.run_once, every_s=_EXPIRY_S),
-            "stopped": _while_leading(leader, stopped.run_once, every_s=_STOPPED_S),
-            "conservation": _while_leading(leader, conserve.run_once, every_s=settings.conservation_seconds),
-            "callbacks": _while_leading(leader, callbacks.step, every_s=_CALLBACKS_S),
-            "idempotency": _while_leading(leader, Submissions(pool).expire_keys, every_s=_EXPIRE_S),
-            "retention": _while_leading(leader, retention.run_once, every_s=_RETENTION_S),
-            "policy": _while_leading(leader, lambda: watch_policy(redis), every_s=_POLICY_S),
-            "partitions": _while_leading(leader, lambda: make_partitions(pool), every_s=_PARTITIONS_S),
-        }
-        tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
-        stopping = asyncio.create_task(stop.wait(), name="stopping")
-        done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-        await ended([*tasks, stopping])
-        for task in done - {stopping}:
-            log.error("a loop ended", extra={"loop": task.get_name()})
-            task.result()
+        loops = Loops()
+        loops.start(
+            leader.loop,
+            leading("rebuild", rebuild.keep_open, _LOOK_S),
+            leading("observer", lease_reaper.run_once, min(1.0, settings.lease_seconds / 5)),
+            leading("reconciler", reconciler.run_once, settings.reconcile_seconds),
+            leading("due", due.run_once, _DUE_S),
+            leading("expiry", expiry.run_once, _EXPIRY_S),
+            leading("stopped", stopped.run_once, _STOPPED_S),
+            leading("conservation", conserve.run_once, settings.conservation_seconds),
+            leading("callbacks", callbacks.step, _CALLBACKS_S),
+            leading("idempotency", Submissions(pool).expire_keys, _EXPIRE_S),
+            leading("retention", retention.run_once, _RETENTION_S),
+            leading("policy", lambda: watch_policy(redis), _POLICY_S),
+            leading("partitions", lambda: make_partitions(pool), _PARTITIONS_S),
+        )
+        try:
+            await loops.until(stop)
+        finally:
+            await loops.stop()
         await leader.resign()
     finally:
         await stack.aclose()
@@ -135,15 +131,3 @@ async def watch_policy(redis: Redis) -> None:
         await refuse_evicting_policy(redis)
     except Misconfigured as error:
         log.error("jobs may be lost", extra={"error": error.message})
-
-
-async def _while_leading(leader: Leader, work: Callable[[], Awaitable[object]], *, every_s: float) -> None:
-    while True:
-        if leader.leading:
-            try:
-                await work()
-            except (Unavailable, QueueClosed) as error:
-                log.warning("put off", extra={"error": str(error)})
-            await asyncio.sleep(every_s)
-        else:
-            await asyncio.sleep(min(every_s, _LOOK_S))

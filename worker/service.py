@@ -15,6 +15,7 @@ from shared.artifacts import open_store, store_config
 from shared.errors import Unavailable
 from shared.functions import RunnableVersion
 from shared.ids import new_id
+from shared.loop import Loop
 from shared.payload_store import PayloadStore
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
@@ -200,22 +201,25 @@ class Service:
             # What was missed meanwhile is found by looking.
             on_standing=look_again,
         )
-        await push.start()
-        self._open.push_async_callback(push.stop)
         drain = Drain(self._redis, jobs, consumer=self.id, queue=self._queue)
         self._open.push_async_callback(drain.leave)
         self.worker.dispatchers = dispatchers
-        self.worker.loops = {
-            "heartbeat": self._beat,
-            "records": drain.run,
-            "sandboxes": pool.maintain,
-            "outage": outage.run,
-            "subscribers": subscribers.run,
-            "sweep": self._sweep,
-            "texts": PayloadSweep(postgres, store, self.id).run,
-        }
-        if serves_invokes:
-            self.worker.loops["warmth"] = warmth.run
+        self.worker.loops = (
+            push.loop,
+            Loop(
+                name="heartbeat",
+                run_once=self._beat,
+                interval_s=settings.heartbeat_seconds,
+                retry_s=min(_RETRY_BEAT_S, settings.heartbeat_seconds),
+            ),
+            drain.loop,
+            Loop(name="sandboxes", run_once=pool.maintain, interval_s=0),
+            *((warmth.loop,) if serves_invokes else ()),
+            outage.loop,
+            subscribers.loop,
+            Loop(name="sweep", run_once=self._sweep, interval_s=settings.sweep_seconds),
+            PayloadSweep(postgres, store, self.id).loop,
+        )
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)
         log.info(
@@ -248,14 +252,8 @@ class Service:
             log.warning("could not sign off", extra={"error": error.message})
 
     async def _beat(self) -> None:
-        while True:
-            try:
-                await self._queue.beat(self.id)
-                await self._queue.report(self.id, self._figures())
-                await asyncio.sleep(self._settings.heartbeat_seconds)
-            except Unavailable as error:
-                log.warning("heartbeat failed", extra={"error": error.message})
-                await asyncio.sleep(_RETRY_BEAT_S)
+        await self._queue.beat(self.id)
+        await self._queue.report(self.id, self._figures())
 
     def _figures(self) -> dict[str, Any]:
         return {
@@ -264,29 +262,25 @@ class Service:
             "settled": sum(dispatcher.settled for dispatcher in self.worker.dispatchers),
         }
 
-    async def _sweep(self) -> None:
-        """Clear away what dead workers left on this engine, and images that are not wanted any more."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._settings.sweep_seconds)
-            joined = [dispatcher.joined_at for dispatcher in self.worker.dispatchers]
-            # After Redis was emptied, the living need one heartbeat's time to show up again.
-            if any(at is None or loop.time() - at < self._settings.heartbeat_seconds * 1.5 for at in joined):
-                continue
-            try:
-                living = frozenset(await self._queue.beats()) | {self.id}
-                state = await self._queue.generation()
-                # Asked for after the beats: in a Redis that was emptied before them there is none, or another one.
-                if state is None or any(dispatcher.generation != state[0] for dispatcher in self.worker.dispatchers):
-                    continue
-                swept = await self._engine.sweep(living) + await self._scratch.sweep()
-                if swept:
-                    log.info("swept", extra={"things": swept})
-                removed = await self._engine.collect_garbage(self._functions.standing)
-                if removed:
-                    log.info("removed images", extra={"images": removed})
-            except Unavailable as error:
-                log.warning("sweep failed", extra={"error": str(error)})
+    async def _sweep(self) -> int:
+        """Clear away what dead workers left on this engine, and unwanted images; how many things."""
+        now = asyncio.get_running_loop().time()
+        joined = [dispatcher.joined_at for dispatcher in self.worker.dispatchers]
+        # After Redis was emptied, the living need one heartbeat's time to show up again.
+        if any(at is None or now - at < self._settings.heartbeat_seconds * 1.5 for at in joined):
+            return 0
+        living = frozenset(await self._queue.beats()) | {self.id}
+        state = await self._queue.generation()
+        # Asked for after the beats: in a Redis that was emptied before them there is none, or another one.
+        if state is None or any(dispatcher.generation != state[0] for dispatcher in self.worker.dispatchers):
+            return 0
+        swept = await self._engine.sweep(living) + await self._scratch.sweep()
+        if swept:
+            log.info("swept", extra={"things": swept})
+        removed = await self._engine.collect_garbage(self._functions.standing)
+        if removed:
+            log.info("removed images", extra={"images": removed})
+        return swept + removed
 
 
 def engine_config(settings: Settings, worker: str) -> EngineConfig:

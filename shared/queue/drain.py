@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from shared.errors import Unavailable
 from shared.jobs import FINAL, JobStatus, Reason
+from shared.loop import Loop
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import is_refusal
 from shared.queue.connection import redis_errors
@@ -52,23 +53,23 @@ class Drain:
         self.written = 0
         self._behind = False  # something was read and could not be written
         self._consumers = 1
+        self._look_for_stranded = 0.0  # at the first step
 
-    async def run(self) -> None:
-        """Drain until cancelled."""
-        loop = asyncio.get_running_loop()
-        look_for_stranded = loop.time() + LOOK_FOR_STRANDED_S
-        while True:
-            try:
-                written = await self.run_once(block_ms=BLOCK_MS)
-                if 0 < written < BATCH:
-                    await asyncio.sleep(GATHER_S * self._consumers)
-                if loop.time() >= look_for_stranded:
-                    await self._count_consumers()
-                    await self.take_over()
-                    look_for_stranded = loop.time() + LOOK_FOR_STRANDED_S
-            except Unavailable as error:
-                log.warning("records wait", extra={"error": error.message})
-                await asyncio.sleep(RETRY_S)
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="records", run_once=self.step, interval_s=0, retry_s=RETRY_S)
+
+    async def step(self) -> int:
+        """Wait for records and write them, and now and then those that a dead consumer had read; how many arrived."""
+        written = await self.run_once(block_ms=BLOCK_MS)
+        if 0 < written < BATCH:
+            await asyncio.sleep(GATHER_S * self._consumers)
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_for_stranded:
+            self._look_for_stranded = now + LOOK_FOR_STRANDED_S
+            await self._count_consumers()
+            await self.take_over()
+        return written
 
     async def run_once(self, *, block_ms: int | None = None) -> int:
         """Write what has arrived; how many records. Raises :class:`Unavailable`, with nothing lost.

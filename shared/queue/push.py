@@ -14,6 +14,7 @@ from typing import Any
 import redis.exceptions
 from redis.asyncio.connection import ConnectionPool
 
+from shared.loop import Loop
 from shared.queue.link import Wire
 
 log = logging.getLogger(__name__)
@@ -42,31 +43,23 @@ class Push:
         self._channels = {name.encode(): callback for name, callback in channels.items()}
         self._on_standing = on_standing
         self._on_loss = on_loss
-        self._task: asyncio.Task[None] | None = None
         self._pending = 0
         self._heard = False  # since the last look
         self.standing = asyncio.Event()
 
-    async def start(self) -> None:
-        """Start listening; returns at once, ``standing`` is set when the subscription stands."""
-        self._task = asyncio.create_task(self._run(), name="push")
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="push", run_once=self.run_once, interval_s=RECONNECT_S)
 
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._listen()
-            except (redis.exceptions.RedisError, OSError) as error:
-                if self.standing.is_set():
-                    log.warning("push connection lost", extra={"error": type(error).__name__})
-                    self.standing.clear()
-                    self._on_loss()
-                await asyncio.sleep(RECONNECT_S)
+    async def run_once(self) -> None:
+        """Connect, and listen until the connection is lost."""
+        try:
+            await self._listen()
+        except (redis.exceptions.RedisError, OSError) as error:
+            if self.standing.is_set():
+                log.warning("push connection lost", extra={"error": type(error).__name__})
+                self.standing.clear()
+                self._on_loss()
 
     async def _listen(self) -> None:
         """Until the connection is lost, which raises."""
@@ -98,9 +91,15 @@ class Push:
         self._heard = True
         kind = answer[0] if isinstance(answer, list) else None
         if kind == b"message":
-            self._channels[answer[1]](answer[2])
+            self._hear(answer[1], answer[2])
         elif kind == b"subscribe" and self._pending:
             self._pending -= 1
             if self._pending == 0:
                 self.standing.set()
                 self._on_standing()
+
+    def _hear(self, channel: bytes, message: bytes) -> None:
+        try:
+            self._channels[channel](message)
+        except Exception:  # the connection, which every waiting call needs, must not be lost for one bad message
+            log.exception("a push cannot be read", extra={"channel": channel.decode("utf-8", "replace")})

@@ -14,6 +14,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from shared.embedded.redis import EmbeddedRedis
+from shared.loop import Loops
 from shared.queue.connection import connect
 from shared.queue.link import Link, Wire
 from shared.queue.push import Push
@@ -139,7 +140,8 @@ async def test_f12_push_notices_a_connection_that_went_silent(
             on_standing=standing.set,
             on_loss=lost.set,
         )
-        await push.start()
+        loops = Loops()
+        loops.start(push.loop)
         async with asyncio.timeout(10):
             await standing.wait()
             pid = int((await client.info("server"))["process_id"])
@@ -152,4 +154,26 @@ async def test_f12_push_notices_a_connection_that_went_silent(
             await standing.wait()
             await client.publish("news", "here")
             await heard.wait()
-        await push.stop()
+        await loops.stop()
+
+
+async def test_a_message_that_cannot_be_read_costs_neither_the_connection_nor_the_next_message(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, standing, heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def read(message: bytes) -> None:
+        message.decode("ascii")
+        heard.set()
+
+    push = Push(redis.connection_pool, {"news": read}, on_standing=standing.set, on_loss=lost.set)
+    loops = Loops()
+    loops.start(push.loop)
+    async with asyncio.timeout(10):
+        await standing.wait()
+        await redis.publish("news", b"\xff not ours")
+        await redis.publish("news", b"ours")
+        await heard.wait()
+    assert not lost.is_set()
+    assert "a push cannot be read" in caplog.messages
+    await loops.stop()

@@ -17,7 +17,9 @@ from arq.typing import StartupShutdown
 from arq.worker import Function, func
 from arq.worker import Worker as ArqWorker
 
+from shared.loop import Loop, Loops
 from shared.process import ended
+from shared.queue.connection import redis_errors
 from shared.queue.message import JobMessage
 from shared.queue.queue import Claim
 from shared.queue.records import Record
@@ -34,7 +36,7 @@ class Worker(ArqWorker):
     """Serves dispatchers until told to stop.
 
     :param jobs: job kind to coroutine.
-    :param loops: coroutines that run beside the dispatchers; one that ends unexpectedly ends the worker.
+    :ivar loops: what runs beside the dispatchers; one that dies ends the worker.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Worker(ArqWorker):
             log_results=False,
         )
         self.dispatchers: Sequence[Dispatcher] = ()
-        self.loops: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.loops: Sequence[Loop] = ()
         self.stopping = asyncio.Event()
 
     async def run_one(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
@@ -101,19 +103,20 @@ class Worker(ArqWorker):
             asyncio.create_task(dispatcher.work(), name=f"dispatcher-{dispatcher.name}")
             for dispatcher in self.dispatchers
         ]
-        loops = [asyncio.create_task(_forever(loop()), name=name) for name, loop in self.loops.items()]
-        loops.append(asyncio.create_task(self._health(), name="health"))
+        loops = Loops()
+        loops.start(*self.loops, Loop(name="health", run_once=self._health, interval_s=HEALTH_EVERY_S))
+        failing = asyncio.create_task(loops.failed(), name="loops")
         try:
-            done, _ = await asyncio.wait([*dispatchers, *loops, stop], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*dispatchers, failing, stop], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
-                # A loop that dies takes the process with it: a supervisor starts a whole one.
-                log.error("a loop ended", extra={"loop": task.get_name()})
+                log.error("the worker cannot go on", extra={"task": task.get_name()})
                 task.result()
             for dispatcher in self.dispatchers:
                 dispatcher.drain()
             await asyncio.gather(*dispatchers)
         finally:
-            await ended([*dispatchers, *loops])
+            await ended([*dispatchers, failing])
+            await loops.stop()
 
     async def close(self) -> None:
         """Run the shutdown hook; the hook closes what the start-up opened."""
@@ -122,17 +125,9 @@ class Worker(ArqWorker):
         await self.pool.aclose()
 
     async def _health(self) -> None:
-        while True:
-            self.jobs_complete = sum(dispatcher.settled for dispatcher in self.dispatchers)
-            try:
-                await self.record_health()
-            except Exception as error:  # noqa: BLE001 - arq raises whatever redis-py does; health is no reason to stop
-                log.warning("health was not recorded", extra={"error": str(error)})
-            await asyncio.sleep(HEALTH_EVERY_S)
-
-
-async def _forever(loop: Awaitable[None]) -> None:
-    await loop
+        self.jobs_complete = sum(dispatcher.settled for dispatcher in self.dispatchers)
+        with redis_errors():
+            await self.record_health()
 
 
 def _as_arq(job: Job) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from shared.loop import Loop
 from shared.queue.message import JobMessage
 from worker.engine.contract import Engine
 
@@ -43,11 +44,13 @@ class Outage:
         await self._look()
         return True
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            await asyncio.sleep(_LOOK_AGAIN_S if self._away else _LOOK_EVERY_S)
-            await self._look()
+    @property
+    def loop(self) -> Loop:
+        return Loop(
+            name="outage",
+            run_once=self._look,
+            interval_s=lambda: _LOOK_AGAIN_S if self._away else _LOOK_EVERY_S,
+        )
 
     async def _look(self) -> None:
         away = not await self._engine.answers()

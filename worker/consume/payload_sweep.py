@@ -6,14 +6,13 @@ within the last day is left alone, since the job that it is of may not have met 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from shared.artifacts import ArtifactStore, payload_owner
-from shared.errors import Unavailable
+from shared.loop import Loop
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 
@@ -32,15 +31,16 @@ class PayloadSweep:
         self._store = store
         self._holder = holder
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            try:
-                if await self._is_ours() and (swept := await self.run_once()):
-                    log.info("removed payloads of jobs", extra={"payloads": swept})
-            except Unavailable as error:
-                log.warning("payloads are not swept", extra={"error": error.message})
-            await asyncio.sleep(EVERY_S)
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="payloads", run_once=self.run_in_turn, interval_s=EVERY_S)
+
+    async def run_in_turn(self) -> int:
+        """Sweep, if no other worker has within the hour; how many were deleted."""
+        swept = await self.run_once() if await self._is_ours() else 0
+        if swept:
+            log.info("removed payloads of jobs", extra={"payloads": swept})
+        return swept
 
     async def _is_ours(self) -> bool:
         """Whether this worker sweeps for the hour."""

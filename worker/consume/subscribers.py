@@ -15,7 +15,7 @@ from collections import Counter
 import orjson
 from redis.asyncio import Redis
 
-from shared.errors import Unavailable
+from shared.loop import Loop
 from shared.queue.connection import redis_errors
 from shared.queue.message import JobMessage
 from shared.queue.queue import EVENTS_CHANNEL, Claim, progress_key
@@ -93,18 +93,17 @@ class Subscribers:
             self._changed.add(call)
             self._wake.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(_GATHER_S)
-            self._wake.clear()
-            changed, self._changed = self._changed, set()
-            try:
-                await self._tell(changed)
-            except Unavailable as error:
-                # a subscriber asks again once Redis is back.
-                log.warning("subscribers are not told", extra={"error": error.message})
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="subscribers", run_once=self.run_once, interval_s=None, wake=self._wake)
+
+    async def run_once(self) -> int:
+        """Tell what changed, after a moment in which more may; of how many calls. After a failure, subscribers
+        ask again once Redis is back."""
+        await asyncio.sleep(_GATHER_S)
+        changed, self._changed = self._changed, set()
+        await self._tell(changed)
+        return len(changed)
 
     async def _tell(self, calls: set[_Call]) -> None:
         now = time.monotonic()

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from shared.errors import ContainerPubError, Unavailable
+from shared.errors import ContainerPubError
 from shared.functions import RunnableVersion
+from shared.loop import Loop
 from shared.postgres.functions import Functions
 from worker.build.plan import BuildRejected
 from worker.sandbox.contract import SandboxStarter
@@ -45,19 +46,9 @@ class Warmth:
     def changed(self) -> None:
         self._changed.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            self._changed.clear()
-            try:
-                await self.run_once()
-            except Unavailable as error:
-                log.warning("cannot see what to keep warm", extra={"error": error.message})
-            try:
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="warmth", run_once=self.run_once, interval_s=_LOOK_EVERY_S, wake=self._changed)
 
     async def run_once(self) -> int:
         """Look once; how many sandboxes are to be kept."""
