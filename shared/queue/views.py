@@ -1,0 +1,134 @@
+"""What is on the queue, for those who look at it, and what they are told when something happens there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from shared.errors import Unreadable
+from shared.ids import short
+from shared.jobs import Run
+from shared.queue.client import Client
+from shared.queue.connection import redis_errors
+from shared.queue.message import NO_VERSION
+from shared.queue.names import CHANGED_CHANNEL, RECORDS, WATCHED, progress_key
+from shared.sealing import Keyring, Part
+
+_WATCHED_S = 60
+
+# These are no steps of the queue: they may be called at any time.
+_PRESENT = """
+local there = {}
+for i = 2, #ARGV do there[#there + 1] = redis.call('HEXISTS', 'cp:' .. ARGV[1] .. ':messages', ARGV[i]) end
+return there
+"""
+_LOOK_ON = """
+local watched, now = ARGV[2], tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', watched, '-inf', now)
+for i = 4, #ARGV do
+    redis.call('ZADD', watched, now + ARGV[3], ARGV[i])
+    local entry = redis.call('HGET', 'cp:' .. ARGV[1] .. ':running', ARGV[i])
+    if entry then redis.call('PUBLISH', 'cp:worker:' .. string.match(entry, '^%S+ (%S+)'), 'watch ' .. ARGV[i]) end
+end
+"""
+_DEPTH = """
+local base = 'cp:' .. ARGV[1] .. ':'
+local depth, parking = redis.call('ZCARD', base .. 'user:' .. ARGV[2]), base .. 'parking:' .. ARGV[2]
+for _, fn in ipairs(redis.call('SMEMBERS', parking)) do
+    local parked = redis.call('ZCARD', base .. 'parked:' .. fn)
+    if parked == 0 then redis.call('SREM', parking, fn) end
+    depth = depth + parked
+end
+return depth
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A function changed; ``live`` is the version that serves it now, None if it serves nothing any more."""
+
+    function: UUID
+    live: UUID | None
+
+    def encode(self) -> str:
+        return f"{self.function} {self.live or NO_VERSION}"
+
+    @classmethod
+    def decode(cls, message: bytes) -> Change:
+        function, live = (UUID(part) for part in message.decode().split(" "))
+        return cls(function=function, live=None if live == NO_VERSION else live)
+
+
+class Views(Client):
+    """The part of :class:`shared.queue.queue.Queue` that looks at jobs."""
+
+    _keyring: Keyring
+
+    async def subscribe(self, queue: str, jobs: Sequence[UUID]) -> None:
+        """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
+        wrote so far that run."""
+        if jobs:
+            await self.evaluate(_LOOK_ON, queue, WATCHED, _WATCHED_S, *(str(job) for job in jobs))
+
+    async def watch(self, worker: str, job: UUID) -> None:
+        """Have ``worker`` tell what ``job`` writes, from its beginning."""
+        with redis_errors():
+            await self.redis.publish(f"cp:worker:{worker}", f"watch {job}")
+
+    async def progress(self, jobs: Sequence[UUID]) -> list[Any]:
+        """What each job said last of its progress: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
+        if not jobs:
+            return []
+        with redis_errors():
+            found = await self.redis.mget([progress_key(str(job)) for job in jobs])
+        return [None if one is None else self._opened(one, job) for one, job in zip(found, jobs, strict=True)]
+
+    def _opened(self, progress: bytes, job: UUID) -> Any:
+        try:
+            return orjson.loads(self._keyring.open(progress, job, Part.PROGRESS))
+        except Unreadable:
+            return None
+
+    async def depth(self, queue: str, user: UUID) -> int:
+        """Jobs of ``user`` that wait, for a slot or for what they are parked for."""
+        return int(await self.evaluate(_DEPTH, queue, short(user)))
+
+    async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
+        """Whether each job is anywhere on ``queue``."""
+        if not jobs:
+            return []
+        return [flag == 1 for flag in await self.evaluate(_PRESENT, queue, *(str(job) for job in jobs))]
+
+    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[Run | None]:
+        """The run of each job that is under way right now."""
+        if not jobs:
+            return []
+        with redis_errors():
+            answer = await self.redis.hmget(f"cp:{queue}:running", [str(job) for job in jobs])  # type: ignore[misc]
+        return [None if entry is None else _run_of(entry) for entry in answer]
+
+    async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
+        with redis_errors():
+            answer = await self.redis.smembers(f"cp:{queue}:using:{short(user)}")  # type: ignore[misc]
+        return [UUID(member.decode()) for member in answer]
+
+    async def records(self) -> int:
+        """Records that wait for Postgres."""
+        with redis_errors():
+            return int(await self.redis.xlen(RECORDS))
+
+    async def announce_change(self, change: Change) -> None:
+        """Tell every process to drop what it remembers of a function."""
+        with redis_errors():
+            await self.redis.publish(CHANGED_CHANNEL, change.encode())
+
+
+def _run_of(entry: bytes) -> Run:
+    """An older release tells no more than worker and epoch."""
+    epoch, _, _, _, *rest = entry.decode().split(" ")
+    claimed_ms, attempt = (int(part) for part in rest) if rest else (None, None)
+    return Run(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)
