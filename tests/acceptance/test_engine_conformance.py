@@ -25,7 +25,7 @@ from worker.sandbox.tail import Progress
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
 PROMPT_S = 6.0
-"""Of calls that end after a second when all is well, and after a minute or never when it is not."""
+"""Of what takes a second at most when all is well, and ten, a minute or for ever when it is not."""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ async def test_a_paused_sandbox_is_destroyed_promptly(bench: Bench, handler: str
     await sandbox.pause()
     started = time.monotonic()
     await sandbox.destroy()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPT_S
     assert await _left(bench) == []
 
 
@@ -272,7 +272,7 @@ async def test_r8_a_flood_of_output_is_cut_and_the_call_stays_prompt(bench: Benc
     assert outcome.result == b'"done"'
     assert outcome.logs_truncated
     assert sum(len(entry.message) for entry in outcome.logs) == 10_000
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPT_S
     assert sandbox.reusable
 
 
@@ -306,7 +306,7 @@ async def test_r1_r22_a_call_ends_at_its_timeout(bench: Bench, handler: str) -> 
     if handler == "ignore_signals":
         assert text(outcome, "stdout") == "imported\nstill here\n"
     await sandbox.destroy()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPT_S
 
 
 @pytest.mark.podman
@@ -477,7 +477,7 @@ async def test_an_endless_import_uses_up_the_first_calls_time(bench: Bench) -> N
     started = time.monotonic()
     outcome = await bench.run("endless_import:handler", timeout_ms=1000)
     assert outcome.reason == "timeout"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < PROMPT_S
 
 
 async def test_r11_a_frame_forged_on_stdout_is_output(bench: Bench) -> None:
@@ -495,7 +495,7 @@ async def test_stray_bytes_on_the_control_connection_are_a_crash(bench: Bench, s
     started = time.monotonic()
     outcome = await sandbox.call(call(stray))
     assert outcome.reason == "crashed"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < PROMPT_S
     assert not sandbox.reusable
 
 
@@ -551,7 +551,7 @@ async def test_closing_the_control_connection_is_a_crash(bench: Bench) -> None:
     started = time.monotonic()
     outcome = await sandbox.call(call())
     assert outcome.reason == "crashed"
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < PROMPT_S
 
 
 async def test_r22_closing_its_output_does_not_fail_a_call(bench: Bench) -> None:

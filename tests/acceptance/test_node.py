@@ -333,7 +333,7 @@ async def test_an_import_that_exits_or_never_ends_is_the_first_calls(node: Node)
     assert text(exiting, "stdout") == "dying early\n"
     started = time.monotonic()
     assert (await node.run("endless:handler", timeout_ms=1000)).reason == "timeout"
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15
 
 
 async def test_r11_a_frame_forged_on_stdout_is_output(node: Node) -> None:
