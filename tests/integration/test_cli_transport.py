@@ -108,7 +108,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def containerpub(script: Script, tmp_path: Path) -> Command:
     def call(*args: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-m", "cli", *args],
+            [sys.executable, "-W", "error", "-m", "cli", *args],
             cwd=tmp_path,
             env=variables(tmp_path, script.url, **more),
             input=stdin,
