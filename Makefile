@@ -38,7 +38,7 @@ images:          ## Pull the base images, or make stand-ins for them
 status:          ## Ask the platform of `make up` how it is
 	@url=$$(cat "$(DATA)/api.url" 2>/dev/null) || { echo "nothing runs on $(DATA): make up"; exit 1; }; \
 		for what in health ready; do \
-			$(PYTHON) -c 'import sys, urllib.error, urllib.request as r; \
+			"$(PYTHON)" -c 'import sys, urllib.error, urllib.request as r; \
 			print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$$url/api/$$what"; done
 
 logs:            ## Follow what `make up` prints
@@ -52,14 +52,14 @@ clean:           ## Remove caches and built files
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-all:       ## Also remove the virtual environment and the data of `make up`, unless that runs
-	@$(PYTHON) scripts/unused.py "$(DATA)"
+	@"$(PYTHON)" scripts/unused.py "$(DATA)"
 	@$(MAKE) --no-print-directory clean
 	rm -rf .venv "$(DATA)" bench/results
 
 .venv/ready: requirements-embedded.lock pyproject.toml
-	@scripts/venv.sh $(PYTHON) requirements-embedded.lock
+	@scripts/venv.sh "$(PYTHON)" requirements-embedded.lock
 	@touch $@
 
 .venv/dev: requirements-dev.lock pyproject.toml
-	@scripts/venv.sh $(PYTHON) requirements-dev.lock
+	@scripts/venv.sh "$(PYTHON)" requirements-dev.lock
 	@touch $@ .venv/ready
