@@ -99,6 +99,12 @@ class FunctionPage(BaseModel):
     next: str | None
 
 
+class LayerView(BaseModel):
+    kind: Literal["base", "runtime", "dependencies", "code", "image"]
+    digest: str
+    bytes: int
+
+
 class VersionView(BaseModel):
     id: UUID
     number: int
@@ -107,8 +113,8 @@ class VersionView(BaseModel):
     error: str | None
     artifact_sha256: str
     artifact_bytes: int
-    image: str | None
-    image_bytes: int | None
+    base: str | None
+    layers: list[LayerView]
     settings: dict[str, Any]
     build_log: str
     created_at: datetime

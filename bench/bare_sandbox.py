@@ -15,6 +15,7 @@ import orjson
 
 from bench import engine
 from bench.figure import WrongAnswer, median
+from shared.layers import VersionLayers
 from worker.sandbox.attach import SOCKET_NAME, Connections, Rendezvous
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.environment import environment
@@ -92,7 +93,7 @@ def _spec(image: str) -> SandboxSpec:
         version=1,
         runtime="python",
         handler="main:handler",
-        image=image,
+        layers=VersionLayers(base=image, layers=()),
         memory_mb=128,
         cpus=0.5,
         timeout_ms=5000,

@@ -91,7 +91,6 @@ async def _by_hand(run: Run, platform: Platform, kind: Kind) -> list[float]:
     if run.engine_name != "docker":
         return []
     run.say(f"baseline: docker run, {kind.what}")
-    image = await platform.database.fetchval(
-        "SELECT v.image FROM versions v JOIN functions f ON f.id = v.function_id WHERE f.name = $1", kind.name
-    )
+    image = await platform.image_of(kind.name)
+    assert image is not None
     return [await kind.docker_run_ms(image) for _ in range(run.pick(3, 10))]

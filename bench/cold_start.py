@@ -48,7 +48,7 @@ async def measure(run: Run) -> list[Figure]:
         began = time.time()
         took = [await _first_call(caller, f"new-{number}", number) for number in range(1, run.pick(5, 20) + 1)]
         kinds = await recorded.start_kinds_of(platform, began, len(took))
-        image = await platform.database.fetchval("SELECT image FROM versions LIMIT 1")
+        image = await platform.image_of()
         baseline = await run.baselines.docker_run(image)
         figures = [
             _figure(

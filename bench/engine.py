@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.figure import WrongAnswer
@@ -55,6 +59,22 @@ async def build(folder: Path, tag: str) -> None:
     """``docker build`` of a folder with a ``main.py``: the image that somebody would write by hand."""
     (folder / "Dockerfile").write_text(f"FROM {BASE_IMAGE}\nCOPY main.py /function/main.py\n")
     await docker("build", "--quiet", "--tag", tag, str(folder))
+
+
+async def assemble(installation: str, base: str, layers: Sequence[Path]) -> str:
+    """One image of all that a version consists of, as its owner would have written it; its id.
+
+    :param layers: tars, from the bottom up.
+    """
+    with tempfile.TemporaryDirectory(prefix="cp-bench-") as folder:
+        lines = [f"FROM {base}"]
+        for number, layer in enumerate(layers):
+            await asyncio.to_thread(shutil.copyfile, layer, Path(folder, f"{number}.tar"))
+            lines.append(f"ADD {number}.tar /")
+        Path(folder, "Dockerfile").write_text("\n".join(lines))
+        tag = f"containerpub/function:bench-{secrets.token_hex(8)}"
+        label = f"containerpub.installation={installation}"
+        return (await docker("build", "--quiet", "--label", label, "--tag", tag, folder)).strip()
 
 
 async def remove(*images: str) -> None:

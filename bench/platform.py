@@ -81,6 +81,27 @@ class Platform:
             error.add_note(self.logs())  # the folder is about to go
         await self._open.aclose()
 
+    async def image_of(self, function: str | None = None) -> str | None:
+        """An image of what the function's version consists of, or the newest version of all, for baselines; None where
+        there are no images."""
+        if self.engine_name != "docker":
+            return None
+        version, base = await self.database.fetchrow(
+            "SELECT v.id, v.base FROM versions v JOIN functions f ON f.id = v.function_id "
+            "WHERE f.name = coalesce($1, f.name) AND v.status = 'active' ORDER BY v.created_at DESC LIMIT 1",
+            function,
+        )
+        rows = await self.database.fetch(
+            "SELECT l.digest FROM version_layers l JOIN blobs b ON b.digest = l.digest "
+            "WHERE l.version_id = $1 AND b.kind NOT IN ('base', 'image') ORDER BY l.position",
+            version,
+        )
+        if not rows:
+            return str(base)  # its own Dockerfile's
+        digests = [row["digest"] for row in rows]
+        paths = [self.folder / "artifacts" / "layers" / digest[:2] / digest for digest in digests]
+        return await engine.assemble(self.installation, base, paths)
+
     def start(self, name: str, env: Mapping[str, str] | None = None) -> None:
         """Start the process ``name``: ``api``, ``scheduler`` or ``worker-…``."""
         self._launcher.start(name, env)

@@ -51,7 +51,7 @@ async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
     kinds = await recorded.start_kinds_of(platform, began, len(took) + len(reused))
     if set(kinds) - {"warm", "paused"}:
         raise WrongAnswer(f"sandboxes were to stand ready, but these starts were recorded: {kinds}")
-    image = await platform.database.fetchval("SELECT image FROM versions ORDER BY created_at DESC LIMIT 1")
+    image = await platform.image_of()
     return Figure(
         key="fresh_p50",
         what="call that gets a sandbox of its own (fresh), p50",

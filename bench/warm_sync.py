@@ -16,7 +16,7 @@ async def measure(run: Run) -> list[Figure]:
     async with run.platform() as platform, platform.caller() as caller:
         await caller.deploy("hello", functions.HELLO)
         request = caller.request("hello", functions.HELLO_BODY)
-        image = await platform.database.fetchval("SELECT image FROM versions")
+        image = await platform.image_of()
         run.say("warm synchronous, 1 client")
         ones = [await _load(platform, request, 1, run.pick(3, 6)) for _ in range(run.pick(1, 3))]
         run.say(f"warm synchronous, {CLIENTS} clients")

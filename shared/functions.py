@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.callbacks.url import checked_url
 from shared.errors import Invalid
+from shared.layers import VersionLayers
 from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
 
@@ -194,8 +195,7 @@ class Version:
     artifact_sha256: str
     artifact_bytes: int
     settings: FunctionSettings
-    image: str | None
-    image_bytes: int | None
+    layers: VersionLayers | None  # None before it is built, and if an older release built it
     reason: str | None
     error: str | None
     build_log: str
@@ -218,7 +218,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnableVersion:
-    """What a worker must know of a version to build or start it; everything but status and image never changes."""
+    """What a worker must know of a version to build or start it; everything but its status, and what it was built
+    into, never changes."""
 
     id: UUID
     function_id: UUID
@@ -228,4 +229,5 @@ class RunnableVersion:
     status: str
     artifact_sha256: str
     settings: FunctionSettings
-    image: str | None
+    built: bool  # once; False again when its function was deleted
+    layers: VersionLayers | None  # None too if an older release built it

@@ -144,7 +144,9 @@ class Settings(BaseModel):
         "Containers of functions that a worker makes, starts or removes at a time; 0: as many as the engine's machine "
         "has processors. More at once hold up calls that are running.",
     )
-    docker_registry: str = _setting("", "Registry that versions' images are pushed to; empty: none.")
+    docker_registry: str = _setting(
+        "", "Registry of the operator's: no function reaches it. Layers are kept in the artifact store alone."
+    )
     docker_base_image: str = _setting(
         "", "Base images as `runtime=image`, separated by commas; empty: the recipes' own."
     )
@@ -194,13 +196,12 @@ class Settings(BaseModel):
         2, "Generic sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."
     )
     code_cache_bytes: Positive = _setting(
-        2**31,
-        "Code of versions that one worker keeps on disk for its generic sandboxes, least recently used out first.",
+        2**31, "Code of versions that is kept on a machine's disk, least recently used out first."
     )
     image_disk_bytes: NotNegative = _setting(
         20_000 * MEGABYTE,
-        "Disk that images of versions, dependencies and runtimes may take on a machine, least recently used out first; "
-        "0: no bound.",
+        "Disk that images of runtimes, and of functions with a Dockerfile, may take on a machine, least recently used "
+        "out first; 0: no bound.",
     )
     sandbox_start_timeout_seconds: PositiveSeconds = _setting(30, "Time a sandbox may take to get ready.")
 

@@ -32,8 +32,8 @@ class EngineConfig:
     :param installation: names the installation in labels; two installations on one engine never sweep each other.
     :param worker_id: this worker process, in labels, so that a later sweep knows whose a sandbox was.
     :param socket_dir: short absolute path (Unix socket names end at 107 bytes), the same on host and worker.
-    :param data_dir: where the ``process`` engine unpacks versions, and the ``docker`` engine keeps code for generic
-        sandboxes; without the same absolute path on host and worker, ``docker`` has no generic sandboxes.
+    :param data_dir: where the code of versions is kept, and linked into folders of sandboxes; the same absolute path on
+        host and worker.
     :param docker_host: ``unix://…`` or ``tcp://…``; ``None`` means the usual local sockets.
     :param base_images: runtime name to image reference, overriding the recipe's.
     :param oci_runtime: name of the engine's OCI runtime (``runsc``), ``None`` for its default.
@@ -41,13 +41,11 @@ class EngineConfig:
         package manager; empty forbids all.
     :param max_container_changes: containers that are created, started and removed at a time; 0 for as many as the
         engine's machine has processors. More at once hold up the calls that are running.
-    :param registry: images of versions are pushed there when set.
-    :param max_image_bytes: bound on one version's image.
+    :param max_image_bytes: bound on what one version has of its own, and on a Dockerfile's image.
     :param egress: where functions with a network may go.
     :param dockerfile: ``None`` while tenants' Dockerfiles are not built.
-    :param code_cache_bytes: bound on the code of versions that is kept on this machine for generic sandboxes.
-    :param image_disk_bytes: what images (folders, with ``process``) of versions, dependencies and runtimes may take on
-        this machine, unless they are in use; 0 for no bound.
+    :param code_cache_bytes: bound on the code of versions that is kept on this machine.
+    :param image_disk_bytes: what images may take on this machine, unless they are in use; 0 for no bound.
     :param image_in_use_s: so long after its last use an image counts as in use, since other workers may share the
         machine: they write down what they use with every sweep.
     """
@@ -60,7 +58,6 @@ class EngineConfig:
     base_images: Mapping[str, str] = field(default_factory=dict)
     oci_runtime: str | None = None
     index_hosts: tuple[str, ...] | None = None
-    registry: str | None = None
     max_image_bytes: int = 2 * 1024**3
     code_cache_bytes: int = 2 * 1024**3
     image_disk_bytes: int = 20 * 1000**3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shared.errors import Unavailable
+from shared.jobs import Reason
 
 if TYPE_CHECKING:
     pass
@@ -16,3 +17,18 @@ class EngineUnavailable(Unavailable):
 
 class NotRun(EngineUnavailable):
     """As its parent, and surely nothing of the function ran."""
+
+
+class LayerUnavailable(EngineUnavailable):
+    """A layer is not on this machine, and the artifact store does not give it out.
+
+    :param reason: ``artifact_missing`` if the store does not have it as it was, else ``dependency_down``.
+    """
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Unsuited(EngineUnavailable):
+    """The version was built by another kind of engine, and has to be built again."""

@@ -17,6 +17,7 @@ from shared.functions import RunnableVersion
 from shared.ids import new_id
 from shared.loop import Loop
 from shared.payload_store import PayloadStore
+from shared.postgres.blobs import Blobs
 from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
@@ -30,8 +31,10 @@ from shared.queue.records import Record
 from shared.scratch import Scratch
 from shared.sealing import NOT_SEALED
 from shared.settings import Settings
+from worker.build.layer_store import LayerStore
 from worker.config import DockerfileConfig, EngineConfig
 from worker.consume.arq_worker import Worker
+from worker.consume.blob_sweep import BlobSweep
 from worker.consume.deploy import BuildLimits, Deployer
 from worker.consume.dispatcher import Cleanup, Dispatcher
 from worker.consume.invoke import Invoker, Limits
@@ -103,7 +106,8 @@ class Service:
         # Alive before the engine has anything of ours: a sweep of another worker must not take it for a dead one's.
         await queue.beat(self.id)
         self._open.push_async_callback(self._retire)
-        self._engine = make_engine(settings.engine, engine_config(settings, self.id))
+        blobs = Blobs(postgres)
+        self._engine = make_engine(settings.engine, engine_config(settings, self.id), LayerStore(store, blobs))
         self._open.push_async_callback(self._engine.close)
         await self._engine.open()
         pool = self._pool = Pool(
@@ -180,7 +184,7 @@ class Service:
                 for dispatcher in dispatchers:
                     dispatcher.cancel(*rest)
 
-        warmth = Warmth(pool, functions, specs, self._engine, self._deployer.rebuild)
+        warmth = Warmth(pool, functions, specs, self._engine, self._deployer.suited)
 
         def changed(message: bytes) -> None:
             change = Change.decode(message)
@@ -219,6 +223,7 @@ class Service:
             subscribers.loop,
             Loop(name="sweep", run_once=self._sweep, interval_s=settings.sweep_seconds),
             PayloadSweep(postgres, store, self.id).loop,
+            BlobSweep(postgres, blobs, store, self.id).loop,
         )
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)
@@ -293,7 +298,6 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         base_images=settings.base_images,
         oci_runtime=settings.docker_runtime or None,
         index_hosts=settings.index_hosts,
-        registry=settings.docker_registry or None,
         engine_call_timeout_s=settings.engine_timeout_seconds,
         max_container_changes=settings.engine_max_changes,
         start_timeout_s=settings.sandbox_start_timeout_seconds,

@@ -67,6 +67,7 @@ async def deploy(request: web.Request, call: Call) -> web.Response:
                 field="name",
             )
         await asyncio.to_thread(_usable_runtime, function_settings.runtime, settings)
+        await app[FUNCTIONS].claim_artifact(canonical.sha256, canonical.size_bytes)
         await app[STORE].put(artifact_key(canonical.sha256), canonical_file)
 
     accepted = await app[FUNCTIONS].deploy(

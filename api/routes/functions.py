@@ -46,8 +46,11 @@ def version_view(version: Version) -> dict[str, Any]:
         "error": version.error,
         "artifact_sha256": version.artifact_sha256,
         "artifact_bytes": version.artifact_bytes,
-        "image": version.image,
-        "image_bytes": version.image_bytes,
+        "base": version.layers.base if version.layers else None,
+        "layers": [
+            {"kind": layer.kind, "digest": layer.digest, "bytes": layer.size_bytes}
+            for layer in (version.layers.layers if version.layers else ())
+        ],
         "settings": version.settings.model_dump(),
         "build_log": version.build_log,
         "created_at": version.created_at,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.artifacts.local import LocalStore
-from shared.artifacts.store import ArtifactStore, artifact_key, payload_name, payload_owner
+from shared.artifacts.store import ArtifactStore, artifact_key, layer_key, payload_name, payload_owner
 from shared.errors import ArtifactCorrupt, ArtifactMissing
 from shared.settings import Settings
 
@@ -17,6 +17,7 @@ __all__ = [
     "LocalStore",
     "StoreConfig",
     "artifact_key",
+    "layer_key",
     "open_store",
     "payload_name",
     "payload_owner",

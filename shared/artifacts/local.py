@@ -16,11 +16,15 @@ from typing import BinaryIO, TypeVar
 from shared.artifacts.store import (
     CHUNK_BYTES,
     PAYLOADS_A_PORTION,
+    TRANSFER_FACTOR,
+    Source,
     bounded,
     corrupt,
     file_sha256,
+    is_layer,
     key_digest,
     payload_owner,
+    reading,
     replacing,
 )
 from shared.errors import ArtifactMissing
@@ -36,7 +40,8 @@ class _Abandoned(OSError):
 
 
 class LocalStore:
-    """Files ``<folder>/sha256/<first two digits>/<digest>`` of mode 0600 in folders of mode 0700.
+    """Files ``<folder>/sha256/<first two digits>/<digest>`` of mode 0600 in folders of mode 0700; layers stand in
+    ``layers`` in the same way, uncompressed.
 
     A new file is written to ``<folder>/incoming``, synced, then renamed. All file work happens in threads, so a disk
     that hangs costs a thread but never the event loop.
@@ -51,13 +56,13 @@ class LocalStore:
         """Make the folders, and remove what a killed process left half-written. Idempotent."""
         await self._run("open its folder", self._prepare)
 
-    async def put(self, key: str, source: Path) -> None:
+    async def put(self, key: str, source: Source) -> None:
         path = self._path(key)
-        await self._run("store an artifact", lambda abandoned: self._put(key, source, path, abandoned))
+        await self._run("store an artifact", lambda abandoned: self._put(key, source, path, abandoned), is_layer(key))
 
     async def fetch(self, key: str, target: Path) -> None:
         path = self._path(key)
-        await self._run("read an artifact", lambda abandoned: self._fetch(key, path, target, abandoned))
+        await self._run("read an artifact", lambda abandoned: self._fetch(key, path, target, abandoned), is_layer(key))
 
     async def exists(self, key: str) -> bool:
         path = self._path(key)
@@ -79,7 +84,7 @@ class LocalStore:
         paths = [self._payload_path(name) for name in names]
         await self._run("delete texts", lambda _: _unlink(paths))
 
-    async def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    async def payloads(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         for folder in await self._run("list texts", lambda _: sorted((self._folder / "texts").iterdir())):
             found = await self._run("list texts", lambda _, folder=folder: _payloads_in(folder))  # type: ignore[misc]
             for start in range(0, len(found), PAYLOADS_A_PORTION):
@@ -93,16 +98,16 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         digest = key_digest(key)
-        return self._folder / "sha256" / digest[:2] / digest
+        return self._folder / key.partition("/")[0] / digest[:2] / digest
 
     def _payload_path(self, name: str) -> Path:
         job, _ = payload_owner(name)
         return self._folder / "texts" / job.hex[-2:] / name.removeprefix("texts/").replace("/", ".")
 
-    async def _run(self, action: str, step: Callable[[threading.Event], T]) -> T:
+    async def _run(self, action: str, step: Callable[[threading.Event], T], large: bool = False) -> T:
         abandoned = threading.Event()
         try:
-            async with bounded(action, self._timeout_s, ()):
+            async with bounded(action, self._timeout_s * (TRANSFER_FACTOR if large else 1), ()):
                 return await asyncio.to_thread(step, abandoned)
         finally:
             # A thread cannot be cancelled: it is told that nobody waits, and then leaves nothing behind.
@@ -110,14 +115,14 @@ class LocalStore:
 
     def _prepare(self, _: threading.Event) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self._folder / "sha256", self._folder / "texts", self._incoming):
+        for folder in (*(self._folder / name for name in ("sha256", "layers", "texts")), self._incoming):
             folder.mkdir(mode=0o700, exist_ok=True)
         oldest = time.time() - STALE_S
         for left_over in self._incoming.iterdir():
             if left_over.stat().st_mtime < oldest:
                 left_over.unlink(missing_ok=True)
 
-    def _put(self, key: str, source: Path, path: Path, abandoned: threading.Event) -> None:
+    def _put(self, key: str, source: Source, path: Path, abandoned: threading.Event) -> None:
         digest = key_digest(key)
         if self._exists(path) and file_sha256(path) == digest:
             if file_sha256(source) != digest:
@@ -184,10 +189,10 @@ def _payloads_in(folder: Path) -> list[tuple[str, datetime]]:
     return found
 
 
-def _copy(source: Path, file: BinaryIO, abandoned: threading.Event) -> str:
+def _copy(source: Source, file: BinaryIO, abandoned: threading.Event) -> str:
     """Copy ``source`` and return its SHA-256."""
     digest = hashlib.sha256()
-    with source.open("rb") as content:
+    with reading(source) as content:
         while chunk := content.read(CHUNK_BYTES):
             if abandoned.is_set():
                 raise _Abandoned("the caller stopped waiting")

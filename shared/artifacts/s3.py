@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import re
+import tempfile
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import aioboto3
 import aiohttp
@@ -21,10 +24,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from shared.artifacts.store import (
     CHUNK_BYTES,
     PAYLOADS_A_PORTION,
+    TRANSFER_FACTOR,
+    Source,
     bounded,
     corrupt,
+    is_layer,
     key_digest,
     payload_owner,
+    reading,
     replacing_off_loop,
 )
 from shared.errors import ArtifactMissing, Misconfigured, Unavailable
@@ -33,6 +40,10 @@ PART_BYTES = 5 * 1024 * 1024
 """Above this a file goes up in parts of this size, S3's smallest: each is hashed for its signature on the loop."""
 
 _CONNECT_TIMEOUT_S = 5.0
+_QUICK = 1
+"""Compresses layers nearly as fast as they can be sent."""
+_GZIP = 31
+"""What zlib calls a stream with the head of gzip."""
 _ABORT_TIMEOUT_S = 2.0
 _FOREIGN = (BotoCoreError, ClientError, aiohttp.ClientError)
 _ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -49,7 +60,8 @@ class _Summary:
 
 
 class S3Store:
-    """Objects ``sha256/<digest>`` in one bucket, over one client that stays open for the life of the store.
+    """Objects ``sha256/<digest>`` in one bucket, over one client that stays open for the life of the store. Layers are
+    objects ``layers/<digest>``, compressed by gzip: the digest is that of what was compressed.
 
     :param endpoint: URL of the service, addressed path-style; ``None`` means Amazon's own, or R2's (see below).
     :param access_key_id: with ``secret_access_key`` and perhaps ``session_token``; without them botocore's chain
@@ -131,23 +143,23 @@ class S3Store:
                 field="s3_endpoint",
             ) from error
 
-    async def put(self, key: str, source: Path) -> None:
-        digest = key_digest(key)
-        async with self._bounded("store an artifact"):
-            summary = await asyncio.to_thread(_summary, source)
-            if summary.sha256 != digest:
-                raise corrupt(key, "file")
-            if await self._has_equal(key, summary):
-                return
-            with await asyncio.to_thread(source.open, "rb") as file:
-                if summary.size <= PART_BYTES:
-                    await self._client.put_object(**self._object(key), Body=await asyncio.to_thread(file.read))
-                else:
-                    await self._put_in_parts(key, file)
+    async def put(self, key: str, source: Source) -> None:
+        async with self._bounded("store an artifact", is_layer(key)):
+            content = await asyncio.to_thread(_packed, key, source) if is_layer(key) else source
+            try:
+                summary = await asyncio.to_thread(_summary, content)
+                # What was packed had the right digest before.
+                if not is_layer(key) and summary.sha256 != key_digest(key):
+                    raise corrupt(key, "file")
+                if not await self._has_equal(key, summary):
+                    await self._send(key, content, summary)
+            finally:
+                if content is not source and not isinstance(content, Path):
+                    await asyncio.to_thread(content.close)
 
     async def fetch(self, key: str, target: Path) -> None:
         digest = key_digest(key)
-        async with self._bounded("read an artifact"):
+        async with self._bounded("read an artifact", is_layer(key)):
             try:
                 answer = await self._client.get_object(**self._object(key))
             except ClientError as error:
@@ -156,10 +168,13 @@ class S3Store:
                 raise
             body = answer["Body"]
             async with body, replacing_off_loop(target) as file:
-                hashing = hashlib.sha256()
-                while chunk := await body.read(CHUNK_BYTES):
-                    await asyncio.to_thread(_take, chunk, hashing, file)
-                if hashing.hexdigest() != digest:
+                taking = _Taking(file, packed=is_layer(key))
+                try:
+                    while chunk := await body.read(CHUNK_BYTES):
+                        await asyncio.to_thread(taking.take, chunk)
+                except zlib.error as error:
+                    raise corrupt(key, "stored copy") from error
+                if not taking.is_whole(digest):
                     raise corrupt(key, "stored copy")
 
     async def exists(self, key: str) -> bool:
@@ -201,7 +216,7 @@ class S3Store:
             for name in names:  # not all services know the call that deletes many
                 await self._client.delete_object(**self._object(name))
 
-    async def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    async def payloads(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         more: dict[str, str] = {}
         while True:
             async with self._bounded("list texts"):
@@ -221,10 +236,10 @@ class S3Store:
         self._client = None
         await self._resources.aclose()
 
-    def _bounded(self, action: str) -> AbstractAsyncContextManager[None]:
+    def _bounded(self, action: str, large: bool = False) -> AbstractAsyncContextManager[None]:
         if self._client is None:
             raise Unavailable("The artifact store is not open.")
-        return bounded(action, self._timeout_s, _FOREIGN)
+        return bounded(action, self._timeout_s * (TRANSFER_FACTOR if large else 1), _FOREIGN)
 
     def _object(self, key: str) -> dict[str, str]:
         return {**self._bucket, "Key": key}
@@ -246,7 +261,14 @@ class S3Store:
         # Where the ETag is no digest of the content, the size has to do.
         return head.get("ServerSideEncryption") not in _ENCRYPTIONS_WITH_MD5_ETAGS or head["ETag"] == summary.etag
 
-    async def _put_in_parts(self, key: str, file: BinaryIO) -> None:
+    async def _send(self, key: str, content: Source, summary: _Summary) -> None:
+        with reading(content) as file:
+            if summary.size <= PART_BYTES:
+                await self._client.put_object(**self._object(key), Body=await asyncio.to_thread(file.read))
+            else:
+                await self._put_in_parts(key, file)
+
+    async def _put_in_parts(self, key: str, file: IO[bytes]) -> None:
         """Send one part after the other.
 
         aioboto3's ``upload_fileobj`` is not used: cancelled, as by our time bound, it leaves its tasks waiting for
@@ -288,17 +310,54 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _take(chunk: bytes, hashing: hashlib._Hash, file: BinaryIO) -> None:
-    hashing.update(chunk)
-    file.write(chunk)
+class _Taking:
+    """What arrives of an object, hashed and written as it was before it was packed. Its methods block."""
+
+    def __init__(self, file: BinaryIO, *, packed: bool) -> None:
+        self._file = file
+        self._hashing = hashlib.sha256()
+        self._unpacking = zlib.decompressobj(wbits=_GZIP) if packed else None
+
+    def take(self, chunk: bytes) -> None:
+        unpacking = self._unpacking
+        if unpacking is None:
+            self._write(chunk)
+            return
+        while chunk and not unpacking.eof:
+            self._write(unpacking.decompress(chunk, CHUNK_BYTES))
+            chunk = unpacking.unconsumed_tail
+
+    def is_whole(self, digest: str) -> bool:
+        return (self._unpacking is None or self._unpacking.eof) and self._hashing.hexdigest() == digest
+
+    def _write(self, data: bytes) -> None:
+        self._hashing.update(data)
+        self._file.write(data)
 
 
-def _summary(source: Path) -> _Summary:
+def _packed(key: str, source: Source) -> IO[bytes]:
+    """``source`` compressed, in a file without a name; equal content gives equal bytes."""
+    packed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
+    digest = hashlib.sha256()
+    with (
+        reading(source) as file,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=_QUICK, fileobj=packed, mtime=0) as out,
+    ):
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            out.write(chunk)
+    if digest.hexdigest() != key_digest(key):
+        packed.close()
+        raise corrupt(key, "file")
+    return packed
+
+
+def _summary(source: Source) -> _Summary:
     """Digests of ``source``: its SHA-256, and the ETag that S3 gives it when it is sent in our parts."""
     whole = hashlib.sha256()
     parts: list[bytes] = []
     size = 0
-    with source.open("rb") as file:
+    with reading(source) as file:
         # One pass more for an empty file, which is one empty part.
         while (part := file.read(PART_BYTES)) or not parts:
             whole.update(part)

@@ -12,28 +12,36 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol
 from uuid import UUID
 
 from shared.errors import ArtifactCorrupt, Unavailable
 
 CHUNK_BYTES = 1024 * 1024
 
-_KEY = re.compile(r"sha256/([0-9a-f]{64})")
+TRANSFER_FACTOR = 10
+"""How many times a store's usual bound the transfer of a layer may take: base images have hundreds of megabytes."""
+
+_KEY = re.compile(r"(sha256|layers)/([0-9a-f]{64})")
 _TEXT = re.compile(r"texts/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([a-z]+)-[0-9a-f]{16}")
 PAYLOADS_A_PORTION = 1000
 
 
+Source = Path | IO[bytes]
+
+
 class ArtifactStore(Protocol):
-    """Immutable files by the SHA-256 of their content; keys are ``sha256/<hex>``, anything else is a ``ValueError``.
+    """Immutable files by the SHA-256 of their content: artifacts under ``sha256/<hex>``, layers of versions under
+    ``layers/<hex>``; any other key is a ``ValueError``. A store may compress layers, and hands them out as they came.
     Beside them texts of jobs that are too large for a database (:mod:`shared.payload_store`), by names.
 
-    Every call ends within the store's ``timeout_s``, give or take a short clean-up, and raises
-    :class:`shared.errors.Unavailable`, cause kept, for whatever goes wrong on the store's account.
+    Every call ends within the store's ``timeout_s``, the transfer of a layer within ten times that, give or take a
+    short clean-up. It raises :class:`shared.errors.Unavailable`, cause kept, for whatever goes wrong on the store's
+    account.
     """
 
-    async def put(self, key: str, source: Path) -> None:
-        """Keep the file ``source`` under ``key``, completely or not at all.
+    async def put(self, key: str, source: Source) -> None:
+        """Keep the content of ``source``, a file's path or an open file, under ``key``, completely or not at all.
 
         What is there already and equal is not sent again; a damaged one is replaced. Raises
         :class:`ArtifactCorrupt`, and stores nothing, if the content does not have the digest that ``key`` names.
@@ -63,7 +71,7 @@ class ArtifactStore(Protocol):
     async def delete_payloads(self, names: Sequence[str]) -> None:
         """Drop these, a thousand at most; absent is fine."""
 
-    def payload_store(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
+    def payloads(self) -> AsyncIterator[Sequence[tuple[str, datetime]]]:
         """All names in portions of a thousand at most, each with the time of its writing."""
 
     async def check(self) -> None:
@@ -84,8 +92,19 @@ def key_digest(key: str) -> str:
     """The hex digest in ``key``; ``ValueError`` if it is not a key."""
     match = _KEY.fullmatch(key)
     if not match:
-        raise ValueError("an artifact's key is sha256/ and 64 lower-case hex digits")
-    return match[1]
+        raise ValueError("a key is sha256/ or layers/, and 64 lower-case hex digits")
+    return match[2]
+
+
+def layer_key(digest: str) -> str:
+    """The key of the layer with this hex digest."""
+    key = f"layers/{digest}"
+    key_digest(key)
+    return key
+
+
+def is_layer(key: str) -> bool:
+    return key.startswith("layers/")
 
 
 def payload_name(job: UUID, part: str) -> str:
@@ -115,6 +134,17 @@ async def bounded(action: str, timeout_s: float, foreign: tuple[type[Exception],
     except caught as error:
         why = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else type(error).__name__
         raise Unavailable(f"The artifact store could not {action} ({why}); retry later.") from error
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[IO[bytes]]:
+    """``source`` from its start; a file that is open already stays so. Blocking."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            yield file
+    else:
+        source.seek(0)
+        yield source
 
 
 @contextmanager
@@ -150,6 +180,11 @@ async def replacing_off_loop(target: Path) -> AsyncIterator[BinaryIO]:
     await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(source: Source) -> str:
+    """Blocking."""
+    with reading(source) as file:
+        # Not hashlib.file_digest: it refuses files that are kept in memory.
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest()

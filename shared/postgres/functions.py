@@ -15,6 +15,8 @@ from shared.errors import NotFound
 from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
 from shared.ids import new_id
 from shared.jobs import JobKind
+from shared.layers import LayerKind, LayerRef, VersionLayers
+from shared.postgres.blobs import ARTIFACT
 from shared.postgres.completion_hooks import run_completion_hooks
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
@@ -24,6 +26,7 @@ from shared.submission.submission import Submission
 
 _SQL = queries("functions")
 _JOBS = queries("jobs")
+_BLOBS = queries("blobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,49 +166,54 @@ class Functions:
         with postgres_errors():
             await self._pool.execute(_SQL["append_build_log"], version, text)
 
-    async def activate(self, version: UUID, *, image: str, image_bytes: int, analysis: Mapping[str, object]) -> bool:
+    async def claim_artifact(self, sha256: str, size_bytes: int) -> None:
+        """This artifact is about to be put into the store: see :mod:`shared.postgres.blobs`."""
+        with postgres_errors():
+            await self._pool.execute(_BLOBS["claim_blob"], sha256, ARTIFACT, size_bytes)
+
+    async def activate(self, version: UUID, *, layers: VersionLayers, analysis: Mapping[str, object]) -> bool:
         """The version can serve, and ``live`` moves to it unless a newer one serves; False if it had failed or is gone.
 
         One that is active already, by another attempt, stays as it is.
         """
+        text = orjson.dumps(analysis).decode()
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
-                status = await connection.fetchval(
-                    _SQL["activate_version"], version, image, image_bytes, orjson.dumps(analysis).decode()
-                )
+                row = await connection.fetchrow(_SQL["activate_version"], version, layers.base, layers.own_bytes, text)
+                if row["by_this_build"]:
+                    await connection.execute(_SQL["insert_version_layers"], version, _digests(layers))
                 await connection.execute(_SQL["move_live"], version)
-        return bool(status == "active")
+        return bool(row["status"] == "active")
 
     async def fail(self, version: UUID, *, reason: str, error: str) -> None:
         with postgres_errors():
             await self._pool.execute(_SQL["fail_version"], version, reason, error)
 
-    async def set_image(self, version: UUID, *, image: str, image_bytes: int) -> None:
-        with postgres_errors():
-            await self._pool.execute(_SQL["set_version_image"], version, image, image_bytes)
+    async def record_layers(self, version: UUID, *, layers: VersionLayers, instead_of: str | None) -> bool:
+        """What an active version consists of that was built again; False if another was faster.
 
-    async def images(self, function: UUID) -> Sequence[tuple[UUID, str]]:
-        """(version, image) of all versions of a function that have one."""
+        :param instead_of: the base that the version stood on before.
+        """
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["images_of_function"], function)
-        return [(row["id"], row["image"]) for row in rows]
+            async with self._pool.acquire() as connection, connection.transaction():
+                if await connection.execute(_SQL["set_version_base"], version, layers.base, instead_of) == "UPDATE 0":
+                    return False
+                await connection.execute(_SQL["delete_version_layers"], version)
+                await connection.execute(_SQL["insert_version_layers"], version, _digests(layers))
+        return True
 
-    async def forget_images(self, function: UUID) -> None:
+    async def forget_built(self, function: UUID) -> int:
+        """The versions of a deleted function run no more; how many that were."""
         with postgres_errors():
-            await self._pool.execute(_SQL["forget_images"], function)
+            done: str = await self._pool.execute(_SQL["forget_built_versions"], function)
+        return int(done.rpartition(" ")[2])
 
     async def standing(self, versions: Iterable[UUID]) -> Mapping[UUID, str | None]:
-        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with their image,
-        None before they are built."""
+        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with what they stand
+        on, None before they are built."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["standing_versions"], list(versions))
-        return {row["id"]: row["image"] for row in rows}
-
-    async def own_artifacts(self, function: UUID) -> Sequence[str]:
-        """SHA-256 of the artifacts that nobody else's versions use."""
-        with postgres_errors():
-            rows = await self._pool.fetch(_SQL["artifacts_only_of_function"], function)
-        return [row["artifact_sha256"] for row in rows]
+        return {row["id"]: row["base"] for row in rows}
 
 
 def _job(kind: JobKind, user: UUID, function: UUID, version: UUID | None) -> Submission:
@@ -252,7 +260,8 @@ def _runnable(row: Any) -> RunnableVersion:
         status=row["status"],
         artifact_sha256=row["artifact_sha256"],
         settings=FunctionSettings.model_validate_json(row["settings"]),
-        image=row["image"],
+        built=row["built"],
+        layers=_layers(row),
     )
 
 
@@ -264,11 +273,26 @@ def _version(row: Any) -> Version:
         artifact_sha256=row["artifact_sha256"],
         artifact_bytes=row["artifact_bytes"],
         settings=FunctionSettings.model_validate_json(row["settings"]),
-        image=row["image"],
-        image_bytes=row["image_bytes"],
+        layers=_layers(row),
         reason=row["reason"],
         error=row["error"],
         build_log=row["build_log"],
         created_at=row["created_at"],
         activated_at=row["activated_at"],
     )
+
+
+def _layers(row: Any) -> VersionLayers | None:
+    if row["base"] is None:
+        return None
+    parts = (text.split(" ") for text in row["layers"])
+    return VersionLayers(
+        base=row["base"],
+        layers=tuple(
+            LayerRef(kind=LayerKind(kind), digest=digest, size_bytes=int(size)) for kind, digest, size in parts
+        ),
+    )
+
+
+def _digests(layers: VersionLayers) -> Sequence[str]:
+    return [layer.digest for layer in layers.layers]

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import os
 import shutil
 import tarfile
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import pytest
 from aiodocker import Docker, DockerError
 
-from worker.build.layer import artifact_layer, in_thread
-from worker.build.recipe import load_recipe
+from shared.artifacts import LocalStore
+from shared.artifacts.store import file_sha256
+from shared.layers import LayerKind, LayerRef, VersionLayers
+from worker.build.layer import artifact_layer, in_thread, runtime_layer
+from worker.build.layer_store import LayerStore
+from worker.build.recipe import Recipe, load_recipe
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process import ProcessEngine
 from worker.engine.process.namespaces import NONE, Namespaces
+from worker.engine.process.program import base_identity
 from worker.sandbox.attached import AttachedSandbox
-from worker.sandbox.contract import Call, CallOutcome, GenericSpec, SandboxSpec
+from worker.sandbox.contract import Call, CallOutcome, GenericSpec, SandboxSpec, generic_spec
 from worker.sandbox.generic import AttachedGeneric
 from worker.sandbox.log import LogEntry
 from worker.sandbox.tail import Progress, Tail
@@ -34,7 +42,6 @@ FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
 # Not a file of its own: nothing that checks this repository could read it.
 BROKEN_SYNTAX = "def handler(event, context):\n    return (\n"
-_made: dict[str | None, str] = {}  # the image of the test functions, by the engine's address
 
 
 @dataclass(kw_only=True)
@@ -43,7 +50,7 @@ class Bench:
 
     engine: DockerEngine | ProcessEngine
     config: EngineConfig
-    image: str
+    layers: VersionLayers
     generic: bool = False  # sandboxes are made from generic sandboxes
     user_id: uuid.UUID = field(default_factory=uuid.uuid4)
     started: list[AttachedSandbox] = field(default_factory=list)
@@ -61,7 +68,7 @@ class Bench:
             version=3,
             runtime="python",
             handler=handler if not handler or ":" in handler else f"main:{handler}",
-            image=self.image,
+            layers=self.layers,
             memory_mb=128,
             cpus=1.0,
             timeout_ms=5000,
@@ -75,15 +82,16 @@ class Bench:
         return sandbox
 
     async def start_generic(self, **changes: Any) -> AttachedGeneric:
-        size = GenericSpec(runtime="python", memory_mb=128, cpus=1.0)
+        size = GenericSpec(runtime="python", foundation=self.layers.foundation, memory_mb=128, cpus=1.0)
         generic = await self.engine.start_generic(replace(size, **changes))
         assert generic is not None
         return generic
 
     async def specialized(self, spec: SandboxSpec) -> AttachedSandbox:
         assert await self.engine.prepare(spec)
-        size = {"runtime": spec.runtime, "memory_mb": spec.memory_mb, "cpus": spec.cpus}
-        return await (await self.start_generic(**size)).specialize(spec)
+        generic = await self.engine.start_generic(generic_spec(spec))
+        assert generic is not None
+        return await generic.specialize(spec)
 
     async def run(self, handler: str, body: Any = None, **changes: Any) -> CallOutcome:
         """One call in a sandbox of its own."""
@@ -182,15 +190,82 @@ def on_engine(request: pytest.FixtureRequest, engine: str, config: EngineConfig)
     return replace(config, docker_host=request.getfixturevalue("podman_host")) if engine == "podman" else config
 
 
+class MemoryLedger:
+    """What all workers of a test know of layers. What a base image was saved as holds for all tests."""
+
+    _bases: ClassVar[dict[str, LayerRef]] = {}
+
+    def __init__(self) -> None:
+        self._resolved: dict[str, LayerRef] = {}
+
+    async def claim(self, layer: LayerRef) -> None:
+        """Nothing is collected here."""
+
+    async def resolved(self, key: str) -> LayerRef | None:
+        return self._of(key).get(key)
+
+    async def resolve(self, key: str, layer: LayerRef, *, lost: LayerRef | None = None) -> LayerRef:
+        if lost is not None and self._of(key).get(key) == lost:
+            del self._of(key)[key]
+        return self._of(key).setdefault(key, layer)
+
+    def _of(self, key: str) -> dict[str, LayerRef]:
+        return self._bases if key.startswith("base ") else self._resolved
+
+
+@cache
+def common_store() -> LocalStore:
+    """A store for all tests of this process, so that base images are saved once."""
+    folder = Path(mkdtemp(prefix="cp-store-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return store_in(folder)
+
+
+def store_in(folder: Path) -> LocalStore:
+    store = LocalStore(folder)
+    store._prepare(threading.Event())
+    return store
+
+
+def new_layers(store: LocalStore | None = None) -> LayerStore:
+    return LayerStore(store or common_store(), MemoryLedger())
+
+
+async def keep_code(engine: DockerEngine | ProcessEngine, layers: LayerStore, folder: Path) -> VersionLayers:
+    """A version with the test functions, put together as builds do it, but without the checks that some of the
+    functions would not pass."""
+    recipe = load_recipe("python")
+    artifact = folder / "functions.tar.gz"
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(artifact, mode="w:gz") as archive:
+        for path in sorted(FUNCTIONS.iterdir()):
+            if path.is_file():
+                _add(archive, path.name, path.read_bytes())
+        _add(archive, "broken_syntax.py", BROKEN_SYNTAX)
+    with (await in_thread(artifact_layer, artifact, "function")).file as file:
+        digest = file_sha256(file)
+        code = await layers.keep_file(LayerKind.CODE, file, digest, file.tell())
+    return await on_foundation(engine, layers, recipe, code)
+
+
+async def on_foundation(
+    engine: DockerEngine | ProcessEngine, layers: LayerStore, recipe: Recipe, *own: LayerRef
+) -> VersionLayers:
+    layer = runtime_layer(recipe)
+    runtime = await layers.keep(LayerKind.RUNTIME, layer)
+    layer.file.close()
+    if isinstance(engine, ProcessEngine):
+        return VersionLayers(base=base_identity(recipe), layers=(runtime, *own))
+    foundation = await engine._parts.runtimes.current(recipe)
+    return VersionLayers(base=foundation.base.id, layers=(runtime, *own))
+
+
 async def process_bench_of(config: EngineConfig, namespaces: Namespaces | None = None) -> AsyncIterator[Bench]:
-    version = config.data_dir / "versions" / "tested"
-    shutil.copytree(FUNCTIONS, version / "function", ignore=shutil.ignore_patterns("__pycache__"))
-    (version / "function" / "broken_syntax.py").write_text(BROKEN_SYNTAX)
-    (version / "dependencies").mkdir()
-    engine = ProcessEngine(config, namespaces)
+    layers = new_layers()
+    engine = ProcessEngine(config, layers, namespaces)
     await engine.open()
     try:
-        yield Bench(engine=engine, config=config, image="tested")
+        yield Bench(engine=engine, config=config, layers=await keep_code(engine, layers, config.data_dir))
     finally:
         await engine.close()
 
@@ -200,34 +275,14 @@ def engine_socket() -> Path:
     return Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
 
 
-async def docker_bench_of(config: EngineConfig, *, cached: bool = True) -> AsyncIterator[Bench]:
-    engine = DockerEngine(config)
+async def docker_bench_of(config: EngineConfig) -> AsyncIterator[Bench]:
+    layers = new_layers()
+    engine = DockerEngine(config, layers)
     await engine.open()
     try:
-        image = _made.get(config.docker_host) if cached else None
-        if image is None or not await engine.has_image(image):
-            image = await _function_image(engine)
-            if cached:
-                _made[config.docker_host] = image
-        yield Bench(engine=engine, config=config, image=image)
+        yield Bench(engine=engine, config=config, layers=await keep_code(engine, layers, config.data_dir))
     finally:
         await engine.close()
-
-
-async def _function_image(engine: DockerEngine) -> str:
-    """The id of an image with the runtime's side and the test functions, put together as builds do it, but without
-    the checks that some of the functions would not pass."""
-    builder, _ = engine._opened()
-    runtime = await builder.runtime_image(await asyncio.to_thread(load_recipe, "python"))
-    artifact = engine._config.data_dir / "functions.tar.gz"
-    with tarfile.open(artifact, mode="w:gz") as archive:
-        for path in sorted(FUNCTIONS.iterdir()):
-            if path.is_file():
-                _add(archive, path.name, path.read_bytes())
-        _add(archive, "broken_syntax.py", BROKEN_SYNTAX)
-    layer = await in_thread(artifact_layer, artifact, "function")
-    image = await builder._images.stack(runtime, layer, "containerpub-test/functions", "latest", {})
-    return image.id
 
 
 def _add(archive: tarfile.TarFile, name: str, content: str | bytes) -> None:

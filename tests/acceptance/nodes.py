@@ -13,9 +13,10 @@ from tempfile import mkdtemp
 
 import orjson
 import pytest
-from engines import Bench
+from engines import Bench, new_layers
 
-from worker.build.plan import BuildPlan, BuiltImage
+from shared.layers import VersionLayers
+from worker.build.plan import BuildPlan, BuiltVersion
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.sandbox.contract import CallOutcome, SandboxSpec
@@ -36,18 +37,15 @@ class Builder:
 
     def __init__(self, engine: DockerEngine, config: EngineConfig, folder: Path) -> None:
         self.log: list[str] = []
-        self.images: list[str] = []
-        self.bench = Node(engine=engine, config=config, image="")
+        self.bench = Node(engine=engine, config=config, layers=VersionLayers(base="", layers=()))
         self._engine, self._folder = engine, folder
 
-    async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltImage:
-        built = await self._engine.build(_plan_of(_archive(self._folder, files), handler), self.log.append)
-        self.images.append(built.ref)
-        return built
+    async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltVersion:
+        return await self._engine.build(_plan_of(_archive(self._folder, files), handler), self.log.append)
 
 
 @pytest.fixture(scope="module")
-def node_image() -> Iterator[str]:
+def node_layers() -> Iterator[VersionLayers]:
     """A version that is built once, as every version is."""
     folder = Path(mkdtemp(prefix="cp"))
     config = EngineConfig(
@@ -58,50 +56,40 @@ def node_image() -> Iterator[str]:
     )
     files = {str(path.relative_to(FUNCTIONS)): path.read_bytes() for path in FUNCTIONS.rglob("*") if path.is_file()}
 
-    async def build() -> str:
-        engine = DockerEngine(config)
+    async def build() -> VersionLayers:
+        engine = DockerEngine(config, new_layers())
         await engine.open()
         try:
-            return (await engine.build(_plan_of(_archive(folder, files)), print)).ref
+            return (await engine.build(_plan_of(_archive(folder, files)), print)).layers
         finally:
             await engine.close()
 
-    async def remove(image: str) -> None:
-        engine = DockerEngine(config)
-        await engine.open()
-        try:
-            await engine.remove_image(image)
-        finally:
-            await engine.close()
-
-    image = asyncio.run(build())
-    yield image
-    asyncio.run(remove(image))
+    yield asyncio.run(build())
     shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["start", "generic"])
-async def node(request: pytest.FixtureRequest, engine_config: EngineConfig, node_image: str) -> AsyncIterator[Node]:
+async def node(
+    request: pytest.FixtureRequest, engine_config: EngineConfig, node_layers: VersionLayers
+) -> AsyncIterator[Node]:
     """Each sandbox started for its function, or made from a generic sandbox."""
-    engine = DockerEngine(engine_config)
+    engine = DockerEngine(engine_config, new_layers())
     await engine.open()
     try:
-        yield Node(engine=engine, config=engine_config, image=node_image, generic=request.param == "generic")
+        yield Node(engine=engine, config=engine_config, layers=node_layers, generic=request.param == "generic")
     finally:
         await engine.close()
 
 
 @pytest.fixture
 async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[Builder]:
-    engine = DockerEngine(engine_config)
+    engine = DockerEngine(engine_config, new_layers())
     await engine.open()
     builder = Builder(engine, engine_config, tmp_path)
     try:
         yield builder
     finally:
         await asyncio.gather(*(sandbox.destroy() for sandbox in builder.bench.started))
-        for image in builder.images:
-            await engine.remove_image(image)
         await engine.close()
 
 

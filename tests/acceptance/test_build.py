@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -15,21 +17,22 @@ import psutil
 import pytest
 from aiodocker import Docker
 
-from tests.acceptance.engines import remove_images
+from shared.layers import LayerKind, VersionLayers
+from tests.acceptance.engines import Bench, new_layers, remove_images, store_in
 from worker.build.build_log import BuildLog
 from worker.build.builds import Builds
+from worker.build.code_cache import CodeCache
 from worker.build.layer import LayerWriter, UnsafeEntry, installed_layer
-from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
 from worker.build.recipe import load_recipe
 from worker.build.requirements import Requirements
 from worker.config import EngineConfig
-from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker import DockerEngine
 from worker.engine.docker.client import EngineClient
-from worker.engine.docker.hardening import container_config, seccomp_profile
+from worker.engine.docker.hardening import container_config, mounts, seccomp_profile
 from worker.engine.docker.image import Images
 from worker.engine.docker.install import Installer
-from worker.engine.process.build import ProcessBuilder
-from worker.engine.process.version_gc import VersionCollector
+from worker.engine.process import ProcessEngine
 from worker.errors import EngineUnavailable
 
 HANDLER = b"def handler(event, context):\n    return 1\n"
@@ -112,13 +115,43 @@ def engine_client(docker: Docker) -> EngineClient:
 
 
 @pytest.fixture
-async def builder(docker: Docker, config: EngineConfig) -> AsyncIterator[ImageBuilder]:
-    made = ImageBuilder(engine_client(docker), config)
+async def builder(docker: Docker, config: EngineConfig) -> AsyncIterator[DockerEngine]:
+    async with opened(config) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(config: EngineConfig) -> AsyncIterator[DockerEngine]:
+    made = DockerEngine(config, new_layers())
+    await made.open()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture
+async def process(config: EngineConfig) -> AsyncIterator[ProcessEngine]:
+    made = ProcessEngine(config, new_layers())
+    await made.open()
     yield made
     await made.close()
 
 
-async def run(docker: Docker, image: str, code: str) -> str:
+async def run_version(docker: Docker, engine: DockerEngine, built: BuiltVersion, code: str) -> str:
+    """What ``code`` prints in a container as hardened as a sandbox, with all that the version consists of."""
+    recipe = load_recipe("python")
+    image = await engine._parts.runtimes.of(recipe, built.layers.foundation)
+    spec = Bench(engine=engine, config=engine._config, layers=built.layers).spec("")
+    name = uuid4().hex[:16]
+    folders = await engine._with_code(name, recipe, spec)
+    try:
+        return await run(docker, image.id, code, mounts(folders))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, engine._code_folders.home(name))
+
+
+async def run(docker: Docker, image: str, code: str, folders: Mapping[str, str] | None = None) -> str:
     """What ``code`` prints in a container as hardened as a sandbox, from ``image``."""
     settings = container_config(
         image=image,
@@ -131,6 +164,7 @@ async def run(docker: Docker, image: str, code: str) -> str:
         cpus=1.0,
         seccomp=await asyncio.to_thread(seccomp_profile),
         oci_runtime=None,
+        folders=folders,
     )
     container = await docker.containers.create(settings | {"AttachStdout": True, "AttachStderr": True})
     try:
@@ -154,17 +188,19 @@ def ignore(_: str) -> None:
 
 
 @pytest.mark.docker
-async def test_a_function_without_dependencies_becomes_an_image(
-    docker: Docker, builder: ImageBuilder, plan: Plans
+async def test_a_function_without_dependencies_becomes_layers(
+    docker: Docker, builder: DockerEngine, plan: Plans
 ) -> None:
     files = {"main.py": HANDLER, "data/words.txt": "wörter".encode(), "pkg/__init__.py": b"X = 2\n"}
     built = await builder.build(plan(files), ignore)
-    assert built.ref.startswith("sha256:")
+    kinds = [layer.kind for layer in built.layers.layers]
+    assert kinds == [LayerKind.BASE, LayerKind.RUNTIME, LayerKind.CODE]
     assert built.analysis["handler"] == "main:handler"
     assert built.analysis["files"] == 2
-    output = await run(
+    output = await run_version(
         docker,
-        built.ref,
+        builder,
+        built,
         "import main, pkg, os, stat, containerpub\n"
         "print(main.handler({}, None), pkg.X, open('/function/data/words.txt').read())\n"
         "for path in ('/function', '/function/main.py', '/dependencies', '/containerpub/serve.py'):\n"
@@ -174,17 +210,19 @@ async def test_a_function_without_dependencies_becomes_an_image(
 
 
 @pytest.mark.docker
-async def test_the_same_plan_gives_the_same_image_and_the_label_is_ours(
-    docker: Docker, builder: ImageBuilder, plan: Plans
+async def test_the_same_plan_gives_the_same_layers_on_another_machine(
+    builder: DockerEngine, config: EngineConfig, plan: Plans, tmp_path: Path
 ) -> None:
-    once = plan({"main.py": HANDLER})
+    """Which shares nothing with the first: neither its disk nor its store."""
+    once = plan({"main.py": HANDLER, "requirements.txt": b"idna==3.10\n"})
     first = await builder.build(once, ignore)
-    await docker.images.delete(first.ref, force=True)
-    again = await builder.build(once, ignore)
-    assert again == first
-    labels = (await docker.images.inspect(first.ref))["Config"]["Labels"]
-    assert labels["containerpub.version"] == str(once.version_id)
-    assert (await docker.images.inspect(f"containerpub/function:{once.version_id}"))["Id"] == first.ref
+    elsewhere = replace(config, data_dir=tmp_path / "elsewhere", worker_id="elsewhere")
+    other = DockerEngine(elsewhere, new_layers(await asyncio.to_thread(store_in, tmp_path / "store")))
+    await other.open()
+    try:
+        assert await other.build(once, ignore) == first
+    finally:
+        await other.close()
 
 
 @pytest.mark.docker
@@ -208,7 +246,7 @@ async def test_an_engine_that_wants_every_layer_gets_the_image_by_its_builder(
 
 @pytest.mark.docker
 async def test_compiled_dependencies_work_in_a_hardened_container_and_are_installed_once(
-    docker: Docker, builder: ImageBuilder, plan: Plans
+    docker: Docker, builder: DockerEngine, plan: Plans
 ) -> None:
     # no other run has asked for exactly this
     requirements = (EXAMPLES / "numbers" / "requirements.txt").read_bytes() + f"--no-binary {uuid4().hex}\n".encode()
@@ -222,18 +260,21 @@ async def test_compiled_dependencies_work_in_a_hardened_container_and_are_instal
         ),
     )
     assert log.count("installing dependencies") == 1
-    assert log.count("dependencies are unchanged") == 1
-    assert first.ref != second.ref
-    output = await run(docker, first.ref, "import main; print(main.handler({'body': None}, None)['solution'])")
+    assert sum(line.startswith("dependencies are unchanged: layer ") for line in log) == 1
+    assert first.layers.of(LayerKind.DEPENDENCIES) == second.layers.of(LayerKind.DEPENDENCIES)
+    assert first.layers.of(LayerKind.CODE) != second.layers.of(LayerKind.CODE)
+    output = await run_version(
+        docker, builder, first, "import main; print(main.handler({'body': None}, None)['solution'])"
+    )
     assert output == "[2.0, 3.0]\n"
-    compiled = await run(docker, first.ref, "import numpy, os; print(os.path.exists(numpy.__cached__))")
+    compiled = await run_version(docker, builder, first, "import numpy, os; print(os.path.exists(numpy.__cached__))")
     assert compiled == "True\n"
 
     log.clear()
     third = await builder.build(plan({"main.py": HANDLER, "requirements.txt": requirements}), log.append)
-    assert log == ["dependencies are unchanged"]
-    shared = [(await docker.images.inspect(built.ref))["RootFS"]["Layers"][:-1] for built in (first, third)]
-    assert shared[0] == shared[1]
+    (line,) = log
+    assert line.startswith("dependencies are unchanged: layer ")
+    assert third.layers.of(LayerKind.DEPENDENCIES) == first.layers.of(LayerKind.DEPENDENCIES)
 
 
 REJECTED_SOURCES = [
@@ -254,10 +295,10 @@ REJECTED_SOURCES = [
 
 @pytest.mark.parametrize(("files", "handler", "message"), REJECTED_SOURCES)
 async def test_source_that_cannot_run_is_rejected_with_its_place(
-    config: EngineConfig, plan: Plans, files: dict[str, bytes], handler: str, message: str
+    process: ProcessEngine, plan: Plans, files: dict[str, bytes], handler: str, message: str
 ) -> None:
     with pytest.raises(BuildRejected) as caught:
-        await ProcessBuilder(config).build(plan(files, handler=handler), ignore)
+        await process.build(plan(files, handler=handler), ignore)
     assert caught.value.reason == "analysis_rejected"
     assert caught.value.message.startswith(message)
 
@@ -279,14 +320,14 @@ async def test_source_that_cannot_run_is_rejected_with_its_place(
     ],
 )
 async def test_handlers_are_found_without_running_anything(
-    config: EngineConfig, plan: Plans, files: dict[str, bytes], handler: str, found: str
+    process: ProcessEngine, plan: Plans, files: dict[str, bytes], handler: str, found: str
 ) -> None:
-    built = await ProcessBuilder(config).build(plan(files, handler=handler), ignore)
+    built = await process.build(plan(files, handler=handler), ignore)
     assert built.analysis["handler"] == found
 
 
 @pytest.mark.docker
-async def test_b11_a_forbidden_requirement_is_build_failed(builder: ImageBuilder, plan: Plans) -> None:
+async def test_b11_a_forbidden_requirement_is_build_failed(builder: DockerEngine, plan: Plans) -> None:
     files = {"main.py": HANDLER, "requirements.txt": b"numpy\n--index-url https://evil.example/simple\n"}
     with pytest.raises(BuildRejected, match=r"requirements\.txt:2: ") as caught:
         await builder.build(plan(files), ignore)
@@ -295,7 +336,7 @@ async def test_b11_a_forbidden_requirement_is_build_failed(builder: ImageBuilder
 
 @pytest.mark.docker
 async def test_a_package_that_does_not_exist_is_build_failed_with_the_reason(
-    builder: ImageBuilder, plan: Plans
+    builder: DockerEngine, plan: Plans
 ) -> None:
     files = {"main.py": HANDLER, "requirements.txt": b"containerpub-no-such-package-9f3a==99.99\n"}
     with pytest.raises(BuildRejected, match="containerpub-no-such-package") as caught:
@@ -307,16 +348,15 @@ async def test_a_package_that_does_not_exist_is_build_failed_with_the_reason(
 async def test_with_no_index_host_allowed_nothing_is_reached(docker: Docker, config: EngineConfig, plan: Plans) -> None:
     closed = replace(config, index_hosts=())
     log: list[str] = []
-    with pytest.raises(BuildRejected):
-        await ImageBuilder(engine_client(docker), closed).build(
-            plan({"main.py": HANDLER, "requirements.txt": b"idna==3.10\n"}), log.append
-        )
+    async with opened(closed) as engine:
+        with pytest.raises(BuildRejected):
+            await engine.build(plan({"main.py": HANDLER, "requirements.txt": b"idna==3.10\n"}), log.append)
     assert any("is not a host of the package index" in line for line in log)
 
 
 @pytest.mark.docker
 async def test_b4_a_build_over_its_time_is_killed_and_leaves_no_container(
-    builder: ImageBuilder, docker: Docker, config: EngineConfig, plan: Plans
+    builder: DockerEngine, docker: Docker, config: EngineConfig, plan: Plans
 ) -> None:
     with pytest.raises(BuildRejected, match="took longer than 1 s"):
         await builder.build(plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.5\n"}, timeout_s=1), ignore)
@@ -330,18 +370,18 @@ async def test_an_absent_base_image_is_the_platforms_fault_and_says_what_to_do(
     docker: Docker, config: EngineConfig, plan: Plans
 ) -> None:
     absent = replace(config, base_images={"python": "localhost:1/no/such:image"})
-    with pytest.raises(EngineUnavailable, match="make images"):
-        await ImageBuilder(engine_client(docker), absent).build(plan({"main.py": HANDLER}), ignore)
+    async with opened(absent) as engine:
+        with pytest.raises(EngineUnavailable, match="make images"):
+            await engine.build(plan({"main.py": HANDLER}), ignore)
 
 
-@pytest.mark.docker
-async def test_an_image_over_the_bound_is_build_failed(docker: Docker, config: EngineConfig, plan: Plans) -> None:
-    small = replace(config, max_image_bytes=MEBIBYTE)
-    once = plan({"main.py": HANDLER})
-    with pytest.raises(BuildRejected, match="The image takes") as caught:
-        await ImageBuilder(engine_client(docker), small).build(once, ignore)
+async def test_a_version_over_the_bound_is_build_failed(
+    process: ProcessEngine, config: EngineConfig, plan: Plans
+) -> None:
+    process._builder._config = replace(config, max_image_bytes=MEBIBYTE)
+    with pytest.raises(BuildRejected, match="The version takes 2 MB, and 1 are allowed") as caught:
+        await process.build(plan({"main.py": HANDLER, "large": bytes(2 * MEBIBYTE)}), ignore)
     assert caught.value.reason == "build_failed"
-    assert await Images(engine_client(docker), config).find(f"containerpub/function:{once.version_id}") is None
 
 
 def sdist(setup: str) -> str:
@@ -377,7 +417,7 @@ class Hostile:
         script = head + future + prepared + rest.replace('"--no-input"', '"--no-input", "--no-build-isolation"')
         base = await Images(engine_client(self._docker), self._config).base(recipe.base_image)
 
-        async def install() -> BuiltImage:
+        async def install() -> BuiltVersion:
             layer = await Installer(engine_client(self._docker), self._config).install(
                 plan,
                 replace(recipe, install=replace(recipe.install, source=script)),
@@ -386,7 +426,7 @@ class Hostile:
                 BuildLog(self.log.append, plan.max_log_bytes),
             )
             layer.file.close()
-            return BuiltImage(ref="", size_bytes=layer.size_bytes)
+            return BuiltVersion(layers=VersionLayers(base="", layers=()))
 
         await Builds().run(plan, install())
 
@@ -583,40 +623,35 @@ def test_links_among_installed_files_are_left_out_and_said_so() -> None:
     assert len(notes) == 2
 
 
-async def test_the_process_engine_builds_folders_and_shares_dependencies(config: EngineConfig, plan: Plans) -> None:
-    builder = ProcessBuilder(config)
+async def test_the_process_engine_installs_equal_dependencies_once(
+    process: ProcessEngine, config: EngineConfig, plan: Plans
+) -> None:
     log: list[str] = []
     once = plan({"main.py": HANDLER, "requirements.txt": b"idna==3.10\n"})
-    first = await builder.build(once, log.append)
-    assert await builder.build(once, log.append) == first
-    other = await builder.build(plan({"main.py": HANDLER, "requirements.txt": b"idna == 3.10"}), log.append)
+    first = await process.build(once, log.append)
+    assert await process.build(once, log.append) == first
+    other = await process.build(plan({"main.py": HANDLER, "requirements.txt": b"idna == 3.10"}), log.append)
     assert log.count("installing dependencies") == 1
-    versions = config.data_dir / "versions"
-    assert (versions / first.ref / "function" / "main.py").read_bytes() == HANDLER
-    assert (versions / first.ref / "dependencies" / "idna" / "__init__.py").is_file()
-    assert (versions / first.ref / "dependencies").resolve() == (versions / other.ref / "dependencies").resolve()
-    left = [path for folder in (versions, config.data_dir / "dependencies") for path in folder.glob(".making-*")]
-    assert left == []
-    await builder.close()
+    assert other.layers.of(LayerKind.DEPENDENCIES) == first.layers.of(LayerKind.DEPENDENCIES)
+    code = config.data_dir / "code"
+    assert next(code.glob("*/*/tree/main.py")).read_bytes() == HANDLER
+    assert list(code.glob("*/*/tree/idna/__init__.py"))
+    await process._code.close()  # links are made ahead meanwhile
+    assert list(code.glob("*/.making-*")) == []
 
 
-async def test_what_a_killed_worker_left_half_made_is_swept(config: EngineConfig, plan: Plans) -> None:
-    gone = ProcessBuilder(replace(config, worker_id="gone"))
-    here, stock = ProcessBuilder(config), VersionCollector(config)
-    built = await here.build(plan({"main.py": HANDLER}), ignore)
-    for builder in (gone, here):
-        (await asyncio.to_thread(builder.scratch, config.data_dir / "versions" / "x")).joinpath("half").touch()
-    assert await asyncio.to_thread(stock.sweep, frozenset({"gone"})) == 0
-    assert await asyncio.to_thread(stock.sweep, frozenset()) == 1
-    left = {path.name for path in (config.data_dir / "versions").iterdir()}
-    assert built.ref in left
-    assert len(left) == 2
+async def test_what_a_killed_worker_left_half_made_is_swept(process: ProcessEngine, config: EngineConfig) -> None:
+    gone = CodeCache(config.data_dir.absolute() / "code", "gone", 1)
+    await asyncio.to_thread(gone.open)
+    left = [await asyncio.to_thread(cache.scratch) for cache in (gone, process._cache)]
+    assert await process.sweep(frozenset({"gone"})) == 0
+    assert await process.sweep(frozenset()) == 1
+    assert [path.exists() for path in left] == [False, True]
+    left[1].rmdir()
 
 
-async def test_the_process_engine_kills_an_installation_over_its_time(config: EngineConfig, plan: Plans) -> None:
+async def test_the_process_engine_kills_an_installation_over_its_time(process: ProcessEngine, plan: Plans) -> None:
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(BuildRejected, match="took longer"):
-        await ProcessBuilder(config).build(
-            plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.6\n"}, timeout_s=0.5), ignore
-        )
+        await process.build(plan({"main.py": HANDLER, "requirements.txt": b"numpy==2.2.6\n"}, timeout_s=0.5), ignore)
     assert set(psutil.Process().children(recursive=True)) <= before

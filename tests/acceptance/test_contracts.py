@@ -20,11 +20,13 @@ import orjson
 import psutil
 import pytest
 from aiodocker import Docker, DockerError
-from engines import BASE_IMAGE, Subscriber, call, engine_config, on_engine, short_dir, text
+from engines import BASE_IMAGE, Subscriber, call, engine_config, new_layers, on_engine, short_dir, text
 
 import runtimes as known
+from shared.layers import VersionLayers
 from tests.deployment import Platform
 from worker.build.plan import BuildPlan
+from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
 from worker.engine.contract import Engine
 from worker.engine.docker import DockerEngine
@@ -41,13 +43,13 @@ class Bench:
     engine: DockerEngine | ProcessEngine
     config: EngineConfig
     folder: Path
-    images: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, VersionLayers] = field(default_factory=dict)
     started: list[Sandbox] = field(default_factory=list)
 
     async def start(self, runtime: str, handler: str, files: dict[str, bytes], **changes: Any) -> Sandbox:
-        if runtime not in self.images:
+        if runtime not in self.versions:
             plan = _plan(self.folder, runtime, handler, files)
-            self.images[runtime] = (await self.engine.build(plan, lambda _: None)).ref
+            self.versions[runtime] = (await self.engine.build(plan, lambda _: None)).layers
         spec = SandboxSpec(
             version_id=uuid.uuid4(),
             function_id=uuid.uuid4(),
@@ -56,7 +58,7 @@ class Bench:
             version=3,
             runtime=runtime,
             handler=handler,
-            image=self.images[runtime],
+            layers=self.versions[runtime],
             memory_mb=128,
             cpus=1.0,
             timeout_ms=5000,
@@ -108,7 +110,7 @@ async def podman_bench(request: pytest.FixtureRequest, engine_config: EngineConf
 async def _bench_of(new_engine: type[DockerEngine] | type[ProcessEngine], config: EngineConfig) -> AsyncIterator[Bench]:
     # Any image with what the tested program needs stands in for the SDK's.
     config = replace(config, base_images={"dart": BASE_IMAGE})
-    engine = new_engine(config)
+    engine = new_engine(config, new_layers())
     await engine.open()
     config.data_dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(engine=engine, config=config, folder=config.data_dir)
@@ -118,8 +120,6 @@ async def _bench_of(new_engine: type[DockerEngine] | type[ProcessEngine], config
         try:
             for sandbox in bench.started:
                 await sandbox.destroy()
-            for image in bench.images.values():
-                await engine.remove_image(image)
         finally:
             await engine.close()
 
@@ -504,7 +504,9 @@ async def test_f15_a_command_that_is_killed_from_outside_is_not_the_functions_fa
 @pytest.mark.parametrize("bench", ["docker"], indirect=True)
 async def test_f26_a_command_whose_image_went_has_not_run(bench: Bench) -> None:
     sandbox = await bench.command()
-    await bench.engine.remove_image(bench.images["dart"])
+    assert isinstance(bench.engine, DockerEngine)
+    image = await bench.engine._parts.runtimes.of(load_recipe("dart"), bench.versions["dart"].foundation)
+    await bench.engine._client().docker.images.delete(image.id, force=True)
     outcome = await sandbox.call(call({"do": "echo"}))
     assert (outcome.reason, outcome.ran) == ("sandbox_start_failed", False)
     await sandbox.destroy()

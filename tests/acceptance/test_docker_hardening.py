@@ -20,7 +20,7 @@ import podman
 import psutil
 import pytest
 from aiodocker import Docker
-from engines import BASE_IMAGE, Bench, call, docker_bench, docker_bench_of, engine_config, short_dir
+from engines import BASE_IMAGE, Bench, call, docker_bench, docker_bench_of, engine_config, new_layers, short_dir
 
 from cli.supervisor.engine import choose_engine
 from shared.errors import Misconfigured
@@ -226,7 +226,7 @@ async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_c
     async with Docker() as docker:
         await docker.images.build(fileobj=io.BytesIO(context.getvalue()), tag=name, encoding="gzip")
         try:
-            async for bench in docker_bench_of(replace(engine_config, base_images={"python": name}), cached=False):
+            async for bench in docker_bench_of(replace(engine_config, base_images={"python": name})):
                 environment = await _ask(bench, "environment")
                 assert isinstance(environment, dict)
                 assert (
@@ -235,13 +235,14 @@ async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_c
                 )
                 assert await _ask(bench, "write_file", ["/kept/made", 1]) in (errno.EROFS, errno.ENOENT)
                 shown = await docker.containers.container(f"containerpub-{bench.started[0].id}").show()
-                assert [mount["Type"] for mount in shown["Mounts"]] == ["bind"]
+                assert {
+                    mount["Destination"]: (mount["Type"], mount["RW"]) for mount in shown["Mounts"]
+                } == dict.fromkeys(("/run/containerpub", "/function", "/dependencies"), ("bind", False))
                 assert not shown["Config"].get("Volumes")
                 assert isinstance(bench.engine, DockerEngine)
-                runtime = await bench.engine._opened()[0].runtime_image(load_recipe("python"))
+                runtime = await bench.engine._parts.runtimes.of(load_recipe("python"), bench.layers.foundation)
                 await bench.engine.close()
-                for image in (bench.image, runtime.id):
-                    await docker.images.delete(image, force=True)
+                await docker.images.delete(runtime.id, force=True)
         finally:
             await docker.images.delete(name, force=True)
 
@@ -303,7 +304,7 @@ async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Ben
 async def test_an_engine_that_would_not_cap_functions_is_refused(podman_host: str, engine_config: EngineConfig) -> None:
     """Rootless on cgroup v1, Podman claims every limit and ignores it. On cgroup v2 there is nothing to refuse."""
     with podman.serving(user=UID) as host:
-        engine = DockerEngine(replace(engine_config, docker_host=host))
+        engine = DockerEngine(replace(engine_config, docker_host=host), new_layers())
         if Path("/sys/fs/cgroup/cgroup.controllers").exists():
             await engine.open()
             await engine.close()
@@ -320,7 +321,7 @@ async def test_an_engine_that_would_not_cap_functions_is_refused(podman_host: st
 async def test_a_stopped_or_paused_container_of_a_dead_worker_is_swept(docker_bench: Bench) -> None:
     docker = docker_bench.engine._client().docker
     labels = {"containerpub.installation": docker_bench.config.installation, "containerpub.worker": "gone"}
-    shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": labels, "NetworkDisabled": True}
+    shape = {"Image": BASE_IMAGE, "Cmd": ["sleep", "60"], "Labels": labels, "NetworkDisabled": True}
     created, exited, paused = [await docker.containers.create(shape) for _ in range(3)]
     await exited.start()
     await exited.kill()
@@ -335,7 +336,7 @@ async def test_a_container_that_somebody_runs_of_a_function_s_image_is_left_alon
     # It inherits the labels of the image, and no worker made it.
     docker = docker_bench.engine._client().docker
     inherited = {"containerpub.installation": docker_bench.config.installation}
-    shape = {"Image": docker_bench.image, "Cmd": ["sleep", "60"], "Labels": inherited, "NetworkDisabled": True}
+    shape = {"Image": BASE_IMAGE, "Cmd": ["sleep", "60"], "Labels": inherited, "NetworkDisabled": True}
     by_hand = await docker.containers.create(shape)
     try:
         assert await docker_bench.engine.sweep(frozenset()) == 0

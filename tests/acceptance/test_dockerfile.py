@@ -18,19 +18,20 @@ from uuid import uuid4
 import orjson
 import pytest
 from aiodocker import Docker
-from engines import BASE_IMAGE, call, engine_config, short_dir, text
+from engines import BASE_IMAGE, call, engine_config, new_layers, short_dir, text
 
 from tests.acceptance.engines import remove_images
 from tests.client import Client
 from tests.deployment import Platform
-from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
 from worker.config import DockerfileConfig, EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker.build import VersionBuilder
 from worker.engine.docker.build_cap import BuildCaps, Machine
 from worker.engine.docker.client import EngineClient
 from worker.engine.docker.engine_build import LABEL_BUILD
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_SANDBOX, LABEL_WORKER
+from worker.engine.docker.runtime_images import RuntimeImages
 from worker.engine.process import ProcessEngine
 from worker.errors import EngineUnavailable
 from worker.sandbox.contract import CallOutcome, SandboxSpec
@@ -90,7 +91,7 @@ class Bench:
         )
         return replace(plan, **changes)
 
-    async def build(self, files: dict[str, str] | str, **changes: Any) -> BuiltImage:
+    async def build(self, files: dict[str, str] | str, **changes: Any) -> BuiltVersion:
         given = files if isinstance(files, dict) else {"Dockerfile": HEAD + files + "CMD x\n"}
         return await self.engine.build(self.plan(given, **changes), self.log.append)
 
@@ -101,20 +102,20 @@ class Bench:
         assert caught.value.reason == "build_failed"
         return caught.value.message
 
-    async def ask(self, built: BuiltImage, expression: str, **changes: Any) -> Any:
+    async def ask(self, built: BuiltVersion, expression: str, **changes: Any) -> Any:
         outcome = await self.run(built, expression, **changes)
         assert outcome.reason is None, outcome
         assert outcome.result is not None
         return orjson.loads(outcome.result)
 
-    async def run(self, built: BuiltImage, body: Any, **changes: Any) -> CallOutcome:
+    async def run(self, built: BuiltVersion, body: Any, **changes: Any) -> CallOutcome:
         sandbox = await self.engine.start(self.spec(built, **changes))
         try:
             return await sandbox.call(call(body))
         finally:
             await sandbox.destroy()
 
-    def spec(self, built: BuiltImage, **changes: Any) -> SandboxSpec:
+    def spec(self, built: BuiltVersion, **changes: Any) -> SandboxSpec:
         spec = SandboxSpec(
             version_id=uuid4(),
             function_id=uuid4(),
@@ -123,7 +124,7 @@ class Bench:
             version=1,
             runtime="dockerfile",
             handler="",
-            image=built.ref,
+            layers=built.layers,
             memory_mb=128,
             cpus=1.0,
             timeout_ms=10_000,
@@ -133,8 +134,8 @@ class Bench:
     def reconfigured(self, **changes: Any) -> Bench:
         """The same engine's builder with other settings."""
         config = replace(self.config, **changes)
-        engine = DockerEngine(config)
-        engine._builder = ImageBuilder(EngineClient(self.docker, 60.0), config)
+        engine = DockerEngine(config, new_layers())
+        engine._opened = replace(self.engine._parts, builder=new_builder(self.docker, engine))
         return replace(self, engine=engine, config=config, log=[])
 
     async def base(self, *lines: str, name: str | None = "containerpub-test/base") -> str:
@@ -174,11 +175,17 @@ class Bench:
         return BuildCaps(EngineClient(self.docker, 60.0), self.config)
 
 
+def new_builder(docker: Docker, engine: DockerEngine) -> VersionBuilder:
+    client = EngineClient(docker, 60.0)
+    runtimes = RuntimeImages(client, engine._config, engine._layers, engine._cache)
+    return VersionBuilder(client, engine._config, engine._layers, engine._cache, engine._code, runtimes)
+
+
 @pytest.fixture
 async def bench(engine_config: EngineConfig) -> AsyncIterator[Bench]:
     config = replace(engine_config, dockerfile=DockerfileConfig())
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    engine = DockerEngine(config)
+    engine = DockerEngine(config, new_layers())
     await engine.open()
     async with Docker() as docker:
         bench = Bench(engine=engine, config=config, docker=docker)
@@ -209,7 +216,7 @@ async def test_a_dockerfile_becomes_a_function_that_runs_as_nobody(bench: Bench)
             ".dockerignore": "*\n",
         }
     )
-    assert built.ref.startswith("sha256:")
+    assert built.layers.base.startswith("sha256:")
     assert built.analysis == {"command": ["python3", "main.py"], "base_images": [BASE_IMAGE]}
     assert "0" in bench.log, "the build's own RUN is root"
     command = ["/bin/sh", "-c", 'echo "hello $WHO" > greeting && chmod 4755 greeting && id -u']
@@ -403,7 +410,7 @@ async def test_b8_b9_r20_traits_of_a_base_image_reach_no_sandbox(bench: Bench) -
     open_ = bench.reconfigured(dockerfile=DockerfileConfig(base_images=(base,)))
     plan = bench.plan(ECHO_FILES | {"Dockerfile": ECHO_FILES["Dockerfile"].replace(BASE_IMAGE, base)})
     built = await open_.engine.build(plan, bench.log.append)
-    config = (await bench.docker.images.inspect(built.ref))["Config"]
+    config = (await bench.docker.images.inspect(built.layers.base))["Config"]
     assert config["Labels"] == {
         LABEL_INSTALLATION: bench.config.installation,
         "containerpub.version": str(plan.version_id),
@@ -455,12 +462,12 @@ async def test_b9_labels_of_a_dockerfile_are_nobodys(bench: Bench) -> None:
     plan = bench.plan({"Dockerfile": HEAD + label + "RUN true\nCMD x\n"})
     built = await bench.engine.build(plan, bench.log.append)
     assert bench.log[0] == "Dockerfile:2: LABEL has no effect here"
-    assert (await bench.docker.images.inspect(built.ref))["Config"]["Labels"] == {
+    assert (await bench.docker.images.inspect(built.layers.base))["Config"]["Labels"] == {
         LABEL_INSTALLATION: bench.config.installation,
         "containerpub.version": str(plan.version_id),
     }
     await bench.engine.sweep(frozenset())
-    assert await bench.engine.has_image(built.ref)
+    assert await bench.engine.has(bench.spec(built))
 
 
 async def test_b10_a_run_reaches_no_listener_of_the_host(bench: Bench) -> None:
@@ -492,8 +499,8 @@ async def test_b12_no_secret_of_the_worker_is_in_a_build(bench: Bench, monkeypat
         "ARG DATABASE_URL\nARG JWT_SECRET\nARG HTTP_PROXY\nRUN env; cat /proc/1/environ; ls -la /\n"
     )
     assert any(line.startswith("PATH=") for line in bench.log)
-    shown = json.dumps(await bench.docker.images.inspect(built.ref))
-    history = json.dumps(await bench.docker.images.history(built.ref))
+    shown = json.dumps(await bench.docker.images.inspect(built.layers.base))
+    history = json.dumps(await bench.docker.images.history(built.layers.base))
     assert not [where for where in (*bench.log, shown, history) if canary in where]
     assert "RUN" not in history
 
@@ -598,7 +605,7 @@ async def test_an_installation_that_cannot_or_will_not_build_says_why(
 
 async def test_the_process_engine_refuses_dockerfiles(bench: Bench) -> None:
     with pytest.raises(BuildRejected, match="engine docker alone"):
-        await ProcessEngine(bench.config).build(bench.plan(ECHO_FILES), bench.log.append)
+        await ProcessEngine(bench.config, new_layers()).build(bench.plan(ECHO_FILES), bench.log.append)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, process_bench_of, short_dir
+from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, new_layers, process_bench_of, short_dir
 from outerworld import NAMED, Listener, OuterWorld, attempt_elsewhere
 
 from tests.deployment import Platform
@@ -289,7 +289,7 @@ async def test_f21_the_gate_goes_with_its_sandbox_and_with_its_worker(bench: Ben
     await bench.start("echo", network="egress")
     await (await bench.start_generic(network="egress")).destroy()
     other = replace(bench.config, worker_id="another", data_dir=short_dir / "other")
-    living = DockerEngine(other)
+    living = DockerEngine(other, new_layers())
     await living.open()
     try:
         both = frozenset((bench.config.worker_id, "another"))
@@ -304,7 +304,7 @@ async def test_f21_the_gate_goes_with_its_sandbox_and_with_its_worker(bench: Ben
 
 async def test_workers_share_one_network_which_comes_again_when_it_is_removed(bench: Bench, short_dir: Path) -> None:
     config = replace(bench.config, worker_id="another", data_dir=short_dir / "other")
-    other = DockerEngine(config)
+    other = DockerEngine(config, new_layers())
     await other.open()
     try:
         starts = [engine.start(bench.spec("echo", network="egress")) for engine in (bench.engine, other)]
@@ -333,7 +333,7 @@ async def test_workers_share_one_network_which_comes_again_when_it_is_removed(be
 async def test_where_there_may_be_no_network_the_sandbox_is_not_started(
     engine_config: EngineConfig, changes: dict[str, Any], said: str
 ) -> None:
-    engine = DockerEngine(replace(engine_config, **changes))
+    engine = DockerEngine(replace(engine_config, **changes), new_layers())
     await engine.open()
     spec = Bench(engine=engine, config=engine_config, image=BASE_IMAGE).spec("echo", network="egress")
     try:

@@ -14,10 +14,11 @@ import psutil
 import pytest
 from engines import Bench, Subscriber, bench, call, docker_bench, engine_config, process_bench_of, short_dir, text
 
+from shared.layers import LayerKind
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process.child import Child
-from worker.errors import EngineUnavailable
+from worker.errors import EngineUnavailable, LayerUnavailable, Unsuited
 from worker.sandbox.attached import AttachedSandbox
 from worker.sandbox.log import LogEntry, LogStream
 from worker.sandbox.tail import Progress
@@ -681,13 +682,24 @@ async def test_a_process_that_comes_into_being_after_its_start_was_cancelled_is_
 
 
 @pytest.mark.podman
-async def test_an_image_that_is_not_there_is_the_engines_fault(bench: Bench) -> None:
-    absent = "sha256:" + "0" * 64
-    assert not await bench.engine.has_image(absent)
-    assert await bench.engine.has_image(bench.image)
-    await bench.engine.remove_image(absent)
-    with pytest.raises(EngineUnavailable):
-        await bench.start("echo", image=absent)
+async def test_a_layer_that_is_nowhere_is_the_platforms_fault_and_named(bench: Bench) -> None:
+    code = bench.layers.of(LayerKind.CODE)
+    assert code is not None
+    absent = replace(code, digest="0" * 64)
+    layers = replace(bench.layers, layers=(*bench.layers.foundation.layers, absent))
+    with pytest.raises(LayerUnavailable, match="code layer 000000000000") as caught:
+        await bench.start("echo", layers=layers)
+    assert caught.value.reason == "artifact_missing"
+    assert await _left(bench) == []
+
+
+@pytest.mark.podman
+async def test_a_version_of_another_kind_of_engine_is_told_apart(bench: Bench) -> None:
+    assert await bench.engine.suits("python", bench.layers)
+    foreign = replace(bench.layers, base="another")
+    assert not await bench.engine.suits("python", foreign)
+    with pytest.raises(Unsuited):
+        await bench.start("echo", layers=foreign)
     assert await _left(bench) == []
 
 
@@ -698,7 +710,7 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
     live = replace(bench.config, worker_id=f"live-{uuid.uuid4()}")
     dead = replace(bench.config, worker_id=f"dead-{uuid.uuid4()}")
     foreign = replace(bench.config, installation="another", worker_id=dead.worker_id)
-    others = [engine_type(config) for config in (live, dead, foreign)]
+    others = [engine_type(config, bench.engine._code._layers) for config in (live, dead, foreign)]
     own = await bench.start("echo")
     try:
         started = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-import tarfile
 import time
 import uuid
 from dataclasses import replace
@@ -15,19 +14,29 @@ from typing import cast
 import orjson
 import psutil
 import pytest
-from engines import Bench, bench, call, docker_bench, engine_config, process_bench_of, short_dir
+from engines import (
+    Bench,
+    bench,
+    call,
+    docker_bench,
+    docker_bench_of,
+    engine_config,
+    new_layers,
+    on_foundation,
+    short_dir,
+)
 
-from worker.build.layer import LayerWriter, artifact_layer, in_thread
+from shared.layers import LayerKind, LayerRef, VersionLayers
+from worker.build.layer import LayerWriter
 from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
+from worker.engine.contract import LayerUnavailable
 from worker.engine.docker import DockerEngine
 from worker.errors import EngineUnavailable
-from worker.sandbox.contract import GenericSpec
+from worker.sandbox.contract import generic_spec
 
 pytestmark = pytest.mark.every_way
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
-
-_SIZE = GenericSpec(runtime="python", memory_mb=128, cpus=1.0)
 
 
 @pytest.mark.podman
@@ -43,9 +52,11 @@ async def test_a_generic_becomes_a_function_of_any_version_of_its_runtime_and_si
     assert not any(generic.usable for generic in generics)
 
 
-async def test_a_generic_of_another_size_runtime_or_network_is_refused_and_stays(bench: Bench) -> None:
+async def test_a_generic_of_another_size_runtime_base_or_network_is_refused_and_stays(bench: Bench) -> None:
     generic = await bench.start_generic()
-    for changed in ({"memory_mb": 64}, {"cpus": 0.5}, {"runtime": "node"}, {"network": "egress"}):
+    other_base = replace(bench.layers, base="another")
+    others: list[dict[str, object]] = [{"memory_mb": 64}, {"cpus": 0.5}, {"runtime": "node"}, {"network": "egress"}]
+    for changed in (*others, {"layers": other_base}):
         with pytest.raises(ValueError):
             await generic.specialize(bench.spec("echo", **changed))
     assert generic.usable
@@ -73,13 +84,14 @@ async def test_a_generic_that_died_is_not_usable_and_not_specialized(bench: Benc
 
 
 async def test_a_runtime_without_generics_says_so(bench: Bench) -> None:
-    assert await bench.engine.start_generic(replace(_SIZE, runtime="dart")) is None
+    assert await bench.engine.start_generic(generic_spec(bench.spec("echo", runtime="dart"))) is None
     assert not await bench.engine.prepare(bench.spec("echo", runtime="dart"))
 
 
-async def test_a_version_that_is_not_here_cannot_be_prepared(bench: Bench) -> None:
-    with pytest.raises(EngineUnavailable):
-        await bench.engine.prepare(bench.spec("echo", image="sha256:" + "0" * 64))
+async def test_a_version_that_is_nowhere_cannot_be_prepared(bench: Bench) -> None:
+    absent = LayerRef(kind=LayerKind.CODE, digest="0" * 64, size_bytes=1)
+    with pytest.raises(LayerUnavailable):
+        await bench.engine.prepare(bench.spec("echo", layers=VersionLayers(base=bench.layers.base, layers=(absent,))))
 
 
 @pytest.mark.parametrize(
@@ -165,92 +177,49 @@ async def test_an_unprepared_version_is_the_engines_fault_once(docker_bench: Ben
 
 
 @pytest.mark.docker
-async def test_a_version_on_another_base_image_has_no_generics(docker_bench: Bench) -> None:
-    engine = cast(DockerEngine, docker_bench.engine)
-    builder, _ = engine._opened()
-    base = await builder._base(load_recipe("python"))
-    foreign = LayerWriter()
-    foreign.folder("elsewhere")
-    other = await builder._images.stack(base, foreign.finish(), "containerpub-test/other-base", "latest", {})
-    spec = docker_bench.spec("echo", image=other.id)
-    assert not await engine.prepare(spec)
-    with pytest.raises(EngineUnavailable, match="another base image"):
-        await (await docker_bench.start_generic()).specialize(spec)
-
-
-@pytest.mark.docker
 async def test_dependencies_are_there_shared_by_one_user_and_by_nobody_else(docker_bench: Bench) -> None:
-    images = [await _with_dependency(docker_bench, number) for number in range(2)]
+    versions = [await _with_dependency(docker_bench, number) for number in range(2)]
     mallory = uuid.uuid4()
     inodes = []
-    for image, user in ((images[0], docker_bench.user_id), (images[1], docker_bench.user_id), (images[0], mallory)):
-        sandbox = await docker_bench.specialized(docker_bench.spec("main:use", image=image, user_id=user))
+    for number, user in ((0, docker_bench.user_id), (1, docker_bench.user_id), (0, mallory)):
+        spec = docker_bench.spec("main:use", layers=versions[number], user_id=user)
+        sandbox = await docker_bench.specialized(spec)
         outcome = await sandbox.call(call())
         assert outcome.reason is None, outcome
-        assert outcome.result == b'["from a package",%d]' % images.index(image)
-        (file,) = docker_bench.config.data_dir.glob(f"generics/*/{sandbox.id}/dependencies/package/__init__.py")
+        assert outcome.result == b'["from a package",%d]' % number
+        (file,) = docker_bench.config.data_dir.glob(f"sandboxes/*/{sandbox.id}/dependencies/package/__init__.py")
         inodes.append(file.stat().st_ino)
     assert inodes[0] == inodes[1] != inodes[2]
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("folder", ["function", "dependencies"])
-async def test_f15_code_that_came_in_part_is_not_kept(docker_bench: Bench, folder: str) -> None:
-    # An engine that is shutting down leaves out what it cannot read any more, and does not say so.
-    whole = await _with_dependency(docker_bench, 8)
-    builder, _ = cast(DockerEngine, docker_bench.engine)._opened()
-    found = await builder._images.find(whole)
-    assert found is not None
-    content = found.content_of(folder)
-    assert content is not None
-    labels = found.labels | {f"containerpub.content.{folder}": f"{content.files + 1} {content.bytes}"}
-    partial = await builder._images.configure(
-        found, "containerpub-test/partial", folder, labels, found.command, found.environment, "/function"
-    )
-    with pytest.raises(EngineUnavailable, match="cannot be kept"):
-        await docker_bench.engine.prepare(docker_bench.spec("main:use", image=partial.id))
-    inside = "main.py" if folder == "function" else "package"
-    assert list((docker_bench.config.data_dir / "code").glob(f"*/*/tree/{inside}")) == []
-    assert await docker_bench.engine.prepare(docker_bench.spec("main:use", image=whole))
-
-
-@pytest.mark.docker
-async def test_code_goes_with_its_image(docker_bench: Bench) -> None:
-    image = await _with_dependency(docker_bench, 7)
-    spec = docker_bench.spec("main:use", image=image)
-    assert await docker_bench.engine.prepare(spec)
-    code = docker_bench.config.data_dir / "code"
-    assert len(list(code.glob("*/*/tree/main.py"))) == 1
-    await docker_bench.engine.remove_image(image)
-    assert list(code.glob("*/*/tree/main.py")) == []
-    with pytest.raises(EngineUnavailable):
-        await docker_bench.engine.prepare(spec)
-
-
-@pytest.mark.docker
-async def test_without_the_same_data_folder_on_the_engines_side_there_are_no_generics(
+async def test_without_the_same_data_folder_on_the_engines_side_starts_say_so(
     engine_config: EngineConfig, short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A path that leads each process to a place of its own.
     monkeypatch.chdir(short_dir)
-    engine = DockerEngine(replace(engine_config, data_dir=Path("/proc/self/cwd/elsewhere")))
-    await engine.open()
-    try:
-        for _ in range(2):
-            assert await engine.start_generic(_SIZE) is None
-        listed = await engine._client().docker.containers.list(
-            all=1, filters=orjson.dumps({"label": [f"containerpub.worker={engine_config.worker_id}"]}).decode()
+    elsewhere = Path("/proc/self/cwd/elsewhere")
+    async for one in docker_bench_of(replace(engine_config, data_dir=elsewhere)):
+        with pytest.raises(EngineUnavailable, match="the same DATA_DIR"):
+            await one.engine.start(one.spec("echo"))
+        with pytest.raises(EngineUnavailable, match="the same DATA_DIR"):
+            await one.start_generic()
+        listed = (
+            await cast(DockerEngine, one.engine)
+            ._client()
+            .docker.containers.list(
+                all=1, filters=orjson.dumps({"label": [f"containerpub.worker={engine_config.worker_id}"]}).decode()
+            )
         )
         assert listed == []
-    finally:
-        await engine.close()
+        assert _folders(one) == []
 
 
 @pytest.mark.docker
 async def test_f21_a_sweep_takes_the_generics_of_dead_workers(docker_bench: Bench) -> None:
-    dead = DockerEngine(replace(docker_bench.config, worker_id=f"dead-{uuid.uuid4()}"))
+    dead = DockerEngine(replace(docker_bench.config, worker_id=f"dead-{uuid.uuid4()}"), new_layers())
     await dead.open()
-    generic = await dead.start_generic(_SIZE)
+    generic = await dead.start_generic(generic_spec(docker_bench.spec("echo")))
     assert generic is not None
     own = await docker_bench.start_generic()
     try:
@@ -284,37 +253,24 @@ async def test_a_first_call_through_a_generic_is_far_faster_than_through_a_start
     assert sorted(special)[2] < sorted(plain)[2] / 2
 
 
-async def test_the_process_engine_gives_a_generic_no_way_into_a_version_that_is_gone(
-    engine_config: EngineConfig,
-) -> None:
-    async for made in process_bench_of(engine_config):
-        generic = await made.start_generic()
-        await made.engine.remove_image(made.image)
-        with pytest.raises(EngineUnavailable):
-            await generic.specialize(made.spec("echo"))
-
-
-async def _with_dependency(bench: Bench, number: int) -> str:
-    """An image with a package, and code that differs by ``number``."""
-    builder, _ = cast(DockerEngine, bench.engine)._opened()
-    runtime = await builder.runtime_image(load_recipe("python"))
-    layer = LayerWriter()
+async def _with_dependency(bench: Bench, number: int) -> VersionLayers:
+    """A version with a package, and code that differs by ``number``."""
+    layers = bench.engine._code._layers
+    package = LayerWriter()
     source = b"said = 'from a package'\n"
-    layer.add("dependencies/package/__init__.py", io.BytesIO(source), len(source))
-    layer.add("dependencies/" + "/".join(["a" * 90] * 4) + "/long.txt", io.BytesIO(b"x"), 1)
-    parent = await builder._images.stack(runtime, layer.finish(), "containerpub-test/package", "latest", {})
-    artifact = bench.config.data_dir / "with-dependency.tar.gz"
-    code = f"import package\ndef use(event, context):\n    return [package.said, {number}]\n".encode()
-    with tarfile.open(artifact, "w:gz") as archive:
-        entry = tarfile.TarInfo("main.py")
-        entry.size = len(code)
-        archive.addfile(entry, io.BytesIO(code))
-    made = await in_thread(artifact_layer, artifact, "function")
-    tag = f"with-{number}"
-    return (await builder._images.stack(parent, made, "containerpub-test/dependent", tag, {})).id
+    package.add("dependencies/package/__init__.py", io.BytesIO(source), len(source))
+    package.add("dependencies/" + "/".join(["a" * 90] * 4) + "/long.txt", io.BytesIO(b"x"), 1)
+    code = LayerWriter()
+    text = f"import package\ndef use(event, context):\n    return [package.said, {number}]\n".encode()
+    code.add("function/main.py", io.BytesIO(text), len(text))
+    own = []
+    for kind, layer in ((LayerKind.DEPENDENCIES, package.finish()), (LayerKind.CODE, code.finish())):
+        with layer.file:
+            own.append(await layers.keep(kind, layer))
+    return await on_foundation(bench.engine, layers, load_recipe("python"), *own)
 
 
 def _folders(bench: Bench) -> list[Path]:
     """Folders of sandboxes and generic sandboxes."""
     sandboxes = [folder for folder in bench.config.socket_dir.glob("*/*") if folder.is_dir()]
-    return [*sandboxes, *bench.config.data_dir.glob("generics/*/*")]
+    return [*sandboxes, *bench.config.data_dir.glob("sandboxes/*/*")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -11,17 +12,16 @@ from typing import Any
 from uuid import uuid4
 
 import aiodocker
-import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from shared.queue.queue import WORKERS, Change, Queue
+from shared.queue.queue import WORKERS
 from tests.client import Answer, Client
 from tests.deployment import Platform
 from worker.build.code_cache import _prefix
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
-from worker.engine.docker.image_gc import FUNCTION
+from worker.engine.docker.image_gc import FUNCTION, RUNTIME
 from worker.engine.docker.sweep import sweep
 from worker.sandbox.attach import SocketFolders
 
@@ -74,11 +74,11 @@ async def containers(platform: Platform) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-async def images(platform: Platform) -> dict[str, str]:
-    """Name to id of the images of versions, finished or not."""
+async def images(platform: Platform, repository: str = RUNTIME) -> dict[str, str]:
+    """Name to id of the images of runtimes, or of versions that are being built."""
     label = f"label=containerpub.installation={platform.installation}"
     shape = "{{.Repository}}:{{.Tag}} {{.ID}}"
-    words = await docker("images", "--no-trunc", "--filter", label, "--format", shape, FUNCTION)
+    words = await docker("images", "--no-trunc", "--filter", label, "--format", shape, repository)
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
@@ -105,24 +105,16 @@ async def of_dead_workers(platform: Platform, redis: Redis) -> list[str]:
             data_dir=data,
         )
         names.add(SocketFolders.of("docker", config).own)
-    for root in (platform.folder / "s", data / "generics"):
+    for root in (platform.folder / "s", data / "sandboxes"):
         left += [str(path) for path in root.glob("*") if path.name not in names]
     making = tuple(_prefix(worker) for worker in living)
     left += [str(path) for path in data.glob("code/*/.making-*") if not path.name.startswith(making)]
-    left += [name for name in await images(platform) if "-source-" in name]
+    left += [name for name in await images(platform, FUNCTION) if "-source-" in name]
     # One a process that has one, and they are locked: nobody else's.
     scratch = list((data / "scratch").glob("*"))
     if len(scratch) > len(platform.processes):
         left += [str(path) for path in scratch]
     return left
-
-
-async def versions(database: str) -> dict[str, str]:
-    """Function to the name of its version's image."""
-    connection = await asyncpg.connect(database)
-    found = await connection.fetch("SELECT f.name, v.id FROM versions v JOIN functions f ON f.id = v.function_id")
-    await connection.close()
-    return {row["name"]: f"{FUNCTION}:{row['id']}" for row in found}
 
 
 class Steady:
@@ -242,13 +234,13 @@ async def test_f22_a_worker_that_is_told_to_stop_under_load_leaves_no_container(
             await platform.terminate("worker-1")
             assert await containers(platform) == {}
             left = [
-                path for root in ("s", "data/generics", "data/scratch") for path in (platform.folder / root).glob("*")
+                path for root in ("s", "data/sandboxes", "data/scratch") for path in (platform.folder / root).glob("*")
             ]
             assert len(left) <= 1, left  # the API's scratch folder
             platform.start("worker-1")
 
 
-async def test_f26_images_that_are_pruned_or_evicted_come_back_and_callers_see_success(
+async def test_f26_images_and_code_that_are_removed_come_back_and_callers_see_success(
     database: str, redis_url: str
 ) -> None:
     env = ENV | {"SANDBOX_IDLE_SECONDS": "0.3", "SANDBOX_GENERICS": "0", "FUNCTION_MAX_CONCURRENT": "8"}
@@ -265,73 +257,48 @@ async def test_f26_images_that_are_pruned_or_evicted_come_back_and_callers_see_s
             await asyncio.sleep(0)
             for name, image in (await images(platform)).items():
                 await docker("rmi", "--force", name, image, fails=True)
+            for tree in (platform.folder / "data" / "code").glob("*/*/tree"):
+                shutil.rmtree(tree.parent, ignore_errors=True)
             answers = [await one for one in calls]
             assert [answer.status for answer in answers] == [200] * 3, (answers, platform.logs())
             assert all(answer.json["success"] for answer in answers), (answers, platform.logs())
 
-        # The sandbox that is kept warm goes with its image; both come back when the worker looks.
-        name = (await versions(database))["warm"]
-        connection = await asyncpg.connect(database)
-        image = await connection.fetchval("SELECT image FROM versions WHERE id::text = $1", name.rpartition(":")[2])
-        await connection.close()
-
+        # The sandbox that is kept warm goes, and the image that it was started from; both come back.
         async def lost() -> bool:
             for container in await containers(platform):
                 await docker("rm", "--force", container, fails=True)
-            await docker("rmi", "--force", name, image, fails=True)
-            return not await docker("inspect", "--format", "{{.Id}}", image, fails=True)
+            for name, image in (await images(platform)).items():
+                await docker("rmi", "--force", name, image, fails=True)
+            return not await images(platform)
 
         await until(lost, 30, platform.logs)
-        assert (await client.deploy("other", {"main.py": NAP + "# other\n"})).status == 201
 
         async def back() -> bool:
-            return name in await images(platform) and len(await containers(platform)) > 0
+            return len(await images(platform)) > 0 and len(await containers(platform)) > 0
 
         await until(back, 30, platform.logs)
 
 
-async def test_images_of_deleted_and_failed_versions_go_whoever_deleted_them_and_the_budget_is_kept(
+async def test_images_that_nothing_was_started_from_of_late_go_past_the_budget_and_calls_bring_them_back(
     database: str, redis_url: str
 ) -> None:
-    # Nothing but what is in use fits into the budget. What is kept warm is in use.
-    env = ENV | {
-        "IMAGE_DISK_BYTES": "1",
-        "SANDBOX_GENERICS": "0",
-    }  # a generic sandbox needs no image for code that is at hand
-    redis = Redis.from_url(redis_url)
+    # Nothing but what is in use fits into the budget.
+    env = ENV | {"IMAGE_DISK_BYTES": "1", "SANDBOX_GENERICS": "0"}
     async with (
         Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform,
         platform.client() as client,
     ):
         await client.register()
-        for name in ("kept", "deleted", "failed", "called"):
-            settings = {"min_warm": 1} if name in ("kept", "deleted") else {}
-            assert (await client.deploy(name, {"main.py": NAP + f"# {name}\n"}, settings=settings)).status == 201
-        names = await versions(database)
-        # The job that deletes may run on another machine: here it does not run at all.
-        connection = await asyncpg.connect(database)
-        await connection.execute("UPDATE functions SET deleted_at = now() WHERE name = 'deleted'")
-        await connection.execute(
-            "UPDATE versions v SET status = 'failed' FROM functions f WHERE f.id = v.function_id AND f.name = 'failed'"
-        )
-        for row in await connection.fetch("SELECT id FROM functions WHERE name IN ('deleted', 'failed')"):
-            await Queue(redis).announce_change(Change(function=row["id"], live=None))
-        await connection.close()
+        assert (await client.deploy("called", {"main.py": NAP})).status == 201
 
-        async def only_what_is_kept() -> bool:
-            return set(await images(platform)) == {names["kept"]}
+        async def none_left() -> bool:
+            return not await images(platform)
 
-        await until(only_what_is_kept, SWEPT_S, platform.logs)
-
-        async def made_again() -> bool:
-            return names["called"] in await images(platform)
-
-        calling = asyncio.create_task(client.invoke("called", 2))  # in use meanwhile
-        await until(made_again, SWEPT_S, platform.logs)
-        answer = await calling
+        await until(none_left, SWEPT_S, platform.logs)
+        answer = await client.invoke("called", 0)
         assert (answer.status, answer.json["success"]) == (200, True), answer
-        await until(only_what_is_kept, SWEPT_S, platform.logs)
-    await redis.aclose()
+        assert await images(platform)
+        await until(none_left, SWEPT_S, platform.logs)
 
 
 async def test_f9_no_sweep_takes_what_the_living_have_while_an_emptied_redis_names_nobody(

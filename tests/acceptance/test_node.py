@@ -10,13 +10,13 @@ from pathlib import Path
 import orjson
 import pytest
 from engines import Subscriber, call, engine_config, short_dir, text
-from nodes import MEBIBYTE, Builder, Node, builder, node, node_image, result
+from nodes import MEBIBYTE, Builder, Node, builder, node, node_layers, result
 
 from worker.build.plan import BuildRejected
 from worker.sandbox.log import LogEntry, LogStream
 from worker.sandbox.tail import Progress
 
-__all__ = ["builder", "engine_config", "node", "node_image", "short_dir"]
+__all__ = ["builder", "engine_config", "node", "node_layers", "short_dir"]
 
 pytestmark = pytest.mark.docker
 
@@ -414,19 +414,20 @@ async def test_packages_are_found_by_both_module_systems_and_installed_once(buil
     )
     first = await builder.build({"main.js": USES_PACKAGE, "package.json": unique})
     assert builder.log.count("installing dependencies") == 1
-    builder.bench.image = first.ref
+    builder.bench.layers = first.layers
     for builder.bench.generic in (False, True):
         outcome = await builder.bench.run("main:echo", "v1.2.3")
         assert result(outcome) == ["1.2.3", 1, "function"]
     builder.log.clear()
     await builder.build({"main.js": USES_PACKAGE + b"// changed\n", "package.json": unique})
-    assert builder.log == ["dependencies are unchanged"]
+    (line,) = builder.log
+    assert line.startswith("dependencies are unchanged: layer ")
 
 
 async def test_an_example_with_a_lock_is_installed_as_it_says(builder: Builder) -> None:
     files = {path.name: path.read_bytes() for path in (EXAMPLES / "node-deps").iterdir()}
     assert b"resolved" not in files["package-lock.json"]
-    builder.bench.image = (await builder.build(files, handler="main:handler")).ref
+    builder.bench.layers = (await builder.build(files, handler="main:handler")).layers
     body = {"versions": ["1.2.0", "1.10.0", "2.0.0"], "range": "^1.0.0"}
     outcome = await builder.bench.run("main:handler", body)
     assert result(outcome) == {"newest": "1.10.0", "sorted": ["1.2.0", "1.10.0", "2.0.0"]}

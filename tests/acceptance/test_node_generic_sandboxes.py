@@ -9,14 +9,15 @@ import uuid
 from collections.abc import AsyncIterator
 
 import pytest
-from engines import Bench, call, engine_config, short_dir
-from nodes import MEBIBYTE, Builder, Node, builder, node_image, result
+from engines import Bench, call, engine_config, new_layers, short_dir
+from nodes import MEBIBYTE, Builder, Node, builder, node_layers, result
 
+from shared.layers import VersionLayers
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.sandbox.attached import AttachedSandbox
 
-__all__ = ["builder", "engine_config", "node_image", "short_dir"]
+__all__ = ["builder", "engine_config", "node_layers", "short_dir"]
 
 pytestmark = pytest.mark.docker
 
@@ -24,11 +25,11 @@ USES_SDK = b"import { FunctionError } from 'containerpub';\nexport const handler
 
 
 @pytest.fixture
-async def generics(node_image: str, engine_config: EngineConfig) -> AsyncIterator[Node]:
-    engine = DockerEngine(engine_config)
+async def generics(node_layers: VersionLayers, engine_config: EngineConfig) -> AsyncIterator[Node]:
+    engine = DockerEngine(engine_config, new_layers())
     await engine.open()
     try:
-        yield Node(engine=engine, config=engine_config, image=node_image, generic=True)
+        yield Node(engine=engine, config=engine_config, layers=node_layers, generic=True)
     finally:
         await engine.close()
 
@@ -73,17 +74,17 @@ async def test_code_and_packages_are_read_only_and_belong_to_somebody_else(gener
 async def test_a_generic_has_met_no_code(generics: Node) -> None:
     generic = await generics.start_generic(runtime="node", cpus=0.5)
     for name in ("function", "node_modules"):
-        (folder,) = generics.config.data_dir.glob(f"generics/*/{generic.id}/{name}")
+        (folder,) = generics.config.data_dir.glob(f"sandboxes/*/{generic.id}/{name}")
         assert list(folder.iterdir()) == []
 
 
 async def test_users_share_no_files(builder: Builder) -> None:
-    image = (await builder.build({"main.mjs": USES_SDK}, handler="main:handler")).ref
+    layers = (await builder.build({"main.mjs": USES_SDK}, handler="main:handler")).layers
     inodes = []
     for user in (builder.bench.user_id, builder.bench.user_id, uuid.uuid4()):
-        sandbox = await builder.bench.specialized(builder.bench.spec("main:handler", image=image, user_id=user))
+        sandbox = await builder.bench.specialized(builder.bench.spec("main:handler", layers=layers, user_id=user))
         assert result(await sandbox.call(call())) == "function"
-        home = next(builder.bench.config.data_dir.glob(f"generics/*/{sandbox.id}"))
+        home = next(builder.bench.config.data_dir.glob(f"sandboxes/*/{sandbox.id}"))
         files = (home / "function/main.mjs", home / "node_modules/containerpub/index.js")
         inodes.append([file.stat().st_ino for file in files])
     assert inodes[0] == inodes[1]

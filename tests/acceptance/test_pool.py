@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -321,7 +322,7 @@ async def test_f15_a_sandbox_removed_under_a_call_leaves_nothing_in_the_books(do
 
 async def test_what_cannot_be_started_does_not_keep_others_from_being_kept_warm(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits())
-    broken, fine = process.spec("echo", image="absent"), process.spec("echo")
+    broken, fine = process.spec("echo", layers=replace(process.layers, base="absent")), process.spec("echo")
     pool.keep({broken: 1, fine: 1})
     maintaining = asyncio.create_task(pool.maintain())
     await until(lambda: pool.state()["idle"] == 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from shared.artifacts import (
     LocalStore,
     StoreConfig,
     artifact_key,
+    layer_key,
     open_store,
     payload_name,
     payload_owner,
@@ -108,8 +111,8 @@ class LocalBackend:
         self.folder, self.store = folder, store
 
     def path(self, key: str) -> Path:
-        digest = key.removeprefix("sha256/")
-        return self.folder / "sha256" / digest[:2] / digest
+        kind, _, digest = key.partition("/")
+        return self.folder / kind / digest[:2] / digest
 
     async def overwrite(self, key: str, content: bytes) -> None:
         self.path(key).write_bytes(content)
@@ -240,6 +243,59 @@ async def test_damage_is_noticed_and_a_put_mends_it(backend: Backend, tmp_path: 
     await backend.store.put(key, source)
     await backend.store.fetch(key, target)
     assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [0, 100, 2 * PART_BYTES + 17])
+async def test_a_layer_comes_back_as_it_was_put_and_is_sent_once(backend: Backend, tmp_path: Path, size: int) -> None:
+    content = os.urandom(size) + bytes(100_000)
+    key = layer_key(hashlib.sha256(content).hexdigest())
+    with tempfile.TemporaryFile() as source:
+        source.write(content)
+        await backend.store.put(key, source)
+        written_at = await backend.written_at(key)
+        await backend.store.put(key, source)
+        assert await backend.written_at(key) == written_at
+        assert not source.closed
+    await backend.store.fetch(key, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content
+    with pytest.raises(ArtifactMissing):
+        await backend.store.fetch(artifact_key(key.rpartition("/")[2]), tmp_path / "target")
+    await backend.store.delete(key)
+    assert not await backend.store.exists(key)
+
+
+@pytest.mark.parametrize("damage", ["tampered", "truncated", "emptied", "other content"])
+async def test_damage_of_a_layer_is_noticed_and_a_put_mends_it(backend: Backend, tmp_path: Path, damage: str) -> None:
+    content = os.urandom(100_000)
+    packed = gzip.compress(content, 1, mtime=0) if isinstance(backend, S3Backend) else content
+    key = layer_key(hashlib.sha256(content).hexdigest())
+    with tempfile.TemporaryFile() as source:
+        source.write(content)
+        await backend.store.put(key, source)
+        stored = {
+            "tampered": packed[:5000] + bytes([packed[5000] ^ 1]) + packed[5001:],
+            "truncated": packed[:-1],
+            "emptied": b"",
+            "other content": gzip.compress(bytes(100_000), 1, mtime=0),
+        }[damage]
+        await backend.overwrite(key, stored)
+        out = tmp_path / "out"
+        out.mkdir()
+        with pytest.raises(ArtifactCorrupt):
+            await backend.store.fetch(key, out / "target")
+        assert list(out.iterdir()) == []
+        await backend.store.put(key, source)
+    await backend.store.fetch(key, out / "target")
+    assert (out / "target").read_bytes() == content
+
+
+async def test_content_that_is_not_the_layers_is_refused(backend: Backend, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    key = layer_key(hashlib.sha256(b"other").hexdigest())
+    with pytest.raises(ArtifactCorrupt):
+        await backend.store.put(key, source)
+    assert not await backend.store.exists(key)
 
 
 async def test_a_missing_artifact_is_told_apart(backend: Backend, tmp_path: Path) -> None:
@@ -483,7 +539,7 @@ JOBS = [UUID(f"01939393-0000-7000-8000-{number:012x}") for number in range(3)]
 
 
 async def names(store: ArtifactStore) -> list[str]:
-    return sorted([name async for portion in store.payload_store() for name, _ in portion])
+    return sorted([name async for portion in store.payloads() for name, _ in portion])
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000])
@@ -502,7 +558,7 @@ async def test_texts_are_listed_with_the_time_of_their_writing_and_deleted(backe
     for name in written:
         await backend.store.write_text(name, b"{}")
     assert await names(backend.store) == written
-    async for portion in backend.store.payload_store():
+    async for portion in backend.store.payloads():
         for _, at in portion:
             assert abs((datetime.now(UTC) - at).total_seconds()) < 60
     await backend.store.delete_payloads(written[:4])
@@ -518,7 +574,7 @@ async def test_more_texts_than_a_portion_are_all_listed(backend: Backend, monkey
     written = sorted(payload_name(JOBS[0], "payload") for _ in range(5))
     for name in written:
         await backend.store.write_text(name, b"{}")
-    portions = [len(portion) async for portion in backend.store.payload_store()]
+    portions = [len(portion) async for portion in backend.store.payloads()]
     assert (max(portions), sum(portions)) == (2, 5)
     assert await names(backend.store) == written
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -138,15 +139,24 @@ def test_an_entry_that_is_being_linked_is_not_removed(tmp_path: Path, monkeypatc
     assert not cache.has("busy")
 
 
-def test_dropping_a_layer_drops_it_for_all_users(tmp_path: Path) -> None:
+def test_what_belongs_together_stays_together_though_it_takes_more_than_may_be(tmp_path: Path) -> None:
+    cache = opened(tmp_path, budget=150)
+    old, packages, code = (entry_name(ALICE, content) for content in ("old", "packages", "code"))
+    for name, beside in ((old, ()), (packages, (packages, code)), (code, (packages, code))):
+        cache.add(name, filling(), beside)
+    assert [cache.has(name) for name in (old, packages, code)] == [False, True, True]
+
+
+def test_what_was_not_used_for_a_day_goes_and_what_was_stays(tmp_path: Path) -> None:
     cache = opened(tmp_path)
-    for user in (ALICE, BOB):
-        for layer in ("sha256:1", "sha256:2"):
-            cache.add(entry_name(user, layer), filling())
-    cache.drop("sha256:1")
-    for user in (ALICE, BOB):
-        assert not cache.has(entry_name(user, "sha256:1"))
-        assert cache.has(entry_name(user, "sha256:2"))
+    names = [entry_name(ALICE, content) for content in ("used", "unused")]
+    for name in names:
+        cache.add(name, filling())
+    (entry,) = (tmp_path / "code").glob(f"*/{names[1]}")
+    long_ago = time.time() - 2 * 86_400
+    os.utime(entry, (long_ago, long_ago))
+    assert cache.sweep(frozenset()) == 1
+    assert [cache.has(name) for name in names] == [True, False]
 
 
 def test_what_was_there_before_the_machine_restarted_is_dropped(

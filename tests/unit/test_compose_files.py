@@ -125,10 +125,12 @@ def test_only_workers_have_the_engines_socket(base: Services, production: Servic
     assert all("privileged" not in service for service in (*base.values(), *production.values()))
 
 
-def test_the_sandboxes_folder_has_one_path_on_host_and_worker(base: Services) -> None:
-    folder = base["worker"]["environment"]["SOCKET_DIR"]
-    assert f"{folder}:{folder}" in base["worker"]["volumes"]
-    assert base["sandboxes"]["volumes"] == [f"{folder}:/sandboxes"]
+def test_the_workers_folders_have_one_path_on_host_and_worker(base: Services) -> None:
+    folder, data = (base["worker"]["environment"][name] for name in ("SOCKET_DIR", "DATA_DIR"))
+    for one in (folder, data):
+        assert f"{one}:{one}" in base["worker"]["volumes"]
+    assert base["sandboxes"]["volumes"] == [f"{folder}:/sandboxes", f"{data}:/data"]
+    assert base["sandboxes"]["command"][-2:] == ["/sandboxes", "/data"]
     # <folder>/d-<8>-<12>/<16>/s has to fit the address of a Unix socket.
     assert len(default_of(folder)) + len("/d-12345678-123456789012/1234567890123456/s") <= 100
 

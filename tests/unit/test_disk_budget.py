@@ -44,22 +44,22 @@ async def test_what_was_not_used_for_longest_goes_first_and_no_more_than_needed(
 
 
 async def test_what_is_shared_counts_once_and_what_is_somebody_elses_not_at_all() -> None:
-    packages = Kept(name="packages", kind=Kind.DEPENDENCIES, layers=PACKAGES, used_at=0)
-    runtime = Kept(name="runtime", kind=Kind.RUNTIME, layers=RUNTIME, used_at=0)
+    packages = Kept(name="packages", kind=Kind.RUNTIME, layers=PACKAGES, used_at=0)
+    runtime = Kept(name="runtime", kind=Kind.BASE, layers=RUNTIME, used_at=0)
     kept = [version(name, 10, on=PACKAGES) for name in ("a", "b")] + [packages, runtime]
     assert await shrunk(kept, 10 + 100 + 2 * 5) == []
     assert await shrunk(kept, 10 + 100 + 2 * 5 - 1) == ["a"]
 
 
-async def test_dependencies_go_after_versions_and_runtimes_last() -> None:
-    packages = Kept(name="packages", kind=Kind.DEPENDENCIES, layers=PACKAGES, used_at=0)
-    runtime = Kept(name="runtime", kind=Kind.RUNTIME, layers=RUNTIME, used_at=0)
+async def test_runtimes_go_after_versions_and_their_bases_last() -> None:
+    packages = Kept(name="packages", kind=Kind.RUNTIME, layers=PACKAGES, used_at=0)
+    runtime = Kept(name="runtime", kind=Kind.BASE, layers=RUNTIME, used_at=0)
     kept = [runtime, packages, version("a", 50, on=PACKAGES), version("b", 60)]
     assert await shrunk(kept, 0) == ["a", "b", "packages", "runtime"]
 
 
 async def test_what_another_stands_on_stays_and_what_stands_may_be_anybodys() -> None:
-    packages = Kept(name="packages", kind=Kind.DEPENDENCIES, layers=PACKAGES, used_at=0)
+    packages = Kept(name="packages", kind=Kind.RUNTIME, layers=PACKAGES, used_at=0)
     busy = version("busy", 10, on=PACKAGES)
     assert await shrunk([packages, busy], 0, refused={"busy"}) == []
     foreign = {(*PACKAGES, "theirs"): 1200}

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
-from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
 
 
 class Builds:
@@ -17,7 +17,7 @@ class Builds:
         self._running: set[asyncio.Task[object]] = set()
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def run(self, plan: BuildPlan, building: Awaitable[BuiltImage]) -> BuiltImage:
+    async def run(self, plan: BuildPlan, building: Awaitable[BuiltVersion]) -> BuiltVersion:
         """Await ``building`` for at most ``plan.timeout_s``.
 
         :raises BuildRejected: ``build_failed``, when the time is over.

@@ -1,6 +1,6 @@
-"""The code of versions as plain files on this machine, from where generic sandboxes get theirs by hard links.
+"""The code of versions as plain files on this machine, from where sandboxes get theirs by hard links.
 
-``<root>/<boot>/<name>`` holds one layer of a version: ``tree`` with its files, and ``size`` with what they take. Large
+``<root>/<boot>/<name>`` holds one folder of a version: ``tree`` with its files, and ``size`` with what they take. Large
 ones have ``spare`` too, a tree of links made ahead, which is handed on by a few renames. An entry appears when it is
 complete, and none outlives a restart of the machine, since what a crash leaves of files that were never synced is
 anyone's guess. Workers may share a root.
@@ -16,7 +16,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -30,9 +31,13 @@ _FEW_FILES = 64
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def entry_name(user_id: UUID, layer: str) -> str:
-    """The name of a user's layer, which is known by its digest."""
-    return f"{_short(str(user_id), 12)}-{_short(layer, 40)}"
+_UNUSED_S = 86_400.0
+"""What was not used for so long goes, be there ever so much room: its function may be gone."""
+
+
+def entry_name(user_id: UUID, content: str) -> str:
+    """The name of what a user's versions have in one folder, which ``content`` tells from everything else."""
+    return f"{_short(str(user_id), 12)}-{_short(content, 40)}"
 
 
 class CodeCache:
@@ -58,8 +63,11 @@ class CodeCache:
     def has(self, name: str) -> bool:
         return (self._folder / name / _TREE).is_dir()
 
-    def add(self, name: str, fill: Callable[[Path], int]) -> None:
-        """Make an entry of what ``fill`` puts into the folder it is given; it returns the bytes that takes."""
+    def add(self, name: str, fill: Callable[[Path], int], beside: Collection[str] = ()) -> None:
+        """Make an entry of what ``fill`` puts into the folder it is given; it returns the bytes that takes.
+
+        :param beside: entries that are wanted together with this one, and stay however much all of them take.
+        """
         scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
         try:
             tree = scratch / _TREE
@@ -74,7 +82,7 @@ class CodeCache:
                 return  # another worker was faster
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        self._evict(keep=name)
+        self._evict({name, *beside})
 
     def link(self, name: str, target: Path) -> None:
         """Link every file of an entry into ``target``, an empty folder on the same file system.
@@ -113,20 +121,22 @@ class CodeCache:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def drop(self, layer: str) -> None:
-        """Remove a layer's entries, whoever they belong to."""
-        for entry in self._folder.glob(f"*-{_short(layer, 40)}"):
-            self._remove(entry)
+    def scratch(self) -> Path:
+        """A new folder for what is on its way into the cache; the caller removes it, or a sweep after a crash."""
+        return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
 
     def sweep(self, live_workers: frozenset[str]) -> int:
-        """Remove what workers that are gone left half made or half removed; how many folders that were."""
+        """Remove what workers that are gone left half made or half removed, and what was not used for a day; how many
+        folders that were."""
         live = (*(_prefix(worker) for worker in live_workers), self._prefix)
         stale = [path for path in self._folder.glob(f"{_SCRATCH}*") if not path.name.startswith(live)]
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
-        return len(stale)
+        unused_since = time.time() - _UNUSED_S
+        return len(stale) + sum(self._remove(entry) for used_at, _, entry in self._entries() if used_at < unused_since)
 
-    def _evict(self, keep: str) -> None:
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and folder of each."""
         entries: list[tuple[float, int, Path]] = []
         for entry in self._folder.iterdir():
             try:
@@ -134,11 +144,15 @@ class CodeCache:
                     entries.append((entry.stat().st_mtime, int((entry / _SIZE).read_text("ascii")), entry))
             except OSError:
                 continue  # removed by another worker
+        return entries
+
+    def _evict(self, keep: Collection[str]) -> None:
+        entries = self._entries()
         total = sum(size for _, size, _ in entries)
         for _, size, entry in sorted(entries):
             if total <= self._budget_bytes:
                 return
-            if entry.name != keep and self._remove(entry):
+            if entry.name not in keep and self._remove(entry):
                 total -= size
 
     def _remove(self, entry: Path) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, cast
@@ -22,6 +22,7 @@ from worker.build.recipe import PLATFORM, Recipe
 
 MAX_ENTRIES = 100_000
 _BLOCK = 512
+_FOLDER = b"5"  # as the header of an entry says it
 _CHUNK = 1024 * 1024
 _MOST_EXTENDED = 64 * 1024
 _MEMORY = 8 * 1024 * 1024  # larger spools go to disk
@@ -33,32 +34,17 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """How much a folder holds: an engine may leave files out of what it sends, and not say so."""
-
-    files: int
-    bytes: int  # of them together
-
-    def __str__(self) -> str:
-        return f"{self.files} {self.bytes}"
-
-    def __add__(self, other: Content) -> Content:
-        return Content(files=self.files + other.files, bytes=self.bytes + other.bytes)
-
-    @classmethod
-    def parse(cls, text: str) -> Content:
-        files, size = text.split(" ")
-        return cls(files=int(files), bytes=int(size))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """A finished layer. ``file`` is open, rewound, unnamed, and whoever holds the layer closes it."""
 
     file: IO[bytes]
-    diff_id: str  # sha256:… of the tar
+    digest: str  # SHA-256 of the tar, in hex
     size_bytes: int  # of the tar
-    contents: Mapping[str, Content]  # of its folders at the root
+
+    @property
+    def diff_id(self) -> str:
+        """As images name it."""
+        return f"sha256:{self.digest}"
 
 
 class LayerWriter:
@@ -69,7 +55,6 @@ class LayerWriter:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._size = 0
-        self._contents: dict[str, Content] = {}
         self._folders: set[str] = set()
         self._files: set[str] = set()
         self._tar = tarfile.open(  # noqa: SIM115
@@ -93,7 +78,6 @@ class LayerWriter:
         if path in self._files:
             raise UnsafeEntry(f"{path!r} is a file and a folder at once")
         self._folders.add(path)
-        self._count(path, Content(files=0, bytes=0))
         self._tar.addfile(_entry(path, tarfile.DIRTYPE, 0o755))
 
     def add(self, path: str, source: Readable, size: int, *, executable: bool = False) -> None:
@@ -106,7 +90,6 @@ class LayerWriter:
         self._files.add(path)
         info = _entry(path, tarfile.REGTYPE, 0o755 if executable else 0o644)
         info.size = size
-        self._count(path, Content(files=1, bytes=size))
         self._tar.addfile(info, cast(IO[bytes], source))
 
     def finish(self) -> Layer:
@@ -114,15 +97,9 @@ class LayerWriter:
         self._file.seek(0)
         return Layer(
             file=self._file,
-            diff_id=f"sha256:{self._digest.hexdigest()}",
+            digest=self._digest.hexdigest(),
             size_bytes=self._size,
-            contents=self._contents,
         )
-
-    def _count(self, path: str, more: Content) -> None:
-        root = path.partition("/")[0]
-        known = self._contents.get(root)
-        self._contents[root] = more if known is None else known + more
 
     def abandon(self) -> None:
         self._file.close()
@@ -147,8 +124,9 @@ def _discard(making: asyncio.Future[Layer]) -> None:
         making.result().file.close()
 
 
-def artifact_layer(artifact: Path, prefix: str) -> Layer:
-    """The canonical artifact, its names vetted when it was accepted, under ``prefix``."""
+def artifact_layer(artifact: Path, prefix: str, compiled: Layer | None = None) -> Layer:
+    """The canonical artifact, its names vetted when it was accepted, under ``prefix``; beside it all that the layer
+    ``compiled`` has."""
     writer = LayerWriter()
     try:
         writer.folder(prefix)
@@ -161,6 +139,14 @@ def artifact_layer(artifact: Path, prefix: str) -> Layer:
                     writer.add(path, content, member.size, executable=bool(member.mode & 0o111))
                 else:
                     raise UnsafeEntry(f"{member.name!r} is neither a file nor a folder")
+        if compiled is not None:
+            compiled.file.seek(0)
+            for kind, path, size, executable in _entries(compiled.file):
+                if kind == _FOLDER:
+                    writer.folder(path)
+                else:
+                    writer.add(path, _Section(compiled.file, size), size, executable=executable)
+                    _exactly(compiled.file, -size % _BLOCK)
     except (tarfile.TarError, EOFError, UnsafeEntry) as error:
         writer.abandon()
         raise BuildRejected("build_failed", f"The artifact cannot be read: {error}.") from error
@@ -173,7 +159,7 @@ def artifact_layer(artifact: Path, prefix: str) -> Layer:
 def runtime_layer(recipe: Recipe) -> Layer:
     """A runtime's in-sandbox side, and the folders that all images of the runtime have."""
     writer = LayerWriter()
-    for folder in (PLATFORM, recipe.dependencies, "function"):
+    for folder in (PLATFORM, *recipe.code_folders):
         writer.folder(folder)
     for file in recipe.files:
         writer.add(file.path, io.BytesIO(file.content), len(file.content))
@@ -199,7 +185,7 @@ def installed_layer(stream: Readable, prefix: str, max_bytes: int, note: Callabl
             if total > max_bytes:
                 raise UnsafeEntry(f"installed files take more than {max_bytes} bytes")
             path = f"{prefix}/{safe_path(name)}"
-            if kind == b"5":
+            if kind == _FOLDER:
                 writer.folder(path)
             elif kind in (b"0", b"\0"):
                 writer.add(path, _Section(stream, size), size, executable=executable)
@@ -214,45 +200,57 @@ def installed_layer(stream: Readable, prefix: str, max_bytes: int, note: Callabl
         raise
 
 
-def unpack_archive(stream: Readable, folder: str, target: Path, max_bytes: int) -> Content:
-    """Write out what an engine's archive has below ``folder``, its first entry, as files of ours; how much that was.
+def unpack_layer(stream: Readable, folder: str, target: Path, max_bytes: int) -> int:
+    """Write out what one of our layers has below ``folder``, as files of ours; how many bytes that takes.
 
-    The files are written as the layers were: 0644 or 0755, and with nothing but their content.
+    A file that an earlier layer brought is replaced. ``stream`` was verified; what it says is checked all the same.
 
     :raises UnsafeEntry: the stream breaks a rule.
     """
-    files = total = 0
-    long_name: str | None = None
-    for _ in range(2 * MAX_ENTRIES):
-        header = _exactly(stream, _BLOCK)
-        if not header.strip(b"\0"):
-            return Content(files=files, bytes=total)
-        kind, name, size, executable = _parse(header)
-        if kind == b"x":
-            long_name = _long_name(stream, size)
-            continue
-        path, long_name = safe_path(long_name or name), None
-        if path != folder and not path.startswith(f"{folder}/"):
-            raise UnsafeEntry(f"{path!r} is not below {folder!r}")
+    total = 0
+    for kind, path, size, executable in _entries(stream):
         inside = target / path.removeprefix(folder).removeprefix("/")
-        if kind == b"5":
-            if inside != target:
-                inside.mkdir()
-                inside.chmod(0o755)
-        elif kind in (b"0", b"\0"):
+        if path != folder and not path.startswith(f"{folder}/"):
+            _skip(stream, size)
+        elif kind == _FOLDER:
+            inside.mkdir(exist_ok=True)
+            inside.chmod(0o755)
+        else:
             total += size
             if total > max_bytes:
                 raise UnsafeEntry(f"the files take more than {max_bytes} bytes")
-            files += 1
-            with inside.open("xb") as file:
+            with inside.open("wb") as file:
                 content = _Section(stream, size)
                 while chunk := content.read(_CHUNK):
                     file.write(chunk)
             _exactly(stream, -size % _BLOCK)
             inside.chmod(0o755 if executable else 0o644)
-        else:
-            raise UnsafeEntry(f"{name!r} is neither a file nor a folder")
+    return total
+
+
+def _entries(stream: Readable) -> Iterator[tuple[bytes, str, int, bool]]:
+    """Type, path, size, and whether it is executable, of what one of our layers holds. The caller reads the content of
+    each file, and what pads it, before the next."""
+    long_name: str | None = None
+    for _ in range(2 * MAX_ENTRIES):
+        header = _exactly(stream, _BLOCK)
+        if not header.strip(b"\0"):
+            return
+        kind, name, size, executable = _parse(header)
+        if kind == b"x":
+            long_name = _long_name(stream, size)
+            continue
+        path, long_name = safe_path(long_name or name), None
+        if kind not in (_FOLDER, b"0", b"\0"):
+            raise UnsafeEntry(f"{path!r} is neither a file nor a folder")
+        yield kind, path, size, executable
     raise UnsafeEntry(f"more than {MAX_ENTRIES} files")
+
+
+def _skip(stream: Readable, size: int) -> None:
+    content = _Section(stream, size + -size % _BLOCK)
+    while content.read(_CHUNK):
+        pass
 
 
 def _long_name(stream: Readable, size: int) -> str | None:

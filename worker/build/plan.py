@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from shared.layers import VersionLayers
+
 if TYPE_CHECKING:
     pass
 
@@ -30,11 +32,10 @@ class BuildPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltImage:
-    """``ref`` is what ``SandboxSpec.image`` takes: an image id (docker) or a folder's name (process)."""
+class BuiltVersion:
+    """What a version consists of from now on; all of it is in the artifact store."""
 
-    ref: str
-    size_bytes: int
+    layers: VersionLayers
     analysis: Mapping[str, object] = field(default_factory=dict)
 
 

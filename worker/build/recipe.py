@@ -18,6 +18,12 @@ PLATFORM = "containerpub"
 """The folder at the image's root that holds the runtime's in-sandbox side."""
 
 
+FUNCTION = "function"
+"""The folder at the root that holds a version's code."""
+COMPILED = "compiled"
+"""The folder at the root that holds what was compiled out of it."""
+
+
 class Contract(StrEnum):
     """How a sandbox of the runtime is spoken to; DESIGN calls these the function contracts."""
 
@@ -81,8 +87,13 @@ class Recipe:
 
     @property
     def code_folders(self) -> tuple[str, ...]:
-        """The folders at the image's root that hold what is a version's own, in the order of their layers."""
-        return (self.dependencies, "function")
+        """The folders at the image's root that hold what is a version's own."""
+        return (self.dependencies, FUNCTION, *((COMPILED,) if self.compile is not None else ()))
+
+    @property
+    def brings_packages(self) -> bool:
+        """Whether the runtime's own packages stand in the folder of the installed ones."""
+        return any(file.path.startswith(f"{self.dependencies}/") for file in self.files)
 
     @property
     def install_fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Deploy and delete jobs: an artifact becomes an image, a version becomes active, a deleted function's traces go."""
+"""Deploy and delete jobs: an artifact becomes layers, a version becomes active, a deleted function runs no more."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from shared.queue.queue import Change, Claim, Queue
 from shared.queue.records import Record
 from shared.scratch import Scratch
 from worker.build.builds import Builds
-from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
+from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
 from worker.consume.dispatcher import Cleanup
 from worker.consume.outage import Outage
 from worker.engine.contract import Engine
-from worker.errors import EngineUnavailable
+from worker.errors import EngineUnavailable, LayerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ class Deployer:
             reason, error = rejected.reason, rejected.message
         except ArtifactMissing as missing:
             reason, error = Reason.ARTIFACT_MISSING, missing.message
+        except LayerUnavailable as lost:
+            reason, error = lost.reason, lost.message
         except EngineUnavailable as away:
             reason, error = Reason.DEPENDENCY_DOWN, str(away)
             again = await self._outage.again(message)
@@ -120,17 +122,20 @@ class Deployer:
             record = replace(record, status=JobStatus.QUEUED, outcome="lost", lost=message.lost + 1)
         return record
 
-    async def rebuild(self, version: RunnableVersion) -> RunnableVersion:
-        """Make the image of an active version again, once for however many ask. Raises what a build raises."""
+    async def suited(self, version: RunnableVersion) -> RunnableVersion:
+        """The version with layers that this worker's engine can use. One that an older release built, or another kind
+        of engine, is built again, once for all who ask. Raises what a build raises."""
         async with self._rebuilding.single_flight(str(version.id)):
             known = await self._functions.runnable(version.id) or version
-            if known.image is not None and await self._engine.has_image(known.image):
-                return known  # somebody else was first
-            log.info("building a lost image again", extra={"version": str(version.id)})
+            if known.layers is not None and await self._engine.suits(known.settings.runtime, known.layers):
+                return known
+            log.info("building a version again", extra={"version": str(version.id)})
             built = await self._build(version, lambda _: None)
-            if built.ref != known.image:
-                await self._functions.set_image(version.id, image=built.ref, image_bytes=built.size_bytes)
-            return replace(version, image=built.ref)
+            before = None if known.layers is None else known.layers.base
+            await self._functions.record_layers(version.id, layers=built.layers, instead_of=before)
+            # Of several workers that built it, all go by what the first one recorded.
+            recorded = await self._functions.runnable(version.id)
+            return recorded or replace(version, layers=built.layers)
 
     async def _deploy(self, message: JobMessage) -> dict[str, object]:
         version = await self._functions.runnable(message.version_id)
@@ -147,16 +152,14 @@ class Deployer:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
-            await self._start_ahead(replace(version, image=built.ref))
-            if not await self._functions.activate(
-                version.id, image=built.ref, image_bytes=built.size_bytes, analysis=built.analysis
-            ):
+            await self._start_ahead(replace(version, layers=built.layers))
+            if not await self._functions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
         # Before the job ends: whoever sees it ended is served by the new version.
         await self._queue.announce_change(Change(function=version.function_id, live=version.id))
         return {"function_id": str(version.function_id), "version": version.number}
 
-    async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltImage:
+    async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltVersion:
         async with self._scratch.folder() as folder:
             artifact = folder / "artifact.tar.gz"
             try:
@@ -179,14 +182,10 @@ class Deployer:
             return await self._engine.build(plan, add)
 
     async def _delete(self, message: JobMessage) -> dict[str, object]:
-        images = await self._functions.images(message.function_id)
+        """Its sandboxes go; what it had in the artifact store is collected once nothing else may need it."""
         await self._queue.announce_change(Change(function=message.function_id, live=None))
-        for _, image in images:
-            await self._engine.remove_image(image)
-        await self._functions.forget_images(message.function_id)
-        for sha256 in await self._functions.own_artifacts(message.function_id):
-            await self._store.delete(artifact_key(sha256))
-        return {"function_id": str(message.function_id), "images": len(images)}
+        versions = await self._functions.forget_built(message.function_id)
+        return {"function_id": str(message.function_id), "versions": versions}
 
 
 class _BuildLog:

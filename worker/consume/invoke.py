@@ -26,7 +26,7 @@ from worker.consume.retry import next_try_ms
 from worker.consume.sealed import SealedParts, sealed_parts
 from worker.consume.subscribers import Subscribers
 from worker.engine.contract import Engine
-from worker.errors import EngineUnavailable
+from worker.errors import EngineUnavailable, LayerUnavailable, Unsuited
 from worker.sandbox.contract import Call, CallOutcome
 from worker.sandbox.output import entries
 from worker.sandbox.pool import Pool, PooledSandbox
@@ -126,7 +126,7 @@ class Invoker:
                 if attempt.cleanup is not None:
                     await attempt.cleanup
                 attempt.cleanup = attempt.pooled = attempt.ready = None
-                pooled = await self._rebuilt(version)
+                pooled = await self._again(version)
                 outcome = await self._call(attempt, pooled, call, version)
             settings = version.settings
         except _NotStarted as error:
@@ -281,28 +281,46 @@ class Invoker:
 
     async def _sandbox(self, version: RunnableVersion) -> PooledSandbox:
         try:
-            return await self._pool.acquire(self._specs.of(version), fresh=version.settings.isolation == "fresh")
+            if version.layers is None:
+                return await self._suited(version)
+            return await self._acquire(version)
+        except Unsuited:
+            return await self._suited(version)
         except EngineUnavailable as error:
             if not await self._is_lost(version):
                 raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
-        return await self._rebuilt(version)
+        return await self._again(version)
+
+    async def _acquire(self, version: RunnableVersion) -> PooledSandbox:
+        try:
+            return await self._pool.acquire(self._specs.of(version), fresh=version.settings.isolation == "fresh")
+        except LayerUnavailable as error:
+            raise _NotStarted(error.reason, str(error)) from error
 
     async def _is_lost(self, version: RunnableVersion) -> bool:
-        """Whether its image was removed behind our back, or this machine never had it."""
+        """Whether the image that its sandboxes start from was removed behind our back."""
         try:
-            return version.image is None or not await self._engine.has_image(version.image)
+            return version.layers is not None and not await self._engine.has(self._specs.of(version))
         except EngineUnavailable:
             return False
 
-    async def _rebuilt(self, version: RunnableVersion) -> PooledSandbox:
-        """A sandbox of a version whose image is made again from the artifact."""
+    async def _again(self, version: RunnableVersion) -> PooledSandbox:
+        """A sandbox of a version whose image went a moment ago: the engine puts it together again."""
         try:
-            self._versions.forget(version.id)
-            return await self._pool.acquire(self._specs.of(await self._deployer.rebuild(version)))
+            return await self._acquire(version)
+        except EngineUnavailable as error:
+            raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
+
+    async def _suited(self, version: RunnableVersion) -> PooledSandbox:
+        """A sandbox of a version that has to be built again for this worker's engine."""
+        self._versions.forget(version.id)
+        try:
+            version = await self._deployer.suited(version)
         except EngineUnavailable as error:
             raise _NotStarted(Reason.SANDBOX_START_FAILED, str(error)) from error
         except (ContainerPubError, BuildRejected) as error:
-            raise _NotStarted(Reason.ARTIFACT_MISSING, f"its image cannot be made again: {error}") from error
+            raise _NotStarted(Reason.ARTIFACT_MISSING, f"it cannot be built again: {error}") from error
+        return await self._again(version)
 
     def _record(self, attempt: _Attempt, outcome: CallOutcome, parts: SealedParts) -> Record:
         message, pooled, version = attempt.message, attempt.pooled, attempt.version

@@ -52,7 +52,7 @@ class PayloadSweep:
         """Delete payloads that no job needs; how many."""
         before = datetime.now(UTC) - YOUNG
         swept = 0
-        async for portion in self._store.payload_store():
+        async for portion in self._store.payloads():
             old = {name: payload_owner(name) for name, written in portion if written < before}
             if old:
                 standing = await self._standing([job for job, _ in old.values()])

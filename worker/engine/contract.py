@@ -1,9 +1,10 @@
 """What an execution engine must offer, and the data that crosses its boundary.
 
 An *engine* builds versions and starts *sandboxes*. ``docker`` makes containers, ``process`` child processes; both
-are held to ``tests/acceptance/test_engine_conformance.py``. No other module knows which one runs.
+are held to ``tests/acceptance/test_engine_conformance.py``. Nothing outside ``worker/engine`` knows which one runs.
 
-What goes into a sandbox and out of it: ``worker/sandbox/contract.py``; of a build: ``worker/build/plan.py``.
+A sandbox serves one call at a time. After any outcome but ``succeeded``, ``handler_error``, ``invalid_result`` and
+``result_too_large`` it reports ``reusable = False`` and must be destroyed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 from uuid import UUID
 
-from worker.build.plan import BuildPlan, BuiltImage
+from worker.build.plan import BuildPlan, BuiltVersion
 from worker.sandbox.contract import SandboxStarter
 
 Standing = Callable[[frozenset[UUID]], Awaitable[Mapping[UUID, str | None]]]
 """Which of these versions stand: they are known, their build did not fail, and their function was not deleted. Answers
-the image of each, ``None`` while it is being built."""
+what each stands on, ``None`` while it is being built."""
 
 
 class Engine(SandboxStarter, Protocol):
@@ -29,25 +30,23 @@ class Engine(SandboxStarter, Protocol):
     async def answers(self) -> bool:
         """Whether the engine serves requests just now; asked with a short bound."""
 
-    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
-        """Make ``plan`` startable. ``log`` takes output line by line. Raises :class:`BuildRejected` or
-        :class:`EngineUnavailable`. Building the same plan twice yields an equal result; where a Dockerfile is built,
-        on one machine only."""
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltVersion:
+        """Make the layers of ``plan`` and put them into the artifact store. ``log`` takes output line by line.
 
-    async def remove_image(self, image: str) -> None:
-        """Drop a version's image; absent is fine. One that a sandbox still uses is left to :meth:`collect_garbage`."""
+        Building the same plan twice yields an equal result, on whatever machine; what a Dockerfile makes is the
+        exception. Raises :class:`BuildRejected`, :class:`EngineUnavailable`, or :class:`shared.errors.Unavailable` when
+        the store is away."""
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         """Destroy sandboxes, and remove folders and half-made images, of this installation whose worker is not in
         ``live_workers``; their count. Raises :class:`EngineUnavailable`."""
 
     async def collect_garbage(self, standing: Standing) -> int:
-        """Remove the images of this installation's versions that do not stand; then, while what is left takes more
-        disk than it may, the images of versions that were not used for longest, dependencies that no version stands
-        on, and runtimes at last. How many went.
+        """Remove images of this installation's versions that do not stand; then, while what is left takes more disk
+        than it may, the images that were not used for longest: of versions, then of runtimes. How many went.
 
-        What a sandbox or a running build uses stays, whoever's worker it is; another installation's too. A version
-        whose image went is built again at its next call. Raises :class:`EngineUnavailable`, and what ``standing``
+        What a sandbox or a running build uses stays, whoever's worker it is; another installation's too. What went is
+        fetched or put together again when it is wanted. Raises :class:`EngineUnavailable`, and what ``standing``
         raises."""
 
     async def close(self) -> None:

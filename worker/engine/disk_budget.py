@@ -18,9 +18,9 @@ Layers = tuple[str, ...]
 class Kind(IntEnum):
     """In the order in which they go."""
 
-    VERSION = 0  # made again from its artifact at its next call
-    DEPENDENCIES = 1  # installed again by the next build that wants them
-    RUNTIME = 2  # put together again by the next build
+    VERSION = 0  # loaded again at its next call
+    RUNTIME = 1  # put together again by the next start
+    BASE = 2  # loaded again for the next runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ async def shrink(
 ) -> int:
     """Remove of ``kept`` until it takes at most ``budget_bytes``; how many went.
 
-    Versions go before the dependencies they stand on, runtimes last, each kind in the order of its last use. What was
+    Versions go before runtimes, and those before what they stand on, each kind in the order of its last use. What was
     used after ``idle_since`` stays, and so does what another stands on.
 
     :param sizes: bytes of everything that there is with its layers, whoever it belongs to: that tells who shares what.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from shared.functions import Network
+from shared.layers import VersionLayers
 
 if TYPE_CHECKING:
     from worker.sandbox.tail import Tail
@@ -28,7 +29,7 @@ class SandboxSpec:
     version: int
     runtime: str
     handler: str
-    image: str
+    layers: VersionLayers
     memory_mb: int
     cpus: float
     timeout_ms: int
@@ -108,9 +109,11 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenericSpec:
-    """What a generic sandbox is started from: a runtime, and the size and the network that it has from the start."""
+    """What a generic sandbox is started from: a runtime, on which base and of which release, and the size and the
+    network that it has from the start."""
 
     runtime: str
+    foundation: VersionLayers  # base and runtime alone
     memory_mb: int
     cpus: float
     network: Network = "none"
@@ -118,7 +121,13 @@ class GenericSpec:
 
 def generic_spec(spec: SandboxSpec) -> GenericSpec:
     """Of what kind a generic sandbox must be to become such a sandbox."""
-    return GenericSpec(runtime=spec.runtime, memory_mb=spec.memory_mb, cpus=spec.cpus, network=spec.network)
+    return GenericSpec(
+        runtime=spec.runtime,
+        foundation=spec.layers.foundation,
+        memory_mb=spec.memory_mb,
+        cpus=spec.cpus,
+        network=spec.network,
+    )
 
 
 class GenericSandbox(Protocol):
@@ -147,7 +156,8 @@ class SandboxStarter(Protocol):
 
     async def start(self, spec: SandboxSpec) -> Sandbox:
         """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
-        is imported is reported by the first call's outcome, not here. Raises :class:`EngineUnavailable`."""
+        is imported is reported by the first call's outcome, not here. What is not on this machine of the version's
+        layers is fetched. Raises :class:`EngineUnavailable`, also as :class:`LayerUnavailable` or :class:`Unsuited`."""
 
     async def start_generic(self, spec: GenericSpec) -> GenericSandbox | None:
         """Start a generic sandbox; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""
@@ -157,5 +167,8 @@ class SandboxStarter(Protocol):
         no generic sandbox can become what ``spec`` says. Idempotent, and cheap when it is there. Raises
         :class:`EngineUnavailable`."""
 
-    async def has_image(self, image: str) -> bool:
-        """Whether ``image`` is on this machine."""
+    async def suits(self, runtime: str, layers: VersionLayers) -> bool:
+        """Whether a version of ``runtime`` and these layers was built for an engine of this kind."""
+
+    async def has(self, spec: SandboxSpec) -> bool:
+        """Whether this machine has the image that sandboxes of ``spec`` are started from."""

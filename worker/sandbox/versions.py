@@ -1,4 +1,4 @@
-"""What this worker knows of versions: immutable, so kept for good, and built again where their image is gone."""
+"""What this worker knows of versions: immutable, so kept for good."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import OrderedDict
 from uuid import UUID
 
 from shared.functions import RunnableVersion
+from shared.layers import VersionLayers
 from shared.postgres.functions import Functions
 from worker.sandbox.contract import SandboxSpec
 
@@ -26,7 +27,7 @@ class Versions:
             self._known.move_to_end(version)
             return known
         found = await self._functions.runnable(version)
-        if found is None or found.image is None:
+        if found is None or not found.built:
             return None
         self._known[version] = found
         while len(self._known) > _REMEMBER_MOST:
@@ -45,19 +46,20 @@ class Specs:
 
     def __init__(self, env: tuple[tuple[str, str], ...]) -> None:
         self._env = env
-        self._made: dict[tuple[UUID, str | None], SandboxSpec] = {}
+        self._made: dict[tuple[UUID, str], SandboxSpec] = {}
 
     def of(self, version: RunnableVersion) -> SandboxSpec:
-        """The same object every time: every call looks sandboxes up by it."""
-        key = (version.id, version.image)
+        """The same object every time: every call looks sandboxes up by it. The version has its layers."""
+        assert version.layers is not None
+        key = (version.id, version.layers.base)
         made = self._made.get(key)
         if made is None:
             if len(self._made) >= _REMEMBER_MOST:
                 self._made.clear()
-            made = self._made[key] = self._make(version)
+            made = self._made[key] = self._make(version, version.layers)
         return made
 
-    def _make(self, version: RunnableVersion) -> SandboxSpec:
+    def _make(self, version: RunnableVersion, layers: VersionLayers) -> SandboxSpec:
         settings = version.settings
         return SandboxSpec(
             version_id=version.id,
@@ -67,7 +69,7 @@ class Specs:
             version=version.number,
             runtime=settings.runtime,
             handler=settings.handler,
-            image=version.image or "",
+            layers=layers,
             memory_mb=settings.memory_mb,
             cpus=settings.cpus,
             timeout_ms=settings.timeout_ms,

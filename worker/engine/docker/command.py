@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
@@ -23,11 +23,12 @@ from worker.engine.docker.hardening import (
     LABEL_VERSION,
     LABEL_WORKER,
     container_config,
+    mounts,
     seccomp_profile,
 )
 from worker.engine.docker.image import Image
 from worker.errors import EngineUnavailable, NotRun
-from worker.sandbox.attach import SocketFolders
+from worker.sandbox.attach import SocketFolders, remove_folder
 from worker.sandbox.attached import ExitStatus
 from worker.sandbox.capture import Capture
 from worker.sandbox.command import RESULT, CommandSandbox, Ended, command_of, container_paths, start_command_sandbox
@@ -53,15 +54,19 @@ async def start_command(
     recipe: Recipe,
     spec: SandboxSpec,
     image: Image,
+    sandbox_id: str,
+    code: Mapping[str, Path],
 ) -> CommandSandbox:
-    """A sandbox whose container comes with its call. Raises :class:`EngineUnavailable`."""
+    """A sandbox whose container comes with its call. Raises :class:`EngineUnavailable`.
+
+    :param code: the folders of its version, by their names at the root; the sandbox owns the folder around them.
+    """
     command, working_dir = command_of(recipe, spec), "/function"
     if recipe.dockerfile:
         # Written by the build, not by the tenant: see worker.engine.docker.dockerfile. The function's own settings win.
         command, working_dir = image.command, image.working_dir
         inherited = (tuple(one.split("=", 1)) for one in image.environment if "=" in one)
         spec = replace(spec, env=(*((name, value) for name, value in inherited), *spec.env))
-    sandbox_id = secrets.token_hex(8)
     folder = folders.folder(sandbox_id)
     paths = container_paths()
     seccomp = await asyncio.to_thread(seccomp_profile)
@@ -76,7 +81,7 @@ async def start_command(
 
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
-            image=spec.image,
+            image=image.id,
             command=command,
             working_dir=working_dir,
             env=env,
@@ -87,10 +92,12 @@ async def start_command(
             cpus=spec.cpus,
             seccomp=seccomp,
             oci_runtime=config.oci_runtime,
+            folders=mounts(code),
             network="none" if namespace is None else namespace.network,
         )
 
-    program = CommandContainer(client, f"containerpub-{sandbox_id}", new_config, turns, namespace)
+    owned = {folder.parent for folder in code.values()}
+    program = CommandContainer(client, f"containerpub-{sandbox_id}", new_config, turns, namespace, owned)
     settle = None if namespace is None else namespace.open
     return await start_command_sandbox(registry, sandbox_id, spec, folder, paths, program, settle)
 
@@ -105,15 +112,17 @@ class CommandContainer:
         new_config: Callable[[Mapping[str, str]], JSONObject],
         turns: asyncio.Semaphore,
         namespace: EgressNamespace | None,
+        owned: Collection[Path],
     ) -> None:
         """``new_config`` makes the container's settings from its environment. ``turns`` bounds how many containers come
-        and go at a time. The egress namespace is open, and is removed with the container."""
+        and go at a time. The egress namespace is open; it and the folders ``owned`` are removed with the container."""
         self._client = client
         self._containers = client.containers
         self._name = name
         self._new_config = new_config
         self._turns = turns
         self._namespace = namespace
+        self._owned = owned
         self._creating: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
@@ -156,6 +165,8 @@ class CommandContainer:
             await self._containers.remove(self._name)
         if self._namespace is not None:
             await self._namespace.remove()
+        for folder in self._owned:
+            await asyncio.to_thread(remove_folder, folder)
 
     async def _create(self, env: Mapping[str, str]) -> None:
         async with self._turns:

@@ -9,14 +9,11 @@ from typing import IO
 from worker.build.build_log import BuildLog
 from worker.build.layer import MAX_ENTRIES, Layer, UnsafeEntry, in_thread, installed_layer
 from worker.build.plan import BuildPlan, BuildRejected
-from worker.build.recipe import Recipe
+from worker.build.recipe import COMPILED, Recipe
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
 from worker.engine.docker.image import Image
 from worker.engine.docker.tool import ToolLimits, Tools, TooMuchOutput
-
-COMPILED = "compiled"
-"""The folder at the image's root that holds what came out."""
 
 
 class Compiler:

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +17,19 @@ from aiodocker.types import JSONObject
 from aiohttp import ClientTimeout
 
 from shared.capping import is_rootless, uncapped
+from shared.layers import LayerKind, VersionLayers
 from worker.build.code_cache import CodeCache
-from worker.build.plan import BuildPlan, BuiltImage
+from worker.build.layer_store import LayerStore
+from worker.build.plan import BuildPlan, BuiltVersion
 from worker.build.recipe import Contract, Recipe, load_recipe
+from worker.build.version_code import NotHere, VersionCode
 from worker.config import EngineConfig
 from worker.engine.contract import Standing
-from worker.engine.docker.build import ImageBuilder
+from worker.engine.docker.build import VersionBuilder
 from worker.engine.docker.client import EngineClient
-from worker.engine.docker.code import VersionCode
 from worker.engine.docker.command import start_command
 from worker.engine.docker.container import Container
 from worker.engine.docker.egress_namespace import EgressNamespaces
-from worker.engine.docker.generic import GenericFolders
 from worker.engine.docker.hardening import (
     LABEL_FUNCTION,
     LABEL_INSTALLATION,
@@ -35,16 +37,21 @@ from worker.engine.docker.hardening import (
     LABEL_VERSION,
     LABEL_WORKER,
     container_config,
+    mounts,
     seccomp_profile,
 )
-from worker.engine.docker.image import Images
-from worker.engine.docker.image_gc import ImageCollector
+from worker.engine.docker.image import Image, Images
+from worker.engine.docker.image_gc import FUNCTION, ImageCollector
 from worker.engine.docker.libpod import in_libpods_words
+from worker.engine.docker.runtime_images import IMAGE_ID, RuntimeImages
+from worker.engine.docker.saved_images import SavedImages
 from worker.engine.docker.sweep import remove_own, sweep
+from worker.engine.docker.visibility import is_unseen, look, unseen
 from worker.engine.image_use import ImageUse
-from worker.errors import EngineUnavailable
+from worker.errors import EngineUnavailable, Unsuited
 from worker.sandbox.attach import SOCKET_NAME, Rendezvous, SocketFolders, remove_folder
 from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.code_folders import CodeFolders
 from worker.sandbox.command import CommandSandbox
 from worker.sandbox.contract import GenericSpec, SandboxSpec
 from worker.sandbox.environment import environment, generic_can_become, generic_environment
@@ -56,6 +63,19 @@ _log = logging.getLogger(__name__)
 _MOUNT = "/run/containerpub"
 _WORKING_DIR = "/function"
 _ANSWER_TIMEOUT_S = 5.0
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What there is while the engine is open."""
+
+    client: EngineClient
+    runtimes: RuntimeImages
+    saved: SavedImages
+    builder: VersionBuilder
+    collector: ImageCollector
+    namespaces: EgressNamespaces
 
 
 class DockerEngine:
@@ -63,19 +83,17 @@ class DockerEngine:
 
     name = "docker"
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, layers: LayerStore) -> None:
         self._config = config
+        self._layers = layers
         self._folders = SocketFolders.of(self.name, config)
+        self._code_folders = CodeFolders.of(self.name, config)
         self._sandboxes = SandboxRegistry()
-        self._generics = GenericFolders(self.name, config)
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
+        self._code = VersionCode(self._cache, layers, config.max_image_bytes)
         self._use = ImageUse(config.data_dir)
-        self._running: dict[str, str] = {}  # sandbox id to the id of its version's image
-        self._code: VersionCode | None = None
-        self._engine: EngineClient | None = None
-        self._builder: ImageBuilder | None = None
-        self._collector: ImageCollector | None = None
-        self._namespaces: EgressNamespaces | None = None
+        self._running: dict[str, str] = {}  # sandbox id to the id of its image
+        self._opened: _Opened | None = None
         self._seccomp = ""
         self.on_podman = False  # known once it is open
         self._turns = asyncio.Semaphore(config.max_container_changes or 1)
@@ -87,7 +105,7 @@ class DockerEngine:
         self._seccomp = await asyncio.to_thread(seccomp_profile)
         await asyncio.to_thread(self._folders.prepare)
         try:
-            await asyncio.to_thread(self._generics.open)
+            await asyncio.to_thread(self._code_folders.open)
             await asyncio.to_thread(self._cache.open)
         except OSError as error:
             raise EngineUnavailable(
@@ -111,11 +129,16 @@ class DockerEngine:
             raise
         if not self._config.max_container_changes:
             self._turns = asyncio.Semaphore(max(1, int(info.get("NCPU") or 1)))
-        self._engine, self.on_podman = client, libpod
-        self._builder = ImageBuilder(client, self._config)
-        self._code = VersionCode(client, self._config, self._cache)
-        self._collector = ImageCollector(client, self._config, self._use)
-        self._namespaces = EgressNamespaces(client, self._config, podman=libpod)
+        self.on_podman = libpod
+        runtimes = RuntimeImages(client, self._config, self._layers, self._cache)
+        self._opened = _Opened(
+            client=client,
+            runtimes=runtimes,
+            saved=SavedImages(client, self._config, self._layers, self._cache),
+            builder=VersionBuilder(client, self._config, self._layers, self._cache, self._code, runtimes),
+            collector=ImageCollector(client, self._config, self._use),
+            namespaces=EgressNamespaces(client, self._config, podman=libpod),
+        )
 
     async def answers(self) -> bool:
         try:
@@ -124,49 +147,31 @@ class DockerEngine:
             return False
         return True
 
-    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
-        if self._builder is None:
-            raise RuntimeError("the engine is not open")
-        return await self._builder.build(plan, log)
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltVersion:
+        return await self._parts.builder.build(plan, log)
 
     async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        sandbox_id = secrets.token_hex(8)
         if recipe.contract is Contract.COMMAND:
-            # Its container comes with the call, and a missing image has to be noticed before.
-            builder, _ = self._opened()
-            image = await builder.find(spec.image)
-            if image is None:
-                raise EngineUnavailable(f"The image {spec.image} is not on this machine.")
-            namespaces = self._opened_namespaces()
-            command = await start_command(
-                self._sandboxes,
-                self._client(),
-                self._config,
-                self._folders,
-                namespaces,
-                self._turns,
-                recipe,
-                spec,
-                image,
-            )
-            self._runs(command.id, spec.image)
-            return command
+            return await self._start_command(sandbox_id, recipe, spec)
+        image = await self._parts.runtimes.of(recipe, spec.layers.foundation)
         return await self._start(
-            secrets.token_hex(8),
+            sandbox_id,
             recipe,
             spec,
             lambda attachment: environment(spec, **attachment),
             lambda sandbox: sandbox.imported(spec.timeout_ms / 1000),
-            image=spec.image,
+            image=image.id,
             labels={LABEL_VERSION: str(spec.version_id), LABEL_FUNCTION: str(spec.function_id)},
+            folders=await self._with_code(sandbox_id, recipe, spec),
         )
 
     async def start_generic(self, spec: GenericSpec) -> AttachedGeneric | None:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.generics or not self._generics.possible:
+        if not recipe.generics:
             return None
-        builder, code = self._opened()
-        runtime = await builder.runtime_image(recipe)
+        image = await self._parts.runtimes.of(recipe, spec.foundation)
         sandbox_id = secrets.token_hex(8)
         try:
             sandbox = await self._start(
@@ -174,14 +179,12 @@ class DockerEngine:
                 recipe,
                 spec,
                 lambda attachment: generic_environment(spec, **attachment),
-                partial(self._generics.check, recipe),
-                image=runtime.id,
+                partial(look, self._code_folders, recipe),
+                image=image.id,
                 labels={},
-                folders=await asyncio.to_thread(self._generics.make, recipe, sandbox_id),
+                folders=await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id),
             )
         except EngineUnavailable as error:
-            if self._generics.refuse(error):
-                return None
             if spec.network == "none":
                 raise
             # Whatever is wrong with the network, generic sandboxes without one must not wait for it.
@@ -189,64 +192,114 @@ class DockerEngine:
             return None
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
-            self._runs(sandbox_id, of.image)
-            return await self._generics.outfit(code, recipe, runtime, sandbox_id, of)
+            await self._code.place(of, recipe, self._code_folders.home(sandbox_id))
+            return environment(of)
 
         return AttachedGeneric(sandbox, spec, outfit)
 
     async def prepare(self, spec: SandboxSpec) -> bool:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        if not recipe.generics or not self._generics.possible or not generic_can_become(spec, recipe):
+        if not recipe.generics or not generic_can_become(spec, recipe):
             return False
-        builder, code = self._opened()
-        return await code.prepare(spec, recipe, await builder.runtime_image(recipe))
+        await self._code.prepare(spec, recipe)
+        return True
 
-    async def has_image(self, image: str) -> bool:
-        return await Images(self._client(), self._config).find(image) is not None
+    async def suits(self, runtime: str, layers: VersionLayers) -> bool:
+        return layers.base.startswith(IMAGE_ID)
 
-    async def remove_image(self, image: str) -> None:
-        if self._code is not None:
-            await self._code.forget(image)
-        await Images(self._client(), self._config).remove(image, force=True)
+    async def has(self, spec: SandboxSpec) -> bool:
+        recipe = await asyncio.to_thread(load_recipe, spec.runtime)
+        if recipe.dockerfile:
+            return await Images(self._client(), self._config).find(spec.layers.base) is not None
+        return await self._parts.runtimes.has(recipe, spec.layers.foundation)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        folders = (self._folders, self._generics.folders)
+        folders = (self._folders, self._code_folders.folders)
         count = await self._sandboxes.sweep()
         count += await sweep(self._client().containers, self._config, folders, live_workers, self._sandboxes.ids)
-        count += await self._opened_collector().sweep(live_workers)
-        builder, _ = self._opened()
-        count += await builder.sweep(live_workers)
+        count += await self._parts.collector.sweep(live_workers)
+        count += await self._parts.builder.sweep(live_workers)
         return count + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def collect_garbage(self, standing: Standing) -> int:
         own = self._sandboxes.ids
         self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
-        return await self._opened_collector().collect_garbage(standing, set(self._running.values()))
+        return await self._parts.collector.collect_garbage(standing, set(self._running.values()))
 
     async def close(self) -> None:
-        if self._engine is None:
+        opened = self._opened
+        if opened is None:
             await asyncio.to_thread(self._close_folders)
             return
         try:
-            if self._builder is not None:
-                await self._builder.close()
-            if self._code is not None:
-                await self._code.close()
+            await opened.builder.close()
+            await self._code.close()
             with suppress(EngineUnavailable):
                 await self._sandboxes.close()
             # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
-            await remove_own(self._engine.containers, self._config)
-            if self._namespaces is not None:
-                await self._namespaces.close()
+            await remove_own(opened.client.containers, self._config)
+            await opened.namespaces.close()
             await asyncio.to_thread(self._close_folders)
         finally:
-            client, self._engine = self._engine, None
-            self._builder = self._code = self._collector = self._namespaces = None
-            await client.close()
+            self._opened = None
+            await opened.client.close()
 
     def _close_folders(self) -> None:
         remove_folder(self._folders.home)
-        self._generics.close()
+        self._code_folders.close()
+
+    async def _start_command(self, sandbox_id: str, recipe: Recipe, spec: SandboxSpec) -> CommandSandbox:
+        """A sandbox whose container comes with the call; what it will be started from is had before."""
+        image = await self._image(recipe, spec)
+        folders = {} if recipe.dockerfile else await self._with_code(sandbox_id, recipe, spec)
+        try:
+            command = await start_command(
+                self._sandboxes,
+                self._client(),
+                self._config,
+                self._folders,
+                self._parts.namespaces,
+                self._turns,
+                recipe,
+                spec,
+                image,
+                sandbox_id,
+                folders,
+            )
+        except BaseException:
+            await asyncio.to_thread(remove_folder, self._code_folders.home(sandbox_id))
+            raise
+        self._runs(command.id, image.id)
+        return command
+
+    async def _image(self, recipe: Recipe, spec: SandboxSpec) -> Image:
+        if not recipe.dockerfile:
+            return await self._parts.runtimes.of(recipe, spec.layers.foundation)
+        if not await self.suits(spec.runtime, spec.layers):
+            raise Unsuited("The version was built by another kind of engine.")
+        saved = spec.layers.of(LayerKind.IMAGE)
+        return await self._parts.saved.found(spec.layers.base, saved, FUNCTION, str(spec.version_id))
+
+    async def _with_code(self, sandbox_id: str, recipe: Recipe, spec: SandboxSpec) -> Mapping[str, Path]:
+        """A sandbox's folders, in which the version's code is. Raises :class:`EngineUnavailable`."""
+        home = self._code_folders.home(sandbox_id)
+        try:
+            for _ in range(_TRIES):
+                await self._code.prepare(spec, recipe)
+                folders = await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+                try:
+                    await self._code.place(spec, recipe, home)
+                except NotHere:
+                    # The cache is small, and let go of it in between.
+                    await asyncio.to_thread(remove_folder, home)
+                    continue
+                return folders
+        except BaseException as error:
+            await asyncio.to_thread(remove_folder, home)
+            if isinstance(error, OSError):
+                raise EngineUnavailable(f"A sandbox's folder cannot be made: {error}") from error
+            raise
+        raise EngineUnavailable("The cache for code is too small for what is started: raise CODE_CACHE_BYTES.")
 
     async def _start(
         self,
@@ -258,9 +311,9 @@ class DockerEngine:
         *,
         image: str,
         labels: Mapping[str, str],
-        folders: Mapping[str, str] | None = None,
+        folders: Mapping[str, Path],
     ) -> AttachedSandbox:
-        """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted beside the socket's."""
+        """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted at the root."""
         folder = self._folders.folder(sandbox_id)
         labels = {
             LABEL_INSTALLATION: self._config.installation,
@@ -268,7 +321,7 @@ class DockerEngine:
             LABEL_SANDBOX: sandbox_id,
             **labels,
         }
-        namespace = self._opened_namespaces().namespace(sandbox_id, labels) if size.network == "egress" else None
+        namespace = self._parts.namespaces.namespace(sandbox_id, labels) if size.network == "egress" else None
 
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
@@ -282,25 +335,30 @@ class DockerEngine:
                 cpus=size.cpus,
                 seccomp=self._seccomp,
                 oci_runtime=self._config.oci_runtime,
-                folders=folders,
+                folders=mounts(folders),
                 network="none" if namespace is None else namespace.network,
             )
 
         def new_vessel() -> Container:
-            owned = [folder] if folders is None else [folder, self._generics.home(sandbox_id)]
+            owned = [folder, self._code_folders.home(sandbox_id)]
             name, turns = f"containerpub-{sandbox_id}", self._turns
             return Container(self._client().containers, name, owned, new_config, turns, namespace)
 
         self._runs(sandbox_id, image)
-        sandbox = await start_attached(
-            self._sandboxes,
-            sandbox_id,
-            new_vessel(),
-            folder,
-            settle,
-            memory_mb=size.memory_mb,
-            timeout_s=self._config.start_timeout_s,
-        )
+        try:
+            sandbox = await start_attached(
+                self._sandboxes,
+                sandbox_id,
+                new_vessel(),
+                folder,
+                settle,
+                memory_mb=size.memory_mb,
+                timeout_s=self._config.start_timeout_s,
+            )
+        except EngineUnavailable as error:
+            if is_unseen(self._code_folders, error):
+                raise unseen(self._code_folders, error.message) from error
+            raise
         sandbox.exhaustion = recipe.exhaustion
         return sandbox
 
@@ -308,25 +366,14 @@ class DockerEngine:
         self._running[sandbox_id] = image
         self._use.note(image)
 
-    def _opened_collector(self) -> ImageCollector:
-        if self._collector is None:
+    @property
+    def _parts(self) -> _Opened:
+        if self._opened is None:
             raise RuntimeError("the engine is not open")
-        return self._collector
-
-    def _opened(self) -> tuple[ImageBuilder, VersionCode]:
-        if self._builder is None or self._code is None:
-            raise RuntimeError("the engine is not open")
-        return self._builder, self._code
-
-    def _opened_namespaces(self) -> EgressNamespaces:
-        if self._namespaces is None:
-            raise RuntimeError("the engine is not open")
-        return self._namespaces
+        return self._opened
 
     def _client(self) -> EngineClient:
-        if self._engine is None:
-            raise RuntimeError("the engine is not open")
-        return self._engine
+        return self._parts.client
 
 
 def _local_socket() -> str | None:

@@ -27,7 +27,6 @@ LABEL_WORKER = "containerpub.worker"
 LABEL_SANDBOX = "containerpub.sandbox"
 LABEL_VERSION = "containerpub.version"
 LABEL_FUNCTION = "containerpub.function"
-LABEL_CONTENT = "containerpub.content"
 
 _SECCOMP = Path(__file__).with_name("seccomp.json")
 
@@ -35,6 +34,11 @@ _SECCOMP = Path(__file__).with_name("seccomp.json")
 def seccomp_profile() -> str:
     """The profile as the engine takes it: its text, since the engine may run on another machine. Blocking."""
     return _SECCOMP.read_text("utf-8")
+
+
+def mounts(folders: Mapping[str, Path]) -> dict[str, str]:
+    """``folders``, by their names at the root, as :func:`container_config` takes them."""
+    return {f"/{name}": str(folder) for name, folder in folders.items()}
 
 
 def container_config(

@@ -1,4 +1,4 @@
-"""Images: found, pulled, made of layers, pushed.
+"""Images: found, pulled, made of layers, saved and loaded.
 
 An image is put together here, as configuration and one tar, and handed to the engine, which has the layers below
 already. So equal content gives an equal image id on every machine, and no container is made. An engine that insists
@@ -13,14 +13,14 @@ import json
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import aiohttp
 from aiodocker.exceptions import DockerError
 
-from worker.build.layer import Content, Layer
+from worker.build.layer import Layer
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
-from worker.engine.docker.hardening import LABEL_CONTENT
 from worker.errors import EngineUnavailable
 
 _TRANSFER_TIMEOUT_S = 300.0
@@ -46,11 +46,6 @@ class Image:
     variant: str
     size_bytes: int
     labels: Mapping[str, str]
-
-    def content_of(self, folder: str) -> Content | None:
-        """What our layers brought into a folder at the root; ``None`` if that was not noted."""
-        noted = self.labels.get(f"{LABEL_CONTENT}.{folder}")
-        return None if noted is None else Content.parse(noted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +112,10 @@ class Images:
         return found
 
     async def stack(self, parent: Image, layer: Layer, name: str, tag: str, labels: Mapping[str, str]) -> Image:
-        """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer.
-
-        How much our layers hold is noted in labels, for whoever copies a folder. A file that covers another counts
-        twice; whoever compares will not trust such an image, and it is started plainly.
-        """
-        noted = {key: text for key, text in parent.labels.items() if key.startswith(f"{LABEL_CONTENT}.")}
-        for folder, content in layer.contents.items():
-            below = parent.content_of(folder)
-            noted[f"{LABEL_CONTENT}.{folder}"] = str(content if below is None else below + content)
+        """``parent`` with ``layer`` on top, tagged ``name:tag``; equal arguments give an equal id. Closes the layer."""
         config = {
             "Env": [one for one in parent.environment if _is_harmless(one)],
-            "Labels": noted | dict(labels),
+            "Labels": dict(labels),
             "WorkingDir": "/function",
         }
         try:
@@ -168,11 +155,31 @@ class Images:
                 self._accepts_single_layers = False
         return made
 
-    async def push(self, image: Image, name: str, tag: str) -> None:
-        """Tag and push to the installation's registry."""
-        async with self._client.call(f"pushing to {name}", timeout_s=_TRANSFER_TIMEOUT_S):
-            await self._docker.images.tag(image.id, name, tag=tag)
-            await self._docker.images.push(name, tag=tag)
+    async def save(self, image_id: str, file: IO[bytes], max_bytes: int) -> tuple[str, int]:
+        """Write the image to ``file`` as :meth:`load` takes it; SHA-256 and size of what was written.
+
+        :raises EngineUnavailable: also if that is more than ``max_bytes``.
+        """
+        digest, size = hashlib.sha256(), 0
+        async with (
+            self._client.call("saving an image", timeout_s=_TRANSFER_TIMEOUT_S),
+            self._client.request(f"images/{image_id}/get") as response,
+        ):
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise EngineUnavailable(f"The image {image_id} takes more than {max_bytes} bytes.")
+                await asyncio.to_thread(_take, chunk, digest, file)
+        return digest.hexdigest(), size
+
+    async def load(self, file: IO[bytes]) -> None:
+        """Have the engine take over an image that :meth:`save` wrote."""
+        async with self._client.call("loading an image", timeout_s=_TRANSFER_TIMEOUT_S):
+            await self._docker.images.import_image(_chunks(file))
+
+    async def tag(self, image_id: str, name: str, tag: str) -> None:
+        async with self._client.call("naming an image"):
+            await self._docker.images.tag(image_id, name, tag=tag)
 
     async def remove(self, reference: str, *, force: bool = False) -> bool:
         """Drop an image's name, and the image with its last one; absent is fine. False if a container uses it.
@@ -276,6 +283,17 @@ async def archive(files: Mapping[str, bytes], layer_name: str | None, layer: Lay
             yield chunk
         yield bytes(-layer.size_bytes % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    await asyncio.to_thread(file.seek, 0)
+    while chunk := await asyncio.to_thread(file.read, _CHUNK):
+        yield chunk
+
+
+def _take(chunk: bytes, digest: hashlib._Hash, file: IO[bytes]) -> None:
+    digest.update(chunk)
+    file.write(chunk)
 
 
 def _is_harmless(variable: str) -> bool:

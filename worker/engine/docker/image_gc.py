@@ -1,4 +1,5 @@
-"""The images of this installation on one engine, and which of them go.
+"""The images of this installation on one engine, and which of them go: runtimes, base images that were loaded, and
+those of versions whose Dockerfile made them.
 
 Ours is what has one of our names together with our label. Neither is enough: images inherit labels from what they are
 built on, and installations that share an engine share its names. Which versions stand is for Postgres to say.
@@ -22,8 +23,9 @@ from worker.engine.docker.image import Images, ListedImage
 from worker.engine.image_use import ImageUse
 
 FUNCTION = "containerpub/function"
-DEPENDENCIES = "containerpub/dependencies"
 RUNTIME = "containerpub/runtime"
+BASE = "containerpub/base"
+_DEPENDENCIES = "containerpub/dependencies"  # of older releases, which had images of them
 _HALF_MADE = "-source-"
 _LOCAL = "localhost/"  # how Podman says that a name has no registry
 _ASKED_AT_ONCE = 8
@@ -34,12 +36,18 @@ def half_made_tag(version: UUID, worker: str) -> str:
     return f"{version}{_HALF_MADE}{_short(worker)}"
 
 
+def base_tag(installation: str, image_id: str) -> str:
+    """The tag of a base image that was loaded; it can have no label of ours, since that would make it another image."""
+    return f"{_short(installation)}-{image_id.rpartition(':')[2][:32]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ours:
     image: ListedImage
     names: tuple[str, ...]  # of its names, ours
     kind: Kind
     version: UUID | None
+    outdated: bool = False  # what no version of this release stands on
 
 
 class ImageCollector:
@@ -97,33 +105,36 @@ class ImageCollector:
         self._use.forget([image for image in absent if last.get(image, 0) <= idle_since])
 
     def _ours(self, image: ListedImage, used_at: Mapping[str, float]) -> _Ours | None:
+        loaded = f"{BASE}:{_short(self._config.installation)}-"
+        if names := tuple(name for name in image.names if name.removeprefix(_LOCAL).startswith(loaded)):
+            return _Ours(image=image, names=names, kind=Kind.BASE, version=None)
         if image.labels.get(LABEL_INSTALLATION) != self._config.installation:
             return None
         if not image.names:
             # It lost its name to another, or to an operator: ours if we remember it.
             version = _uuid(image.labels.get(LABEL_VERSION, ""))
-            kind = Kind.VERSION if version is not None else Kind.DEPENDENCIES
+            kind = Kind.VERSION if version is not None else Kind.RUNTIME
             return _Ours(image=image, names=(), kind=kind, version=version) if image.id in used_at else None
-        kinds = {FUNCTION: Kind.VERSION, DEPENDENCIES: Kind.DEPENDENCIES, RUNTIME: Kind.RUNTIME}
-        if self._config.registry:
-            kinds[f"{self._config.registry}/{FUNCTION}"] = Kind.VERSION
+        kinds = {FUNCTION: Kind.VERSION, _DEPENDENCIES: Kind.VERSION, RUNTIME: Kind.RUNTIME}
         named = [(name, *name.removeprefix(_LOCAL).rpartition(":")[::2]) for name in image.names]
         names = tuple(name for name, repository, _ in named if repository in kinds)
         for _, repository, tag in named:
             named_so = kinds.get(repository)
             version = _uuid(tag) if named_so is Kind.VERSION else None
+            if repository == _DEPENDENCIES:
+                return _Ours(image=image, names=names, kind=Kind.VERSION, version=None, outdated=True)
             if named_so is not None and (version is not None or named_so is not Kind.VERSION):
                 return _Ours(image=image, names=names, kind=named_so, version=version)
         return None
 
     @staticmethod
     def _stands(one: _Ours, stands: Mapping[UUID, str | None], used_at: Mapping[str, float], idle_since: float) -> bool:
-        if one.names:
-            return one.version is None or one.version in stands
-        # Without a name it serves only whoever knows its id.
-        return (one.version is not None and stands.get(one.version) == one.image.id) or (
-            used_at[one.image.id] > idle_since
-        )
+        used_of_late = used_at.get(one.image.id, 0.0) > idle_since
+        if one.version is None:
+            return (not one.outdated and bool(one.names)) or used_of_late
+        # A version's image that it does not stand on was made by an older release, or by an attempt that was lost.
+        stands_on = stands.get(one.version, "")
+        return stands_on == one.image.id or (one.version in stands and used_of_late) or (not one.names and used_of_late)
 
     async def _shrink(
         self, listed: list[ListedImage], ours: list[_Ours], used_at: Mapping[str, float], idle_since: float

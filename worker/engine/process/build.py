@@ -1,9 +1,4 @@
-"""Making a version startable as a folder, where no container engine answers. For development only.
-
-``<data_dir>/versions/<version>/function`` holds the code; beside it the recipe's folder for dependencies leads to the
-one of that name in ``<data_dir>/dependencies/<key>``, which all versions that ask for the same share. A folder appears
-under its name only when it is complete.
-"""
+"""Making a version's layers where no container engine answers. For development only."""
 
 from __future__ import annotations
 
@@ -13,23 +8,26 @@ import secrets
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO
 
+from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.analysis import SOURCES, analyze, judge_check, read_sources
 from worker.build.build_log import BuildLog
 from worker.build.builds import Builds, content_key
+from worker.build.code_cache import CodeCache
 from worker.build.dependency_manifest import DependencyManifest, dependency_key, read_dependency_manifest
 from worker.build.index_proxy import EgressProxy
-from worker.build.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer
-from worker.build.plan import BuildPlan, BuildRejected, BuiltImage
-from worker.build.recipe import Recipe, load_recipe
+from worker.build.layer import Layer, UnsafeEntry, artifact_layer, in_thread, installed_layer, runtime_layer
+from worker.build.layer_store import LayerStore
+from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
+from worker.build.recipe import FUNCTION, Recipe, load_recipe
+from worker.build.version_code import VersionCode
 from worker.config import EngineConfig
-from worker.engine.process.program import local_command, program_identity
-from worker.engine.process.version_gc import folder_bytes, mark_used, scratch_prefix
+from worker.engine.process.program import base_identity, local_command, program_identity
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import SocketFolders
 
@@ -48,29 +46,25 @@ os.execv(sys.argv[4], sys.argv[4:])
 
 
 class ProcessBuilder:
-    """Builds folders below ``config.data_dir``. Safe for concurrent use; equal dependencies are installed once."""
+    """Builds versions with this machine's own programs. Safe for concurrent use; equal dependencies are installed
+    once."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, layers: LayerStore, cache: CodeCache, code: VersionCode) -> None:
         self._config = config
-        self._versions = config.data_dir / "versions"
-        self._dependencies = config.data_dir / "dependencies"
-        self._prefix = scratch_prefix(config.worker_id)
+        self._layers = layers
+        self._cache = cache
+        self._code = code
         self._builds = Builds()
 
-    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
-        """See :meth:`worker.engine.contract.Engine.build`; ``ref`` is the version's folder below ``versions``."""
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltVersion:
+        """See :meth:`worker.engine.contract.Engine.build`."""
         return await self._builds.run(plan, self._build(plan, BuildLog(log, plan.max_log_bytes)))
 
     async def close(self) -> None:
         """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
         await self._builds.close()
 
-    def scratch(self, folder: Path) -> Path:
-        """A new folder beside ``folder``, so that giving it the final name is one rename. Blocking."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=self._prefix, dir=folder.parent))
-
-    async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltImage:
+    async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltVersion:
         recipe = load_recipe(plan.runtime)
         if recipe.dockerfile:
             raise BuildRejected(
@@ -81,19 +75,34 @@ class ProcessBuilder:
             analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
         await self._check(plan, recipe)
-        dependencies = None
-        if manifest is not None and recipe.install is not None:
-            dependencies = await self._install(plan, recipe, manifest, log)
-        name = str(plan.version_id)
-        async with self._builds.single_flight(name):
-            size = await asyncio.to_thread(self._place, plan, recipe, self._versions / name, dependencies)
-        return BuiltImage(ref=name, size_bytes=size, analysis=analysis)
+        files: dict[str, IO[bytes]] = {}
+        async with AsyncExitStack() as opened:
+
+            async def keep(kind: LayerKind, layer: Layer) -> LayerRef:
+                opened.push_async_callback(asyncio.to_thread, layer.file.close)
+                if layer.size_bytes > self._config.max_image_bytes and kind is not LayerKind.RUNTIME:
+                    raise BuildRejected(
+                        "build_failed",
+                        f"The version takes {layer.size_bytes >> 20} MB, "
+                        f"and {self._config.max_image_bytes >> 20} are allowed.",
+                    )
+                files[layer.digest] = layer.file
+                return await self._layers.keep(kind, layer)
+
+            found = [await keep(LayerKind.RUNTIME, await in_thread(runtime_layer, recipe))]
+            if manifest is not None and recipe.install is not None:
+                found.append(await self._dependencies(plan, recipe, manifest, log, keep))
+            found.append(await keep(LayerKind.CODE, await in_thread(artifact_layer, plan.artifact, FUNCTION)))
+            base = await asyncio.to_thread(base_identity, recipe)
+            layers = VersionLayers(base=base, layers=tuple(found))
+            await self._code.add(plan.user_id, recipe, layers, files)
+        return BuiltVersion(layers=layers, analysis=analysis)
 
     async def _check(self, plan: BuildPlan, recipe: Recipe) -> None:
         """Parse source files by the recipe's own program, as :class:`worker.engine.docker.check.Checker` does."""
         if recipe.check is None:
             return
-        scratch = await asyncio.to_thread(self.scratch, self._versions / str(plan.version_id))
+        scratch = await asyncio.to_thread(self._cache.scratch)
         try:
             sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
             await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
@@ -106,52 +115,34 @@ class ProcessBuilder:
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
-    def _place(self, plan: BuildPlan, recipe: Recipe, folder: Path, dependencies: Path | None) -> int:
-        """Put a version's folder in place, if it is not there; its size with its dependencies."""
-        if not mark_used(folder):
-            scratch = self.scratch(folder)
-            try:
-                scratch.chmod(0o755)
-                _unpack(artifact_layer(plan.artifact, "function"), scratch)
-                if dependencies is None:
-                    _make_dependencies(recipe, scratch)
-                else:
-                    (scratch / recipe.dependencies).symlink_to(dependencies, target_is_directory=True)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        size = folder_bytes(folder / "function") + (folder_bytes(dependencies) if dependencies else 0)
-        if size > self._config.max_image_bytes:
-            shutil.rmtree(folder)
-            raise BuildRejected(
-                "build_failed",
-                f"The version takes {size >> 20} MB, and {self._config.max_image_bytes >> 20} are allowed.",
-            )
-        return size
-
-    async def _install(self, plan: BuildPlan, recipe: Recipe, manifest: DependencyManifest, log: BuildLog) -> Path:
-        """The folder of the installed dependencies, called as the recipe says."""
+    async def _dependencies(
+        self,
+        plan: BuildPlan,
+        recipe: Recipe,
+        manifest: DependencyManifest,
+        log: BuildLog,
+        keep: Callable[[LayerKind, Layer], Awaitable[LayerRef]],
+    ) -> LayerRef:
+        """What the manifest asks for, as it was resolved first."""
         assert recipe.install is not None
         identity = await asyncio.to_thread(program_identity, recipe.install.command)
-        key = content_key(identity, recipe.install_fingerprint, recipe.fingerprint, dependency_key(manifest))
-        folder = self._dependencies / key
-        async with self._builds.single_flight(key):
-            if await asyncio.to_thread(mark_used, folder):
-                log.line("dependencies are unchanged")
-                return folder / recipe.dependencies
+        key = content_key(identity, recipe.dependencies, recipe.install_fingerprint, dependency_key(manifest))
+
+        async def install() -> LayerRef:
             log.line("installing dependencies")
-            scratch = await asyncio.to_thread(self.scratch, folder)
+            scratch = await asyncio.to_thread(self._cache.scratch)
             try:
-                layer = await self._run(plan, recipe, manifest, scratch, log)
-                made = scratch / "made"
-                await asyncio.to_thread(_make_dependencies, recipe, made)
-                await asyncio.to_thread(_unpack, layer, made)
-                await asyncio.to_thread(made.rename, folder)
+                return await keep(LayerKind.DEPENDENCIES, await self._run(plan, recipe, manifest, scratch, log))
             except UnsafeEntry as error:
                 raise BuildRejected("build_failed", f"The installed dependencies cannot be used: {error}.") from error
             finally:
                 await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-            return folder / recipe.dependencies
+
+        async with self._builds.single_flight(key):
+            ref, known = await self._layers.single_flight(f"dependencies {key}", install)
+        if known:
+            log.line(f"dependencies are unchanged: layer {ref.digest[:12]}")
+        return ref
 
     async def _run(
         self, plan: BuildPlan, recipe: Recipe, manifest: DependencyManifest, scratch: Path, log: BuildLog
@@ -210,28 +201,3 @@ async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout:
         except ProcessLookupError:
             pass
         await child.wait()
-
-
-def _make_dependencies(recipe: Recipe, target: Path) -> None:
-    """The recipe's folder for dependencies in ``target``, with what stands there from the start. Blocking."""
-    (target / recipe.dependencies).mkdir(parents=True)
-    for file in recipe.files:
-        if file.path.startswith(f"{recipe.dependencies}/"):
-            path = target / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file.content)
-
-
-def _unpack(layer: Layer, target: Path) -> None:
-    """Write out a layer that this process made: plain relative names, no links. Closes it."""
-    with layer.file, tarfile.open(fileobj=layer.file, mode="r|") as archive:
-        for member in archive:
-            path = target / member.name
-            if member.isdir():
-                path.mkdir(exist_ok=True)
-                continue
-            content = archive.extractfile(member)
-            assert content is not None
-            with path.open("xb") as file:
-                shutil.copyfileobj(content, file)
-            path.chmod(member.mode)

@@ -40,8 +40,11 @@ class Child:
         working_dir: Path,
         limits: Mapping[str, int],
         new_env: Callable[[Rendezvous], Mapping[str, str]],
+        code: Path | None = None,
     ) -> None:
+        """``folder`` and ``code``, where its version's code is, go with it."""
         self._folder = folder
+        self._code = code
         self._namespaces = namespaces
         self._command = command
         self._working_dir = working_dir
@@ -97,7 +100,9 @@ class Child:
         if self._killing is not None:
             killing, self._killing = self._killing, None
             await killing
-        await asyncio.to_thread(remove_folder, self._folder)
+        for folder in (self._folder, self._code):
+            if folder is not None:
+                await asyncio.to_thread(remove_folder, folder)
 
     def _spawn(self, env: Mapping[str, str], stdout: int, stderr: int) -> None:
         """Blocking: a fork of the worker takes milliseconds."""

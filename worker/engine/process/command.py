@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 import time
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from worker.build.recipe import PLATFORM, Recipe
+from worker.build.recipe import FUNCTION, PLATFORM, Recipe
 from worker.engine.process.child import TEMP_FOLDER, Child
 from worker.engine.process.namespaces import Namespaces
 from worker.engine.process.program import local_command
@@ -32,12 +31,16 @@ async def start_command(
     registry: SandboxRegistry,
     namespaces: Namespaces,
     folders: SocketFolders,
-    function: Path,
+    sandbox_id: str,
+    code: Path,
     recipe: Recipe,
     spec: SandboxSpec,
 ) -> CommandSandbox:
-    """A sandbox whose process comes with its call. Raises :class:`EngineUnavailable`."""
-    sandbox_id = secrets.token_hex(8)
+    """A sandbox whose process comes with its call; it owns ``code``, where its version's folders are.
+
+    Raises :class:`EngineUnavailable`.
+    """
+    function = code / FUNCTION
     folder = folders.folder(sandbox_id)
     limits = {
         "AS": (spec.memory_mb + recipe.address_space_extra_mb) * 1024**2,
@@ -48,7 +51,7 @@ async def start_command(
         "CPU": _CPU_S,
     }
     command = local_command(_local(command_of(recipe, spec), recipe, function), "-s", "-B")
-    program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}), folder / TEMP_FOLDER)
+    program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}, code), folder / TEMP_FOLDER)
     return await start_command_sandbox(registry, sandbox_id, spec, folder, local_paths(folder), program)
 
 

@@ -10,24 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from worker.build.plan import BuildPlan, BuiltImage
-from worker.build.recipe import PLATFORM, Contract, Recipe, load_recipe
+from shared.layers import VersionLayers
+from worker.build.code_cache import CodeCache
+from worker.build.layer_store import LayerStore
+from worker.build.plan import BuildPlan, BuiltVersion
+from worker.build.recipe import FUNCTION, PLATFORM, Contract, Recipe, load_recipe
+from worker.build.version_code import VersionCode
 from worker.config import EngineConfig
 from worker.engine.contract import Standing
 from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
 from worker.engine.process.command import start_command
 from worker.engine.process.namespaces import Namespaces, probe
-from worker.engine.process.program import local_command
-from worker.engine.process.version_gc import VersionCollector, mark_used
-from worker.errors import EngineUnavailable
+from worker.engine.process.program import base_identity, local_command
+from worker.errors import EngineUnavailable, Unsuited
 from worker.sandbox.attach import Rendezvous, SocketFolders, remove_folder
 from worker.sandbox.attached import AttachedSandbox
+from worker.sandbox.code_folders import CodeFolders
 from worker.sandbox.command import CommandSandbox
 from worker.sandbox.contract import GenericSpec, SandboxSpec
 from worker.sandbox.environment import environment, generic_can_become, generic_environment
@@ -49,19 +52,26 @@ class ProcessEngine:
 
     name = "process"
 
-    def __init__(self, config: EngineConfig, namespaces: Namespaces | None = None) -> None:
+    def __init__(self, config: EngineConfig, layers: LayerStore, namespaces: Namespaces | None = None) -> None:
         """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._sandboxes = SandboxRegistry()
-        self._versions = config.data_dir / "versions"
-        self._builder = ProcessBuilder(config)
-        self._collector = VersionCollector(config)
-        self._running: dict[str, str] = {}  # sandbox id to the folder of its version
+        self._code_folders = CodeFolders.of(self.name, config)
+        self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
+        self._code = VersionCode(self._cache, layers, config.max_image_bytes)
+        self._builder = ProcessBuilder(config, layers, self._cache, self._code)
         self._namespaces = namespaces
 
     async def open(self) -> None:
         await asyncio.to_thread(self._folders.prepare)
+        try:
+            await asyncio.to_thread(self._code_folders.open)
+            await asyncio.to_thread(self._cache.open)
+        except OSError as error:
+            raise EngineUnavailable(
+                f"The data folder {self._config.data_dir} cannot be used: {error.strerror}."
+            ) from error
         if self._namespaces is None:
             self._namespaces = await probe()
         _log.warning(
@@ -72,7 +82,7 @@ class ProcessEngine:
     async def answers(self) -> bool:
         return True
 
-    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltImage:
+    async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltVersion:
         return await self._builder.build(plan, log)
 
     async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
@@ -81,22 +91,18 @@ class ProcessEngine:
             raise EngineUnavailable(
                 "The engine process cannot keep a function's network from this machine's: use the engine docker."
             )
-        await self._use(spec.image)
+        sandbox_id = secrets.token_hex(8)
+        code = await self._with_code(sandbox_id, recipe, spec)
         if recipe.contract is Contract.COMMAND:
             if self._namespaces is None:
                 raise RuntimeError("the engine is not open")
-            function = self._versions / spec.image / "function"
-            command = await start_command(self._sandboxes, self._namespaces, self._folders, function, recipe, spec)
-            self._running[command.id] = spec.image
-            return command
-        sandbox_id = secrets.token_hex(8)
-        self._running[sandbox_id] = spec.image
+            return await start_command(self._sandboxes, self._namespaces, self._folders, sandbox_id, code, recipe, spec)
         return await self._start(
             sandbox_id,
             recipe,
             spec,
-            self._versions / spec.image / "function",
-            lambda attachment: self._environment(spec, **attachment),
+            code / FUNCTION,
+            lambda attachment: _environment(code, spec, **attachment),
             lambda sandbox: sandbox.imported(spec.timeout_ms / 1000),
         )
 
@@ -111,10 +117,12 @@ class ProcessEngine:
         sandbox_id = secrets.token_hex(8)
         temp = self._folders.folder(sandbox_id) / TEMP_FOLDER
 
+        code = self._code_folders.home(sandbox_id)
+        await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
-            await self._use(of.image)
-            self._running[sandbox_id] = of.image
-            return {**self._environment(of), "HOME": str(temp), "TMPDIR": str(temp)}
+            await self._code.place(of, recipe, code)
+            return {**_environment(code, of), "HOME": str(temp), "TMPDIR": str(temp)}
 
         sandbox = await self._start(
             sandbox_id,
@@ -130,43 +138,51 @@ class ProcessEngine:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
         if not recipe.generics or not generic_can_become(spec, recipe):
             return False
-        await self._use(spec.image)
+        await self._check_suits(spec)
+        await self._code.prepare(spec, recipe)
         return True
 
-    async def has_image(self, image: str) -> bool:
-        return await asyncio.to_thread((self._versions / image / "function").is_dir)
+    async def suits(self, runtime: str, layers: VersionLayers) -> bool:
+        """Also by the same programs: compiled packages are of one interpreter."""
+        recipe = await asyncio.to_thread(load_recipe, runtime)
+        return layers.base == await asyncio.to_thread(base_identity, recipe)
 
-    async def remove_image(self, image: str) -> None:
-        if image not in self._images_in_use():
-            await asyncio.to_thread(shutil.rmtree, self._versions / image, ignore_errors=True)
+    async def has(self, spec: SandboxSpec) -> bool:
+        return True
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
         swept = await self._sandboxes.sweep() + await asyncio.to_thread(self._sweep, live_workers)
-        return swept + await asyncio.to_thread(self._collector.sweep, live_workers)
+        return swept + await asyncio.to_thread(self._cache.sweep, live_workers)
 
     async def collect_garbage(self, standing: Standing) -> int:
-        return await self._collector.collect_garbage(standing, self._images_in_use())
+        """There are no images."""
+        return 0
 
     async def close(self) -> None:
         await self._builder.close()
+        await self._code.close()
         await self._sandboxes.close()
         await asyncio.to_thread(remove_folder, self._folders.home)
+        await asyncio.to_thread(self._code_folders.close)
 
-    async def _use(self, image: str) -> None:
-        """A version's folder is used from now on. Raises :class:`EngineUnavailable` if it is not there."""
-        if not await asyncio.to_thread(mark_used, self._versions / image) or not await self.has_image(image):
-            raise EngineUnavailable(f"The version's folder {image!r} is not on this machine.")
+    async def _with_code(self, sandbox_id: str, recipe: Recipe, spec: SandboxSpec) -> Path:
+        """A sandbox's folder, in which the version's code is. Raises :class:`EngineUnavailable`."""
+        await self._check_suits(spec)
+        home = self._code_folders.home(sandbox_id)
+        await self._code.prepare(spec, recipe)
+        try:
+            await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+            await self._code.place(spec, recipe, home)
+        except BaseException as error:
+            await asyncio.to_thread(remove_folder, home)
+            if isinstance(error, OSError):
+                raise EngineUnavailable(f"A sandbox's folder cannot be made: {error}") from error
+            raise
+        return home
 
-    def _images_in_use(self) -> set[str]:
-        own = self._sandboxes.ids
-        self._running = {sandbox: image for sandbox, image in self._running.items() if sandbox in own}
-        return set(self._running.values())
-
-    def _environment(self, spec: SandboxSpec, **attachment: str) -> dict[str, str]:
-        version, recipe = self._versions / spec.image, load_recipe(spec.runtime)
-        return environment(
-            spec, folder=str(version / "function"), dependencies=str(version / recipe.dependencies), **attachment
-        )
+    async def _check_suits(self, spec: SandboxSpec) -> None:
+        if not await self.suits(spec.runtime, spec.layers):
+            raise Unsuited("The version was built by another kind of engine, or with other programs than these.")
 
     async def _start(
         self,
@@ -198,7 +214,8 @@ class ProcessEngine:
             return {**env, "HOME": str(temp), "TMPDIR": str(temp)}
 
         def new_vessel() -> Child:
-            return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env)
+            code = self._code_folders.home(sandbox_id)
+            return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env, code)
 
         sandbox = await start_attached(
             self._sandboxes,
@@ -219,7 +236,14 @@ class ProcessEngine:
                 kill_recorded(folder)
                 count += 1
             remove_folder(home)
+        for home in self._code_folders.folders.stale(live_workers):
+            remove_folder(home)
         return count
+
+
+def _environment(code: Path, spec: SandboxSpec, **attachment: str) -> dict[str, str]:
+    recipe = load_recipe(spec.runtime)
+    return environment(spec, folder=str(code / FUNCTION), dependencies=str(code / recipe.dependencies), **attachment)
 
 
 def _command(recipe: Recipe) -> tuple[str, ...]:

@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from worker.build.builds import content_key
+from worker.build.recipe import Recipe
 from worker.errors import EngineUnavailable
 
+BASE = "process-"
+"""How the bases of versions begin that this engine built."""
 _PYTHON = "python3"
 
 
@@ -31,6 +35,11 @@ def program_identity(command: Sequence[str]) -> str:
     path = _find(program).resolve()
     found = path.stat()
     return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def base_identity(recipe: Recipe) -> str:
+    """What versions of a runtime stand on here, in place of an image. Blocking."""
+    return BASE + content_key(program_identity(recipe.install.command if recipe.install else recipe.command))
 
 
 def _find(program: str) -> Path:

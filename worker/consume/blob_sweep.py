@@ -1,0 +1,80 @@
+"""Artifacts and layers in the artifact store that no version needs any more.
+
+One worker an hour looks through what Postgres knows of them. What was claimed within the last day stays, since the
+deploy that claimed it may be under way; what dependencies were resolved to stays for a month after its last use, since
+the next deploy may ask for the same. See :mod:`shared.postgres.blobs` for why none of that can take a blob from
+somebody who is about to use it.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+from shared.artifacts import ArtifactStore, artifact_key, layer_key
+from shared.loop import Loop
+from shared.postgres.blobs import ARTIFACT, Blobs
+from shared.postgres.pool import Pool, postgres_errors
+from shared.postgres.queries import queries
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 3600.0
+YOUNG = timedelta(days=1)
+RESOLVED = timedelta(days=30)
+_LEASE = "blobs"
+_PORTION = 500
+
+
+class BlobSweep:
+    """:param holder: this worker."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        blobs: Blobs,
+        store: ArtifactStore,
+        holder: str,
+        *,
+        young: timedelta = YOUNG,
+        resolved: timedelta = RESOLVED,
+    ) -> None:
+        self._pool = pool
+        self._blobs = blobs
+        self._store = store
+        self._holder = holder
+        self._young = young
+        self._resolved = resolved
+
+    @property
+    def loop(self) -> Loop:
+        return Loop(name="blobs", run_once=self._for_all, interval_s=EVERY_S)
+
+    async def _for_all(self) -> int:
+        """Look once if it is this worker's turn; how many blobs were removed."""
+        swept = await self.run_once() if await self._is_ours() else 0
+        if swept:
+            log.info("removed artifacts and layers", extra={"blobs": swept})
+        return swept
+
+    async def run_once(self) -> int:
+        """Delete what no version needs; how many blobs."""
+        now = datetime.now(UTC)
+        claimed_before, swept = now - self._young, 0
+        while portion := await self._blobs.unneeded(
+            claimed_before=claimed_before, used_before=now - self._resolved, limit=_PORTION
+        ):
+            gone = [await self._blobs.collect(digest, claimed_before, self._remove) for digest in portion]
+            swept += sum(gone)
+            if not any(gone):
+                break  # all of them were claimed a moment ago
+        return swept
+
+    async def _remove(self, kind: str, digest: str) -> None:
+        await self._store.delete(artifact_key(digest) if kind == ARTIFACT else layer_key(digest))
+
+    async def _is_ours(self) -> bool:
+        """Whether this worker sweeps for the hour."""
+        with postgres_errors():
+            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+        return took is not None
