@@ -18,7 +18,6 @@ from worker.build.layer import UnsafeEntry, unpack_layer
 from worker.build.layer_store import LayerStore
 from worker.build.recipe import COMPILED, FUNCTION, Recipe
 from worker.errors import EngineUnavailable
-from worker.sandbox.contract import SandboxSpec
 
 _log = logging.getLogger(__name__)
 
@@ -47,33 +46,33 @@ class VersionCode:
         self._fetching: dict[tuple[_Part, ...], asyncio.Task[None]] = {}
         self._sparing: dict[str, asyncio.Task[None]] = {}
 
-    async def prepare(self, spec: SandboxSpec, recipe: Recipe) -> None:
+    async def prepare(self, user_id: UUID, recipe: Recipe, layers: VersionLayers) -> None:
         """Have the version's code in the cache. Raises :class:`EngineUnavailable`.
 
         Cancelling it leaves the transfer, which others may be waiting for.
         """
-        parts = parts_of(spec.user_id, recipe, spec.layers)
+        parts = parts_of(user_id, recipe, layers)
         if await asyncio.to_thread(self._missing, parts):
             await asyncio.shield(self._fetch(parts))
         else:
             self._spare(parts)
 
-    async def place(self, spec: SandboxSpec, recipe: Recipe, home: Path) -> None:
+    async def place(self, user_id: UUID, recipe: Recipe, layers: VersionLayers, home: Path) -> None:
         """Link the version's code into its empty folders below ``home``.
 
         :raises NotHere: it is not in the cache, where it is brought now.
         :raises EngineUnavailable: it cannot be linked.
         """
-        parts = parts_of(spec.user_id, recipe, spec.layers)
+        parts = parts_of(user_id, recipe, layers)
         try:
             await asyncio.to_thread(self._link, parts, home)
         except FileNotFoundError as error:
             if not await asyncio.to_thread(home.is_dir):
                 raise EngineUnavailable(f"The folder of the sandbox {home.name} is gone.") from error
             self._fetch(parts)
-            raise NotHere(f"The code of the version {spec.version_id} is not on this machine yet.") from error
+            raise NotHere("The version's code is not on this machine yet.") from error
         except OSError as error:
-            raise EngineUnavailable(f"The code of the version {spec.version_id} cannot be linked: {error}") from error
+            raise EngineUnavailable(f"The version's code cannot be linked: {error}") from error
         self._spare(parts)
 
     async def add(self, user_id: UUID, recipe: Recipe, layers: VersionLayers, files: Mapping[str, IO[bytes]]) -> None:

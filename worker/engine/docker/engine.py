@@ -192,7 +192,7 @@ class DockerEngine:
             return None
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
-            await self._code.place(of, recipe, self._code_folders.home(sandbox_id))
+            await self._code.place(of.user_id, recipe, of.layers, self._code_folders.home(sandbox_id))
             return environment(of)
 
         return AttachedGeneric(sandbox, spec, outfit)
@@ -201,7 +201,7 @@ class DockerEngine:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
         if not recipe.generics or not generic_can_become(spec, recipe):
             return False
-        await self._code.prepare(spec, recipe)
+        await self._code.prepare(spec.user_id, recipe, spec.layers)
         return True
 
     async def suits(self, runtime: str, layers: VersionLayers) -> bool:
@@ -285,10 +285,10 @@ class DockerEngine:
         home = self._code_folders.home(sandbox_id)
         try:
             for _ in range(_TRIES):
-                await self._code.prepare(spec, recipe)
+                await self._code.prepare(spec.user_id, recipe, spec.layers)
                 folders = await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
                 try:
-                    await self._code.place(spec, recipe, home)
+                    await self._code.place(spec.user_id, recipe, spec.layers, home)
                 except NotHere:
                     # The cache is small, and let go of it in between.
                     await asyncio.to_thread(remove_folder, home)

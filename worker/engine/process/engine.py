@@ -121,7 +121,7 @@ class ProcessEngine:
         await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
-            await self._code.place(of, recipe, code)
+            await self._code.place(of.user_id, recipe, of.layers, code)
             return {**_environment(code, of), "HOME": str(temp), "TMPDIR": str(temp)}
 
         sandbox = await self._start(
@@ -139,7 +139,7 @@ class ProcessEngine:
         if not recipe.generics or not generic_can_become(spec, recipe):
             return False
         await self._check_suits(spec)
-        await self._code.prepare(spec, recipe)
+        await self._code.prepare(spec.user_id, recipe, spec.layers)
         return True
 
     async def suits(self, runtime: str, layers: VersionLayers) -> bool:
@@ -169,10 +169,10 @@ class ProcessEngine:
         """A sandbox's folder, in which the version's code is. Raises :class:`EngineUnavailable`."""
         await self._check_suits(spec)
         home = self._code_folders.home(sandbox_id)
-        await self._code.prepare(spec, recipe)
+        await self._code.prepare(spec.user_id, recipe, spec.layers)
         try:
             await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
-            await self._code.place(spec, recipe, home)
+            await self._code.place(spec.user_id, recipe, spec.layers, home)
         except BaseException as error:
             await asyncio.to_thread(remove_folder, home)
             if isinstance(error, OSError):
