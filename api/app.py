@@ -17,7 +17,20 @@ from api.openapi import document
 from api.operation import Operation
 from api.pending_replies import PendingReplies
 from api.resolver import Resolver
-from api.routes import accounts, batch, deliveries, deploy, events, functions, invoke, jobs, operations, records
+from api.routes import (
+    accounts,
+    batch,
+    deliveries,
+    deploy,
+    events,
+    functions,
+    invoke,
+    jobs,
+    operations,
+    records,
+    redrive,
+    versions,
+)
 from api.subscriptions import Subscriptions
 from shared.artifacts import open_store, store_config
 from shared.ids import new_id
@@ -46,9 +59,11 @@ OPERATIONS: tuple[Operation, ...] = (
     *accounts.OPERATIONS,
     *deploy.OPERATIONS,
     *functions.OPERATIONS,
+    *versions.OPERATIONS,
     *invoke.OPERATIONS,
     *batch.OPERATIONS,
     *jobs.OPERATIONS,
+    *redrive.OPERATIONS,
     *deliveries.OPERATIONS,
     *events.OPERATIONS,
     *records.OPERATIONS,

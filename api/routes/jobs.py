@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,19 +14,18 @@ from aiohttp import web
 
 from api import models, params
 from api.call import Call
-from api.keys import ADMISSION, FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, RESOLVER, SETTINGS, SUBMITTER
+from api.keys import FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, SETTINGS
 from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
-from shared.ids import new_id, time_of
+from shared.ids import time_of
 from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
 from shared.jobview import job_view
 from shared.postgres.jobs import HIGHEST_ID, JobFilter
-from shared.queue.message import now_ms, queue_of
+from shared.queue.message import queue_of
 from shared.queue.queue import QUEUES, CancelledWhere, Queue
 from shared.queue.scripts import QueueClosed
 from shared.scopes import Scope
-from shared.submission.submission import Submission
 
 RECORD_S = 1.0
 _FRESH_S = 60.0
@@ -123,12 +121,12 @@ async def list_jobs(request: web.Request, call: Call) -> web.Response:
         before = HIGHEST_ID if cursor is None else UUID(cursor)
     except (ValueError, AttributeError, TypeError):
         raise params.bad_cursor() from None
-    jobs = await request.app[JOBS].list(user, await _asked_for(request, user), before=before, limit=limit + 1)
+    jobs = await request.app[JOBS].list(user, await asked_for(request, user), before=before, limit=limit + 1)
     following = params.encode_cursor(str(jobs[limit - 1].id)) if len(jobs) > limit else None
     return params.answer({"items": await job_views(queue, jobs[:limit]), "next": following})
 
 
-async def _asked_for(request: web.Request, user: UUID) -> JobFilter:
+async def asked_for(request: web.Request, user: UUID) -> JobFilter:
     """The jobs that the query names, by function, status and reason. Raises :class:`NotFound`, :class:`BadRequest`."""
     reference = request.query.get("function")
     function = None if reference is None else await request.app[FUNCTIONS].get(user, reference)
@@ -198,7 +196,7 @@ async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     app, user = request.app, caller.user.id
     if request.query.get("status") in FINAL:
         raise BadRequest("Jobs that have ended cannot be cancelled.", code="invalid_parameter", field="status")
-    where = await _asked_for(request, user)
+    where = await asked_for(request, user)
     if where.function is None and where.statuses is None:
         raise BadRequest("Say which: by function, status or both.", code="invalid_parameter", field="function")
     if where.statuses is None:
@@ -214,71 +212,9 @@ async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 
 
-async def redrive_job(request: web.Request, call: Call) -> web.Response:
-    """Repeat a failed invoke as a new job. Asked again, it is the same new job."""
-    caller = call.caller
-    app, user = request.app, caller.user.id
-    job = await job_of(request, user)
-    if job.kind is not JobKind.INVOKE or job.status is not JobStatus.FAILED:
-        raise Conflict("Only an invoke that failed can be repeated.", code="not_redrivable")
-    if job.payload is None:
-        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
-    new = await app[JOBS].repetition_of(job.id)
-    headers = {"Idempotent-Replayed": "true"}
-    if new is None:
-        repetitions = await _repetitions(app, user, [(job.id, job.function_id)])
-        if accepted := await app[SUBMITTER].redrive(user, repetitions):
-            new, headers = accepted[0].id, {}
-        else:  # another call was faster
-            new = await app[JOBS].repetition_of(job.id)
-    if new is None:
-        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
-    headers["Location"] = f"/api/jobs/{new}"
-    return params.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
-
-
-async def redrive_jobs(request: web.Request, call: Call) -> web.Response:
-    """Repeat failed invokes that were not repeated yet, the oldest first, as far as a batch is long."""
-    caller = call.caller
-    app, user = request.app, caller.user.id
-    where = await _asked_for(request, user)
-    most = app[SETTINGS].max_batch
-    found = await app[JOBS].redrivable(user, function=where.function, reason=where.reason, limit=most + 1)
-    accepted: Sequence[Submission] = ()
-    if found:
-        accepted = await app[SUBMITTER].redrive(user, await _repetitions(app, user, found[:most]))
-    items = [{"job_id": job.id, "redrive_of": job.redrive_of} for job in accepted]
-    return params.answer({"items": items, "more": len(found) > most}, status=202)
-
-
-async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Submission]:
-    """What repeats failed jobs, given with their functions, on the versions that are live now.
-
-    :raises NotFound: :raises Conflict: if a function is gone or cannot be called. :raises TooMany: beyond the quota.
-    """
-    ids = sorted(new_id() for _ in failed)  # jobs of a user wait in the order of their ids
-    versions: dict[UUID, tuple[UUID, int]] = {}
-    for function, count in Counter(function for _, function in failed).items():
-        _, version_id, settings = await app[RESOLVER].resolve(user, str(function))
-        await app[ADMISSION].admit(user, count)
-        versions[function] = (version_id, settings.concurrency)
-    return [
-        Submission(
-            id=new,
-            user_id=user,
-            function_id=function,
-            version_id=versions[function][0],
-            concurrency=versions[function][1],
-            accepted_ms=now_ms(),
-            redrive_of=old,
-        )
-        for new, (old, function) in zip(ids, failed, strict=True)
-    ]
-
-
 _STATUS = Parameter(name="status", description="Only jobs in this state.", schema=one_of(JobStatus))
-_FUNCTION = Parameter(name="function", description="Only jobs of this function, by id or name.")
-_REASON = Parameter(name="reason", description="Only jobs that failed for this reason.", schema=one_of(Reason))
+FUNCTION = Parameter(name="function", description="Only jobs of this function, by id or name.")
+REASON = Parameter(name="reason", description="Only jobs that failed for this reason.", schema=one_of(Reason))
 
 OPERATIONS = (
     Operation(
@@ -298,8 +234,8 @@ OPERATIONS = (
         summary="List your jobs, newest first",
         parameters=(
             _STATUS,
-            _FUNCTION,
-            _REASON,
+            FUNCTION,
+            REASON,
             LIMIT,
             CURSOR,
         ),
@@ -319,25 +255,7 @@ OPERATIONS = (
         handler=cancel_jobs,
         scope=Scope.INVOKE,
         summary="Cancel jobs by filter, up to a batch at a time",
-        parameters=(_STATUS, _FUNCTION),
+        parameters=(_STATUS, FUNCTION),
         responses={200: models.CancelledPage},
-    ),
-    Operation(
-        method="POST",
-        path="/api/jobs/{job}/redrive",
-        handler=redrive_job,
-        scope=Scope.INVOKE,
-        summary="Repeat a failed job as a new one",
-        responses={202: models.Redriven},
-        headers={202: ("Location", "Idempotent-Replayed")},
-    ),
-    Operation(
-        method="POST",
-        path="/api/jobs/redrive",
-        handler=redrive_jobs,
-        scope=Scope.INVOKE,
-        summary="Repeat failed jobs by filter, up to a batch at a time",
-        parameters=(_FUNCTION, _REASON),
-        responses={202: models.RedrivenPage},
     ),
 )

@@ -15,6 +15,7 @@ from shared.queue.names import (
     REBUILT_CHANNEL,
     RECORDS,
     RECORDS_GROUP,
+    WATCHED,
     WORKERS,
     progress_key,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "REBUILT_CHANNEL",
     "RECORDS",
     "RECORDS_GROUP",
+    "WATCHED",
     "WORKERS",
     "CancelledWhere",
     "Change",
