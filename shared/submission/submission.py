@@ -76,8 +76,11 @@ class Submission:
     def expires_at(self) -> datetime | None:
         return datetime.fromtimestamp(self.deadline_ms / 1000, UTC) if self.deadline_ms else None
 
-    def message(self) -> JobMessage:
-        """The job on its way to the queue, once its payload is stored."""
+    def message(self, stored: bytes | None = None) -> JobMessage:
+        """The job on its way to the queue.
+
+        :param stored: what is kept in the place of the payload, if the submission has it as it was given.
+        """
         return JobMessage(
             id=self.id,
             kind=self.kind,
@@ -89,5 +92,5 @@ class Submission:
             priority=self.priority,
             reply=self.reply,
             enqueued_ms=self.accepted_ms,
-            payload=self.payload,
+            payload=self.payload if stored is None else stored,
         )

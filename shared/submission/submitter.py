@@ -119,7 +119,7 @@ class Submitter:
 
         :raises Unavailable: if Redis is away, or records wait for Postgres past the bound.
         """
-        message = (await self._stored(submission)).message()
+        message = submission.message(await self._payload_store.put(submission.payload, submission.id, Part.PAYLOAD))
         deadline = asyncio.get_running_loop().time() + self._patience_s
         while True:
             try:
