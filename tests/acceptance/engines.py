@@ -223,7 +223,10 @@ def common_store() -> LocalStore:
 
 def store_in(folder: Path) -> LocalStore:
     store = LocalStore(folder)
-    store._prepare(threading.Event())
+    # By a thread, as the store does it: a test may be running on an event loop.
+    making = threading.Thread(target=store._prepare, args=(threading.Event(),))
+    making.start()
+    making.join()
     return store
 
 
@@ -234,7 +237,7 @@ def new_layers(store: LocalStore | None = None) -> LayerStore:
 async def keep_code(engine: DockerEngine | ProcessEngine, layers: LayerStore, folder: Path) -> VersionLayers:
     """A version with the test functions, put together as builds do it, but without the checks that some of the
     functions would not pass."""
-    recipe = load_recipe("python")
+    recipe = await asyncio.to_thread(load_recipe, "python")
     artifact = folder / "functions.tar.gz"
     artifact.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(artifact, mode="w:gz") as archive:
@@ -243,7 +246,7 @@ async def keep_code(engine: DockerEngine | ProcessEngine, layers: LayerStore, fo
                 _add(archive, path.name, path.read_bytes())
         _add(archive, "broken_syntax.py", BROKEN_SYNTAX)
     with (await in_thread(artifact_layer, artifact, "function")).file as file:
-        digest = file_sha256(file)
+        digest = await asyncio.to_thread(file_sha256, file)
         code = await layers.keep_file(LayerKind.CODE, file, digest, file.tell())
     return await on_foundation(engine, layers, recipe, code)
 
@@ -251,11 +254,11 @@ async def keep_code(engine: DockerEngine | ProcessEngine, layers: LayerStore, fo
 async def on_foundation(
     engine: DockerEngine | ProcessEngine, layers: LayerStore, recipe: Recipe, *own: LayerRef
 ) -> VersionLayers:
-    layer = runtime_layer(recipe)
+    layer = await in_thread(runtime_layer, recipe)
     runtime = await layers.keep(LayerKind.RUNTIME, layer)
     layer.file.close()
     if isinstance(engine, ProcessEngine):
-        return VersionLayers(base=base_identity(recipe), layers=(runtime, *own))
+        return VersionLayers(base=await asyncio.to_thread(base_identity, recipe), layers=(runtime, *own))
     foundation = await engine._parts.runtimes.current(recipe)
     return VersionLayers(base=foundation.base.id, layers=(runtime, *own))
 
