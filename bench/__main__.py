@@ -18,6 +18,7 @@ from bench import (
     async_accept,
     async_end_to_end,
     backlog,
+    burst,
     cold_kinds,
     cold_start,
     crash,
@@ -34,6 +35,7 @@ from bench import (
     rolling,
     sandboxes,
     scale,
+    slots,
     waiting,
     warm_sync,
 )
@@ -55,6 +57,8 @@ FAMILIES: dict[str, Measure] = {
     "scale": scale.measure,
     "backlog": backlog.measure,
     "waiting": waiting.measure,
+    "slots": slots.measure,
+    "burst": burst.measure,
 }
 PROOFS: dict[str, Measure] = {
     "crash": crash.measure,
