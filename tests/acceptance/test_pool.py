@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from engines import Bench, call, docker_bench, engine_config, process_bench_of, short_dir
+from engines import (
+    Bench,
+    call,
+    docker_bench,
+    docker_bench_of,
+    engine_config,
+    engine_socket,
+    process_bench_of,
+    short_dir,
+)
 
+from bench.relay import Relay
 from tests.processes import runs
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.errors import EngineUnavailable
-from worker.sandbox.pool import Pool, PooledSandbox, PoolLimits, StartKind
+from worker.sandbox.pool import Pool, PoolLimits
+from worker.sandbox.pooled import PooledSandbox, StartKind
 
 __all__ = ["docker_bench", "engine_config", "short_dir"]  # fixtures
 
@@ -250,12 +262,12 @@ async def test_idle_sandboxes_make_room_for_a_generic_but_not_those_that_are_kep
     await until(lambda: pool.state()["generic"] == 1 and pool.state()["idle"] == 3)
     await asyncio.sleep(1.2)
     assert pool.state() == {**pool.state(), "generic": 1, "idle": 3, "memory_mb": 512}
-    assert {spec for spec in specs if spec not in pool._idle} == {specs[1]}
+    assert {spec for spec in specs if not pool._idle.count(spec)} == {specs[1]}
     # The evicted one comes back through the generic sandbox, for which the next oldest then makes room.
     await use(pool, await pool.acquire(specs[1]))
     assert pool.state()["generic"] == 0
     await until(lambda: pool.state()["generic"] == 1)
-    assert {spec for spec in specs if spec not in pool._idle} == {specs[2]}
+    assert {spec for spec in specs if not pool._idle.count(spec)} == {specs[2]}
     maintaining.cancel()
     await pool.close()
     assert pool.state() == {**pool.state(), "generic": 0, "memory_mb": 0}
@@ -284,16 +296,16 @@ async def test_f15_sandboxes_and_generics_ended_from_outside_are_replaced_and_co
     maintaining = asyncio.create_task(pool.maintain())
     try:
         await until(lambda: pool.state()[kept] == 2)
-        await pool._prepare(spec)
+        await pool._generics.prepare(spec)
         await until(lambda: pool.state()["generic"] == 1)
-        ended = {pooled.sandbox.id for pooled in pool._idle[spec]}
-        (generics,) = pool._generics.values()
+        ended = {pooled.sandbox.id for pooled in pool._idle}
+        (generics,) = pool._generics._standing.values()
         ended.add(generics[0].id)
         for one in ended:
             await end_from_outside(docker_bench, one, end)
 
         def mended() -> bool:
-            there = {pooled.sandbox.id for pooled in pool._idle.get(spec, ())} | {generic.id for generic in generics}
+            there = {pooled.sandbox.id for pooled in pool._idle} | {generic.id for generic in generics}
             return not there & ended and (pool.state()[kept], pool.state()["generic"]) == (2, 1)
 
         await until(mended)
@@ -343,3 +355,132 @@ async def test_a_pool_that_drains_keeps_nothing_and_serves_who_asks(process: Ben
     await pool.prewarm(idle)
     assert pool.state() == {**pool.state(), "busy": 0, "idle": 0, "memory_mb": 0}
     await pool.close()
+
+
+async def test_r8_callers_that_wait_get_freed_sandboxes_and_none_is_evicted_for_their_own_version(
+    process: Bench,
+) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=384))
+    spec = process.spec("echo")
+    served: list[str] = []
+
+    async def client() -> None:
+        for _ in range(20):
+            pooled = await pool.acquire(spec)
+            served.append(pooled.sandbox.id)
+            await use(pool, pooled)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(client() for _ in range(24)))
+    assert len(served) == 480
+    assert len(set(served)) <= 3, "a sandbox was destroyed while callers of its version waited"
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_r8_a_freed_sandbox_goes_to_the_caller_that_has_waited_longest(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=128))
+    spec = process.spec("echo")
+    holding = await pool.acquire(spec)
+    order: list[int] = []
+
+    async def caller(number: int) -> None:
+        pooled = await pool.acquire(spec)
+        order.append(number)
+        assert pooled.start_kind is StartKind.WARM
+        await use(pool, pooled)
+
+    callers = [asyncio.create_task(caller(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    await use(pool, holding)
+    async with asyncio.timeout(WITHIN_S):
+        await asyncio.gather(*callers)
+    assert order == [0, 1, 2, 3, 4]
+    await pool.close()
+
+
+async def test_r8_long_calls_get_as_many_sandboxes_as_they_have_callers(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    spec = process.spec("echo")
+    await use(pool, await pool.acquire(spec))
+    async with asyncio.timeout(WITHIN_S):
+        pooled_sandboxes = await asyncio.gather(*(pool.acquire(spec) for _ in range(6)))  # none is given back
+    assert len({pooled.sandbox.id for pooled in pooled_sandboxes}) == 6
+    for pooled in pooled_sandboxes:
+        pool.release(pooled)
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_a_version_without_a_sandbox_gets_room_from_one_whose_callers_never_cease(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=256))
+    busy, rare = process.spec("echo"), process.spec("echo")
+    served: set[str] = set()
+    over = asyncio.Event()
+
+    async def client() -> None:
+        while not over.is_set():
+            pooled = await pool.acquire(busy)
+            served.add(pooled.sandbox.id)
+            await use(pool, pooled)
+
+    clients = [asyncio.create_task(client()) for _ in range(8)]
+    try:
+        await until(lambda: pool.state()["memory_mb"] == 256 and len(served) == 2)
+        async with asyncio.timeout(WITHIN_S):
+            pooled = await pool.acquire(rare)
+        assert len(served) <= 3
+        await use(pool, pooled)
+    finally:
+        over.set()
+        await asyncio.gather(*clients)
+    await pool.close()
+    assert pool.state()["memory_mb"] == 0
+
+
+async def test_callers_whose_starts_fail_are_all_told(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits())
+    broken = process.spec("echo", image="absent")
+    async with asyncio.timeout(WITHIN_S):
+        told = await asyncio.gather(*(pool.acquire(broken) for _ in range(16)), return_exceptions=True)
+    assert {type(one) for one in told} == {EngineUnavailable}
+    assert pool.state() == {**pool.state(), "busy": 0, "memory_mb": 0}
+    await pool.close()
+
+
+async def test_callers_that_give_up_leave_no_start_that_waits_for_room(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(memory_mb=128))
+    holding = await pool.acquire(process.spec("echo"))
+    others = [asyncio.create_task(pool.acquire(process.spec("echo"))) for _ in range(3)]
+    await asyncio.sleep(0)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await use(pool, holding)
+    await until(lambda: pool._budget.first is None)
+    assert pool.state() == {**pool.state(), "busy": 0, "idle": 1, "memory_mb": 128}
+    await pool.close()
+
+
+@pytest.mark.docker
+async def test_r4_what_the_engine_cannot_remove_counts_until_it_is_gone(
+    engine_config: EngineConfig, short_dir: Path
+) -> None:
+    async with Relay(short_dir / "engine", engine_socket()) as relay:
+        config = replace(engine_config, docker_host=relay.url, engine_call_timeout_s=2)
+        async with aclosing(docker_bench_of(config)) as benches:
+            bench = await anext(benches)
+            pool = Pool(engine=bench.engine, limits=limits(generics=1))
+            maintaining = asyncio.create_task(pool.maintain())
+            pooled = await pool.acquire(bench.spec("echo"))
+            await until(lambda: pool.state()["generic"] == 1)
+            maintaining.cancel()
+            relay.stall()
+            leaving = pool.release(pooled, fresh=True)
+            pool.drain()
+            assert leaving is not None
+            await leaving
+            assert pool.state() == {**pool.state(), "busy": 2, "memory_mb": 256}, "counted as free while it is there"
+            relay.flow()
+            await until(lambda: pool.state()["memory_mb"] == 0)
+            await pool.close()

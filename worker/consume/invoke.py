@@ -29,7 +29,8 @@ from worker.engine.contract import Engine
 from worker.errors import EngineUnavailable, LayerUnavailable, Unsuited
 from worker.sandbox.contract import Call, CallOutcome
 from worker.sandbox.output import entries
-from worker.sandbox.pool import Pool, PooledSandbox
+from worker.sandbox.pool import Pool
+from worker.sandbox.pooled import PooledSandbox
 from worker.sandbox.tail import Tail
 from worker.sandbox.versions import Specs, Versions
 

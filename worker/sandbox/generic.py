@@ -24,6 +24,7 @@ class AttachedGeneric:
         self._sandbox = sandbox
         self._outfit = outfit
         self._taken = False
+        self._became = False
 
     @property
     def usable(self) -> bool:
@@ -44,9 +45,10 @@ class AttachedGeneric:
         except BaseException:
             await self._sandbox.destroy()
             raise
+        self._became = True
         return self._sandbox
 
     async def destroy(self) -> None:
         """As :meth:`worker.sandbox.contract.Sandbox.destroy`; a sandbox that it has become is not its to destroy."""
-        if not self._taken:
+        if not self._became:
             await self._sandbox.destroy()

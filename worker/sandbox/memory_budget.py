@@ -1,4 +1,4 @@
-"""The memory that one worker's sandboxes may take together, and who waits for some of it."""
+"""The memory that one worker's sandboxes may take together, and the starts that wait for some of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from worker.sandbox.contract import SandboxSpec
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Turn:
+    """A start that waits for room. :param since: when its caller began to wait."""
+
+    spec: SandboxSpec
+    since: float
+    look: asyncio.Future[None] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,42 +30,35 @@ class Budget:
     used_mb: int = 0
     count: int = 0  # of those that have some
     _leaving_mb: int = 0
-    _waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    _turns: deque[Turn] = field(default_factory=deque)
 
     def fits(self, memory_mb: int) -> bool:
         """Whether there will be room for so much, with nobody else waiting, once what is leaving has left."""
         return self.used_mb - self._leaving_mb + memory_mb <= self.limit_mb
 
     @property
-    def wanted(self) -> bool:
-        """Whether somebody waits."""
-        return bool(self._waiting)
+    def first(self) -> Turn | None:
+        """Whose turn it is, if somebody waits."""
+        return self._turns[0] if self._turns else None
 
-    async def take(self, memory_mb: int, make_room: Callable[[], None]) -> None:
-        """Wait for one's turn and for room; ``make_room`` is called whenever there is too little."""
-        first = True
-        while self.used_mb + memory_mb > self.limit_mb or (first and self._waiting):
-            make_room()
-            let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if first:
-                self._waiting.append(let_in)
-            else:
-                self._waiting.appendleft(let_in)
-            first = False
-            try:
-                await let_in
-            except BaseException:
-                if let_in in self._waiting:
-                    self._waiting.remove(let_in)
-                else:
-                    self.let_in()
-                raise
-        self._took(memory_mb)
-        self.let_in()
+    async def take(self, turn: Turn, make_room: Callable[[int], None]) -> None:
+        """Wait for one's turn and for room. ``make_room`` is told how much all that wait need, as often as it is too
+        little."""
+        memory_mb = turn.spec.memory_mb
+        self._turns.append(turn)
+        try:
+            while self._turns[0] is not turn or self.used_mb + memory_mb > self.limit_mb:
+                make_room(sum(one.spec.memory_mb for one in self._turns))
+                turn.look = asyncio.get_running_loop().create_future()
+                await turn.look
+            self._took(memory_mb)
+        finally:
+            self._turns.remove(turn)
+            self.let_in()
 
     def take_spare(self, memory_mb: int) -> bool:
         """Take ``memory_mb`` if it is free and nobody waits for it."""
-        if self._waiting or self.used_mb + memory_mb > self.limit_mb:
+        if self._turns or self.used_mb + memory_mb > self.limit_mb:
             return False
         self._took(memory_mb)
         return True
@@ -75,11 +79,10 @@ class Budget:
 
     def let_in(self) -> None:
         """Something changed: let the first one that waits look again."""
-        while self._waiting:
-            first = self._waiting.popleft()
-            if not first.done():
-                first.set_result(None)
-                return
+        if self._turns:
+            look = self._turns[0].look
+            if look is not None and not look.done():
+                look.set_result(None)
 
     def _took(self, memory_mb: int) -> None:
         self.used_mb += memory_mb
