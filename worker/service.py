@@ -217,7 +217,7 @@ class Service:
                 retry_s=min(_RETRY_BEAT_S, settings.heartbeat_seconds),
             ),
             drain.loop,
-            Loop(name="sandboxes", run_once=pool.maintain, interval_s=0),
+            pool.loop,
             *((warmth.loop,) if serves_invokes else ()),
             outage.loop,
             subscribers.loop,

@@ -23,6 +23,7 @@ from engines import (
 )
 
 from bench.relay import Relay
+from shared.layers import VersionLayers
 from tests.processes import runs
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
@@ -97,7 +98,7 @@ async def test_a_sandbox_is_used_again_for_its_own_spec_only(process: Bench) -> 
 
 async def test_an_idle_sandbox_is_paused_and_wakes_for_a_call(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits(pause_s=0.05))
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     spec = process.spec("echo")
     await use(pool, await pool.acquire(spec))
     await until(lambda: pool.state()["paused"] == 1)
@@ -112,7 +113,7 @@ async def test_an_idle_sandbox_goes_when_its_time_is_over_unless_it_is_kept(proc
     pool = Pool(engine=process.engine, limits=limits(idle_s=0.05))
     kept, other = process.spec("echo"), process.spec("echo")
     pool.keep({kept: 1})
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     going = await pool.acquire(other)
     await use(pool, going)
     await until(lambda: not going.sandbox.reusable and pool.state()["idle"] == 1)
@@ -235,7 +236,7 @@ async def test_dropped_specs_go_and_others_stay(process: Bench) -> None:
 
 async def test_a_cold_start_is_made_from_a_generic_once_the_code_is_here(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits(generics=1))
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     spec = process.spec("echo")
     first = await pool.acquire(spec)
     await until(lambda: pool.state()["generic"] == 1)
@@ -257,7 +258,7 @@ async def test_idle_sandboxes_make_room_for_a_generic_but_not_those_that_are_kep
         await use(pool, await pool.acquire(spec))
     assert pool.state() == {**pool.state(), "idle": 4, "memory_mb": 512}
     pool.keep({specs[0]: 1})
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     # A quarter of the memory, and the kept one is the oldest.
     await until(lambda: pool.state()["generic"] == 1 and pool.state()["idle"] == 3)
     await asyncio.sleep(1.2)
@@ -293,7 +294,7 @@ async def test_f15_sandboxes_and_generics_ended_from_outside_are_replaced_and_co
     spec = docker_bench.spec("echo")
     kept = "paused" if pause_s < 1 else "idle"
     pool.keep({spec: 2})
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     try:
         await until(lambda: pool.state()[kept] == 2)
         await pool._generics.prepare(spec)
@@ -336,7 +337,7 @@ async def test_what_cannot_be_started_does_not_keep_others_from_being_kept_warm(
     pool = Pool(engine=process.engine, limits=limits())
     broken, fine = process.spec("echo", layers=replace(process.layers, base="absent")), process.spec("echo")
     pool.keep({broken: 1, fine: 1})
-    maintaining = asyncio.create_task(pool.maintain())
+    maintaining = asyncio.create_task(pool.loop.run())
     await until(lambda: pool.state()["idle"] == 1)
     maintaining.cancel()
     await pool.close()
@@ -440,7 +441,7 @@ async def test_a_version_without_a_sandbox_gets_room_from_one_whose_callers_neve
 
 async def test_callers_whose_starts_fail_are_all_told(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits())
-    broken = process.spec("echo", image="absent")
+    broken = process.spec("echo", layers=VersionLayers(base="absent", layers=()))
     async with asyncio.timeout(WITHIN_S):
         told = await asyncio.gather(*(pool.acquire(broken) for _ in range(16)), return_exceptions=True)
     assert {type(one) for one in told} == {EngineUnavailable}
@@ -471,7 +472,7 @@ async def test_r4_what_the_engine_cannot_remove_counts_until_it_is_gone(
         async with aclosing(docker_bench_of(config)) as benches:
             bench = await anext(benches)
             pool = Pool(engine=bench.engine, limits=limits(generics=1))
-            maintaining = asyncio.create_task(pool.maintain())
+            maintaining = asyncio.create_task(pool.loop.run())
             pooled = await pool.acquire(bench.spec("echo"))
             await until(lambda: pool.state()["generic"] == 1)
             maintaining.cancel()

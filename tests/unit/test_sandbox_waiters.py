@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
+from shared.layers import VersionLayers
 from worker.sandbox.contract import Call, CallOutcome, SandboxSpec
 from worker.sandbox.memory_budget import Budget, Turn
-from worker.sandbox.pooled import Lease
+from worker.sandbox.pooled import PooledSandbox
 from worker.sandbox.start_costs import StartCosts
 from worker.sandbox.waiters import Line, Start
 
@@ -39,24 +40,24 @@ def spec(number: int = 1, memory_mb: int = 128) -> SandboxSpec:
         version=1,
         runtime="python",
         handler="main.handler",
-        image="image",
+        layers=VersionLayers(base="base", layers=()),
         memory_mb=memory_mb,
         cpus=1,
         timeout_ms=1000,
     )
 
 
-def sandbox() -> Lease:
-    return Lease(sandbox=Idle(), spec=spec(), born=0, idle_since=0)
+def sandbox() -> PooledSandbox:
+    return PooledSandbox(sandbox=Idle(), spec=spec(), born=0, idle_since=0)
 
 
 async def test_a_freed_sandbox_goes_to_the_caller_that_has_waited_longest() -> None:
     line = Line(spec=spec())
     waiters = [line.join(float(at)) for at in range(3)]
-    leases = [sandbox() for _ in waiters]
-    for lease in leases:
-        assert line.give(lease, 5.0)
-    assert [waiter.given.result() for waiter in waiters] == leases
+    pooled_sandboxes = [sandbox() for _ in waiters]
+    for pooled in pooled_sandboxes:
+        assert line.give(pooled, 5.0)
+    assert [waiter.given.result() for waiter in waiters] == pooled_sandboxes
     assert not line.give(sandbox(), 5.0)
 
 
@@ -64,9 +65,9 @@ async def test_a_caller_that_was_cancelled_is_passed_over() -> None:
     line = Line(spec=spec())
     first, second = line.join(0.0), line.join(1.0)
     first.given.cancel()
-    lease = sandbox()
-    assert line.give(lease, 2.0)
-    assert second.given.result() is lease
+    pooled = sandbox()
+    assert line.give(pooled, 2.0)
+    assert second.given.result() is pooled
     line.leave(first, 2.0)
     assert not line.waiting
 
@@ -82,13 +83,13 @@ async def test_waiting_adds_up_over_callers_and_starts_anew_with_each_start() ->
 
 async def test_a_version_whose_calls_became_longer_for_good_is_not_judged_by_the_old_ones() -> None:
     line = Line(spec=spec())
-    lease = sandbox()
+    pooled = sandbox()
 
     def calls(count: int, each_s: float, now: float) -> float:
         for _ in range(count):
-            line.hand_out(lease, now)
+            line.hand_out(pooled, now)
             now += each_s
-            line.took_back(lease, now)
+            line.took_back(pooled, now)
         return now
 
     now = calls(100, 0.001, 0.0)

@@ -10,7 +10,7 @@ from itertools import count
 
 from test_sandbox_waiters import sandbox, spec
 
-from worker.sandbox.pooled import Lease
+from worker.sandbox.pooled import PooledSandbox
 from worker.sandbox.start_decision import decide
 from worker.sandbox.waiters import Line, Start, Waiter
 
@@ -27,7 +27,7 @@ class Model:
     clients: int
     room: int
     line: Line = field(default_factory=lambda: Line(spec=spec()))
-    idle: list[Lease] = field(default_factory=lambda: [sandbox()])
+    idle: list[PooledSandbox] = field(default_factory=lambda: [sandbox()])
     sandboxes: int = 1
     started_at: list[float] = field(default_factory=list)
     waits: list[tuple[float, float]] = field(default_factory=list)  # when a call began, and for how long it had waited
@@ -57,28 +57,28 @@ class Model:
 
     def _call(self) -> None:
         if self.idle:
-            lease = self.idle.pop()
-            self.line.hand_out(lease, self._now)
-            self._run(lease, 0.0)
+            pooled = self.idle.pop()
+            self.line.hand_out(pooled, self._now)
+            self._run(pooled, 0.0)
         else:
             self.line.join(self._now)
 
-    def _run(self, lease: Lease, waited_s: float) -> None:
+    def _run(self, pooled: PooledSandbox, waited_s: float) -> None:
         self.waits.append((self._now, waited_s))
         takes_s = self.call_s(len(self.line.held) + len(self.line.starts))
-        self._at(self._now + takes_s, lambda: self._done(lease))
+        self._at(self._now + takes_s, lambda: self._done(pooled))
 
-    def _done(self, lease: Lease) -> None:
-        self.line.took_back(lease, self._now)
-        self._offer(lease)
+    def _done(self, pooled: PooledSandbox) -> None:
+        self.line.took_back(pooled, self._now)
+        self._offer(pooled)
         self._call()
 
-    def _offer(self, lease: Lease) -> None:
+    def _offer(self, pooled: PooledSandbox) -> None:
         first: Waiter | None = self.line.waiting[0] if self.line.waiting else None
-        if first is not None and self.line.give(lease, self._now):
-            self._run(lease, self._now - first.since)
+        if first is not None and self.line.give(pooled, self._now):
+            self._run(pooled, self._now - first.since)
         else:
-            self.idle.append(lease)
+            self.idle.append(pooled)
 
     def _look(self) -> None:
         while self.line.waiting and self.sandboxes < self.room:

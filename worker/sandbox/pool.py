@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from shared.loop import Loop
 from worker.errors import EngineUnavailable
 from worker.sandbox.callers import Callers
 from worker.sandbox.contract import GenericSandbox, SandboxSpec, SandboxStarter
@@ -153,25 +154,31 @@ class Pool:
             "memory_limit_mb": self.limits.memory_mb,
         }
 
+    @property
+    def loop(self) -> Loop:
+        """Maintains the pool, at once where a generic sandbox was taken."""
+        return Loop(
+            name="sandboxes",
+            run_once=self.maintain,
+            interval_s=_REAP_EVERY_S,
+            retry_s=_REAP_EVERY_S * 4,
+            wake=self._generics.short,
+        )
+
     async def maintain(self) -> None:
-        """Pause, reap and start ahead as time passes; runs until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(_REAP_EVERY_S):
-                    await self._generics.short.wait()
-                await asyncio.sleep(_REPLACE_AFTER_S)
-            except TimeoutError:
-                pass
-            self._generics.short.clear()
-            now = time.monotonic()
-            self.reap_once(now)
-            await self._pause_idle(now)
-            # One that cannot be started must not keep the others from it.
-            failed = [await _failure(self._start_ahead(spec, count)) for spec, count in list(self._kept.items())]
-            failed.append(await _failure(self._fill_generics(now)))
-            if any(failed):
-                log.warning("sandboxes are not started ahead", extra={"error": next(filter(None, failed))})
-                await asyncio.sleep(_REAP_EVERY_S * 4)
+        """Pause, reap and start ahead what is due now.
+
+        :raises EngineUnavailable: something could not be started ahead; all else was done.
+        """
+        await asyncio.sleep(_REPLACE_AFTER_S)
+        now = time.monotonic()
+        self.reap_once(now)
+        await self._pause_idle(now)
+        # One that cannot be started must not keep the others from it.
+        failed = [await _failure(self._start_ahead(spec, count)) for spec, count in list(self._kept.items())]
+        failed.append(await _failure(self._fill_generics(now)))
+        if (error := next(filter(None, failed), None)) is not None:
+            raise error
 
     def reap_once(self, now: float) -> int:
         """Destroy what has been idle too long, is too old or died meanwhile; their count."""
@@ -273,10 +280,10 @@ class Pool:
         return self._removal.begin(generic, generic.spec.memory_mb)
 
 
-async def _failure(work: Coroutine[None, None, None]) -> str | None:
-    """What the engine said if it did not do ``work``."""
+async def _failure(work: Coroutine[None, None, None]) -> EngineUnavailable | None:
+    """Why the engine did not do ``work``; None if it did."""
     try:
         await work
     except EngineUnavailable as error:
-        return str(error)
+        return error
     return None
