@@ -444,7 +444,7 @@ async def test_callers_whose_starts_fail_are_all_told(process: Bench) -> None:
     broken = process.spec("echo", layers=VersionLayers(base="absent", layers=()))
     async with asyncio.timeout(WITHIN_S):
         told = await asyncio.gather(*(pool.acquire(broken) for _ in range(16)), return_exceptions=True)
-    assert {type(one) for one in told} == {EngineUnavailable}
+    assert all(isinstance(one, EngineUnavailable) for one in told)
     assert pool.state() == {**pool.state(), "busy": 0, "memory_mb": 0}
     await pool.close()
 
