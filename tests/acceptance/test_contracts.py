@@ -624,7 +624,8 @@ async def test_a_commands_container_is_as_hardened_as_every_other(bench: Bench) 
     assert {one["Name"]: one["Hard"] for one in host["Ulimits"]}["fsize"] == 32 * 1024**2
     assert shown["Config"]["User"] == "65534:65534"
     mounts = {mount["Destination"]: mount["RW"] for mount in shown["Mounts"]}
-    assert mounts == {"/request.json": False, "/.env.config": False, "/result.json": True}
+    code = dict.fromkeys(("/function", "/dependencies", "/compiled"), False)
+    assert mounts == {"/request.json": False, "/.env.config": False, "/result.json": True, **code}
     calling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await calling

@@ -290,10 +290,12 @@ async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Ben
     assert host["NetworkMode"] == "none"
     assert config["User"] == "65534:65534"
     assert config.get("Healthcheck") == (None if docker_bench.on_podman else {"Test": ["NONE"]})
-    (mount,) = [one for one in shown["Mounts"] if one["Type"] != "tmpfs"]
     told = ("Type", "Source", "Destination", "RW", "Propagation")
-    source = str(next(docker_bench.config.socket_dir.glob(f"*/{sandbox.id}")))
-    assert [mount[name] for name in told] == ["bind", source, "/run/containerpub", False, "rprivate"]
+    mounted = [tuple(one[name] for name in told) for one in shown["Mounts"] if one["Type"] != "tmpfs"]
+    sockets = next(docker_bench.config.socket_dir.glob(f"*/{sandbox.id}"))
+    code = next(docker_bench.config.data_dir.glob(f"sandboxes/*/{sandbox.id}"))
+    places = {"/run/containerpub": sockets, "/function": code / "function", "/dependencies": code / "dependencies"}
+    assert sorted(mounted) == sorted(("bind", str(at), seen, False, "rprivate") for seen, at in places.items())
     labels = config["Labels"]
     assert labels["containerpub.installation"] == docker_bench.config.installation
     assert labels["containerpub.worker"] == docker_bench.config.worker_id
