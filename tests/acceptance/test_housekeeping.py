@@ -263,7 +263,7 @@ async def test_f26_images_and_code_that_are_removed_come_back_and_callers_see_su
             assert [answer.status for answer in answers] == [200] * 3, (answers, platform.logs())
             assert all(answer.json["success"] for answer in answers), (answers, platform.logs())
 
-        # The sandbox that is kept warm goes with the image that it was started from; both come back.
+        # The sandbox that is kept warm comes back too. Its image may lose only its name, if that was quicker.
         gone = await containers(platform)
         for container in gone:
             await docker("rm", "--force", container, fails=True)
@@ -271,9 +271,10 @@ async def test_f26_images_and_code_that_are_removed_come_back_and_callers_see_su
             await docker("rmi", "--force", name, image, fails=True)
 
         async def back() -> bool:
-            return len(await images(platform)) > 0 and not (await containers(platform)).keys() <= gone.keys()
+            return not (await containers(platform)).keys() <= gone.keys()
 
         await until(back, 30, platform.logs)
+        assert (await client.invoke("nap", 0)).json["success"]
 
 
 async def test_images_that_nothing_was_started_from_of_late_go_past_the_budget_and_calls_bring_them_back(
