@@ -377,8 +377,8 @@ async def test_b5_no_address_is_fetched_by_a_build(bench: Bench, line: str) -> N
 
 async def test_b6_another_tenants_image_cannot_be_read(bench: Bench) -> None:
     secret = await bench.build({"Dockerfile": HEAD + "COPY secret.txt /\nCMD x\n", "secret.txt": "theirs"})
-    tags = (await bench.docker.images.inspect(secret.ref))["RepoTags"]
-    for name in (secret.ref, secret.ref.removeprefix("sha256:"), secret.ref[7:19], *tags):
+    tags = (await bench.docker.images.inspect(secret.layers.base))["RepoTags"]
+    for name in (secret.layers.base, secret.layers.base.removeprefix("sha256:"), secret.layers.base[7:19], *tags):
         for lines in (
             f"FROM {name}\nCMD cat /secret.txt\n",
             f"FROM {name} AS a\nFROM {BASE_IMAGE}\nCOPY --from=a /secret.txt /\nCMD x\n",
@@ -618,7 +618,7 @@ async def client(database: str, redis_url: str) -> AsyncIterator[Client]:
         yield await client.register()
 
 
-async def test_template_and_example_are_deployed_and_built_again_when_an_image_is_gone(
+async def test_template_and_example_are_deployed_and_loaded_again_when_an_image_is_gone(
     client: Client, examples: Path
 ) -> None:
     def read(folder: Path) -> dict[str, str | bytes]:
@@ -635,7 +635,7 @@ async def test_template_and_example_are_deployed_and_built_again_when_an_image_i
     version = (await client.call("GET", "/api/functions/dockerfile/versions/1")).json
     assert 'Dockerfile:5: RUN ["/bin/sh", "-c", "sort' in version["build_log"]
     async with Docker() as docker:
-        await docker.images.delete(version["image"], force=True)
+        await docker.images.delete(version["base"], force=True)
     found = (await client.invoke("dockerfile", {"prefix": "w"}, prefer="wait=60")).json
     assert found["result"] == {"words": ["worker"]}, found
     for dockerfile, why in (
