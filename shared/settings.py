@@ -60,7 +60,10 @@ class Settings(BaseModel):
     installation_id: str = _setting(
         "containerpub", "Names this installation in container labels: one per set of workers."
     )
-    data_dir: Path = _setting(Path("./data"), "Folder for what a process keeps on local disk.")
+    data_dir: Path = _setting(
+        Path("./data"),
+        "Folder for what a process keeps on local disk. That of workers in containers: same path on host and worker.",
+    )
     log_format: Literal["auto", "json", "text"] = _setting(
         "auto", "`json`, `text`, or `auto`: text on a terminal, JSON elsewhere."
     )

@@ -125,14 +125,24 @@ def test_only_workers_have_the_engines_socket(base: Services, production: Servic
     assert all("privileged" not in service for service in (*base.values(), *production.values()))
 
 
-def test_the_workers_folders_have_one_path_on_host_and_worker(base: Services) -> None:
-    folder, data = (base["worker"]["environment"][name] for name in ("SOCKET_DIR", "DATA_DIR"))
-    for one in (folder, data):
-        assert f"{one}:{one}" in base["worker"]["volumes"]
-    assert base["sandboxes"]["volumes"] == [f"{folder}:/sandboxes", f"{data}:/data"]
-    assert base["sandboxes"]["command"][-2:] == ["/sandboxes", "/data"]
+def test_what_the_engine_mounts_has_one_path_on_host_and_worker(base: Services) -> None:
+    folders = {name: base["worker"]["environment"][name] for name in ("SOCKET_DIR", "DATA_DIR")}
+    for name, folder in folders.items():
+        assert default_of(folder).startswith("/"), name
+        assert f"{folder}:{folder}" in base["worker"]["volumes"], name
+    assert base["sandboxes"]["volumes"] == [f"{folders['SOCKET_DIR']}:/sandboxes", f"{folders['DATA_DIR']}:/data"]
     # <folder>/d-<8>-<12>/<16>/s has to fit the address of a Unix socket.
-    assert len(default_of(folder)) + len("/d-12345678-123456789012/1234567890123456/s") <= 100
+    assert len(default_of(folders["SOCKET_DIR"])) + len("/d-12345678-123456789012/1234567890123456/s") <= 100
+
+
+def test_only_workers_have_the_folder_that_sandboxes_get_their_code_from(base: Services) -> None:
+    folder = base["worker"]["environment"]["DATA_DIR"]
+    holders = {name for name, service in base.items() if any(folder in str(one) for one in service.get("volumes", ()))}
+    assert holders == {"worker", "sandboxes"}
+    document = load("compose.yaml")
+    api = [volume.split(":") for volume in base["api"]["volumes"]]
+    assert api == [["uploads", base["api"]["environment"]["DATA_DIR"]]]
+    assert "uploads" in document["volumes"]
 
 
 def test_redis_keeps_what_it_has(base: Services) -> None:
@@ -223,6 +233,7 @@ def test_only_the_folders_maker_is_root(base: Services) -> None:
     assert users == ["10001:10001"]
     command = base["sandboxes"]["command"]
     assert (command[3], command[5]) == ("10001", "10001")
+    assert command[8:] == [volume.rpartition(":")[2] for volume in base["sandboxes"]["volumes"]]
 
 
 def test_workers_get_the_time_to_drain(base: Services) -> None:
@@ -273,3 +284,9 @@ def test_the_how_tos_settings_exist() -> None:
     worker = load("compose.yaml")["services"]["worker"]["environment"]
     optional = {"DOCKER_REGISTRY", "DOCKER_BASE_IMAGE", "DOCKER_RUNTIME", "DRAIN_SECONDS", "LOG_FORMAT", "ENGINE"}
     assert set(worker) - optional - {"S3_REGION"} == {name.removesuffix("_FILE") for name in names}
+    given = dict(line.split("=", 1) for line in block[1].splitlines())
+    made = re.search(r"^install -d -o 10001 -g 10001 -m 0711 (.+)$", text, re.MULTILINE)
+    assert made is not None
+    assert made[1].split() == [given["SOCKET_DIR"], given["DATA_DIR"]]
+    for folder in made[1].split():
+        assert f" -v {folder}:{folder} " in text
