@@ -18,6 +18,9 @@ Every process reads its settings once, at its start, from the environment; an em
 may be given as `NAME_FILE` instead, the path of a file that holds the value. What neither says is taken from a file
 `.env` in the working folder. Mistakes are reported all at once, and a process that has some ends with status 2.
 
+A file that holds a secret, `.env` too, belongs to the user of the process and is closed to others: `chmod 600`. Only
+where several users must read one, as containers do under `deploy/make-secrets.sh`, is the folder closed instead.
+
 `MB` is 10^6 bytes where a setting counts bytes. Lists are separated by commas.
 
 | setting | default | values | meaning |
