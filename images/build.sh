@@ -2,6 +2,7 @@
 # Makes stand-ins for base images out of Debian packages, for machines that cannot pull from a registry.
 #
 #   images/build.sh [name …]        every folder beside this script that has an image.conf, if none is named
+#   images/build.sh some/folder     the image.conf of a folder elsewhere
 #
 # A stand-in carries the tag that a user would pull, so that nothing else has to know about it, and the label
 # org.containerpub.stand-in=true. A tag that exists already, pulled or made, is left alone. Packages come from the
@@ -31,10 +32,13 @@ apt_mirror() {
 }
 
 make() {
-    name=$1
-    [ -r "$here/$name/image.conf" ] || fail "there is no stand-in called $name"
+    case $1 in
+        */*) folder=$(cd "$1" && pwd) ;;
+        *) folder=$here/$1 ;;
+    esac
+    [ -r "$folder/image.conf" ] || fail "there is no stand-in called $1"
     IMAGE='' SUITE='' PACKAGES='' PREPARE='' CHANGES=''
-    . "$here/$name/image.conf"
+    . "$folder/image.conf"
 
     docker version >/dev/null 2>&1 || fail "no container engine answers: start Docker first"
     if docker image inspect "$IMAGE" >/dev/null 2>&1; then

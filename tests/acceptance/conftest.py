@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import engines
@@ -42,3 +44,13 @@ def podman_host() -> Iterator[str]:
         lacks("Podman cannot be run: it is not installed, or this is not root")
     with podman.serving(images=podman.BASE_IMAGES) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def compose() -> tuple[str, ...]:
+    """The Compose of this machine: 1.29 or the plugin. In CI it is a failure where there is none."""
+    if shutil.which("docker-compose"):
+        return ("docker-compose",)
+    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ("docker", "compose")
+    lacks("there is no Compose: install docker-compose")

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import yaml
+from built_images import BUILD_S, platform_image
 
 from shared.sealing import Keyring
-from tests.machine import lacks
 
 ROOT = Path(__file__).parents[2]
-BASE_IMAGE = "python:3.11-slim"
-BUILD_S = 900
 
 REQUIRED = {
     "JWT_SECRET": "a" * 64,
@@ -33,16 +29,6 @@ def run(
     *command: str, env: dict[str, str] | None = None, cwd: Path = ROOT, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-@pytest.fixture(scope="module")
-def compose() -> tuple[str, ...]:
-    """The Compose of this machine: 1.29 or the plugin."""
-    if shutil.which("docker-compose"):
-        return ("docker-compose",)
-    if shutil.which("docker") is None or run("docker", "compose", "version").returncode != 0:
-        lacks("there is no Compose: install docker-compose")
-    return ("docker", "compose")
 
 
 @pytest.fixture
@@ -106,23 +92,8 @@ def test_production_starts_from_files_that_one_command_makes(compose: tuple[str,
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    """Our image, built as a user of the classic builder would."""
-    name = f"containerpub-test/platform:{uuid4().hex[:12]}"
-    built = run(
-        "docker",
-        "build",
-        "--build-arg",
-        f"PYTHON_IMAGE={BASE_IMAGE}",
-        "--tag",
-        name,
-        ".",
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},
-        timeout_s=BUILD_S,
-    )
-    assert built.returncode == 0, f"{built.stdout[-3000:]}\n{built.stderr[-3000:]}"
-    yield name
-    run("docker", "rmi", "--force", name)
+def image() -> str:
+    return platform_image()
 
 
 def in_image(image: str, *command: str) -> subprocess.CompletedProcess[str]:
