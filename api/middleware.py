@@ -33,7 +33,7 @@ def problem(error: ContainerPubError, request_id: str, *, status: int | None = N
     """``error`` as ``application/problem+json``, with its class's status unless another is given."""
     status = status or http_status(error)
     document: dict[str, object] = {
-        "type": "about:generic",
+        "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": error.code,

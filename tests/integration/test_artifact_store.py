@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -37,47 +35,12 @@ from shared.artifacts import (
 )
 from shared.artifacts.s3 import PART_BYTES, S3Store
 from shared.errors import Misconfigured, Unavailable
+from tests.s3server import S3Server
 
 TIMEOUT_S = 3.0
 BUCKET = "artifacts"
 ACCOUNT = "123456789012"
 CREDENTIALS = {"aws_access_key_id": "id", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-
-
-class S3Server:
-    """A moto server process; killed and started again it has lost everything, its bucket included."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        deadline = time.monotonic() + 60
-        while not (match := re.search(rb"Running on http://127\.0\.0\.1:(\d+)", self._log.read_bytes())):
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            time.sleep(0.05)
-        self.port = int(match[1])
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_problem_document_has_what_clients_rely_on() -> None:
     assert response.headers["Retry-After"] == "2"
     assert isinstance(response.body, bytes)
     assert orjson.loads(response.body) == {
-        "type": "about:generic",
+        "type": "about:blank",
         "title": "Too Many Requests",
         "status": 429,
         "code": "too_many_logins",

@@ -68,7 +68,7 @@ class CodeCache:
 
         :param beside: entries that are wanted together with this one, and stay however much all of them take.
         """
-        scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        scratch = self.scratch()
         try:
             tree = scratch / _TREE
             tree.mkdir(mode=0o755)
@@ -107,7 +107,7 @@ class CodeCache:
         entry = self._folder / name
         if (entry / _SPARE).exists():
             return
-        scratch = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        scratch = self.scratch()
         try:
             with _held(entry, fcntl.LOCK_SH):
                 if _link(f"{entry}/{_TREE}", str(scratch)) > _FEW_FILES:
@@ -123,7 +123,12 @@ class CodeCache:
 
     def scratch(self) -> Path:
         """A new folder for what is on its way into the cache; the caller removes it, or a sweep after a crash."""
-        return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        try:
+            return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        except FileNotFoundError:
+            # Somebody removed the whole cache: it fills again.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
 
     def sweep(self, live_workers: frozenset[str]) -> int:
         """Remove what workers that are gone left half made or half removed, and what was not used for a day; how many
@@ -157,7 +162,7 @@ class CodeCache:
 
     def _remove(self, entry: Path) -> bool:
         """Remove an entry that is not being linked from right now."""
-        goner = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
+        goner = self.scratch()
         try:
             with _held(entry, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 entry.rename(goner / _TREE)

@@ -65,7 +65,7 @@ def parse_requirements(content: bytes, name: str = "requirements.txt") -> Requir
 
 
 def _logical_lines(text: str) -> list[tuple[int, str]]:
-    """Continued lines joined, comments and generic sandbox lines dropped; each with the number of its first line."""
+    """Continued lines joined, comments and blank lines dropped; each with the number of its first line."""
     joined: list[tuple[int, str]] = []
     pending: list[str] = []
     start = 0
