@@ -51,7 +51,7 @@ async def serve(settings: Settings) -> None:
         await app[LOOPS].until(stop)
         log.info("stopping")
         app[LEAVING].set()
-        # Whoever closes at once cuts off requests that are on their way over connections that were kept.
+        # To close at once would cut off requests that are on their way over kept connections.
         await asyncio.sleep(settings.leave_seconds)
         loop.call_later(settings.drain_seconds, app[PENDING_REPLIES].leave)
     finally:

@@ -179,7 +179,7 @@ class Accounts:
         }
 
     async def _limit_logins(self, email: str, address: str) -> None:
-        """Count by account and address together, so that nobody can lock somebody else out."""
+        """Count by account and address together, so that no user can lock another one out."""
         bucket = hmac.new(self._key, f"{email.lower()}\n{address}".encode(), "sha256").hexdigest()[:32]
         key = f"cp:logins:{bucket}"
         try:

@@ -28,7 +28,7 @@ class Admission:
 
     async def admit(self, user: UUID, count: int = 1) -> None:
         """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second and
-        counted on meanwhile; with Redis away nobody is refused.
+        counted on meanwhile; with Redis away no call is refused.
 
         :raises TooMany: saying when to try again.
         """

@@ -87,7 +87,7 @@ class PendingReplies:
         self._wake_all()
 
     def connection_back(self) -> None:
-        """Pushes may have been missed: wake whoever waits for a durable job, to look again."""
+        """Pushes may have been missed: wake every request that waits for a durable job, to look again."""
         self.listening = True
         self._wake_all()
 
@@ -125,4 +125,4 @@ def _lose(future: asyncio.Future[bytes], sentence: str) -> None:
 def _fail(future: asyncio.Future[bytes], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # its waiter may be gone by now: then nobody has to hear of it
+        future.exception()  # the request that waited may be gone: no one has to hear of it then

@@ -44,7 +44,7 @@ async def within_rate(
     request: web.Request, user: UUID, function: UUID, settings: FunctionSettings, *, calls: int = 1
 ) -> None:
     """Count ``calls``; the response says in its headers what is left. Without a rate set, nothing is asked; with Redis
-    away nobody is refused.
+    away no call is refused.
 
     :raises TooMany: saying when to try again.
     """

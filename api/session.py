@@ -24,7 +24,7 @@ async def allowed(request: web.Request, scope: Scope) -> Caller:
 
 
 async def function_of(request: web.Request, caller: Caller) -> Function:
-    """The caller's function that the path names by id or name. :raises NotFound: also for somebody else's."""
+    """The caller's function that the path names by id or name. :raises NotFound: also for another user's."""
     reference = request.match_info["function"]
     function = await request.app[FUNCTIONS].get(caller.user.id, reference)
     if function is None:

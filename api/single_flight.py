@@ -1,4 +1,4 @@
-"""One question at a time: whoever asks what is being asked already waits for that answer."""
+"""One question at a time: a caller that asks what another is asking already waits for that answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subscribers to a job as it runs: what happens to it is pushed to them, all over one connection to Redis.
+"""Subscriptions to a job as it runs: what happens to it is pushed to its subscribers, all over one connection to Redis.
 
 Pushes are hints that may be lost. The states of a job, and in the end all that it wrote, stand in Postgres.
 """

@@ -54,7 +54,7 @@ class _Outcome:
 class Callbacks:
     """Sends callbacks. An async context manager: on leaving, attempts on their way are given up, to be made again.
 
-    Whoever dies while sending leaves the callback claimed for a while; then it is sent again, with the same id.
+    A scheduler that dies while sending leaves the callback claimed for a while; then it is sent again, with its id.
 
     :param resolver: finds the addresses of names; the system's if left out.
     """
@@ -228,7 +228,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientSSLError):
         return "TLS failed: the certificate is not valid, or no TLS is spoken there."
     if isinstance(error, aiohttp.ClientConnectorError):
-        return "Nobody took the connection."
+        return "Nothing at its address accepted the connection."
     return f"The connection broke: {type(error).__name__}."
 
 

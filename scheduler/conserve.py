@@ -10,7 +10,7 @@ from shared.queue.queue import Queue
 log = logging.getLogger(__name__)
 
 SHARE = 0.1
-"""How much of its time the check takes: it is in nobody's way, and a long queue takes long."""
+"""How much of its time the check takes: it must not slow down the queue, and a long queue takes long."""
 _NAMED = 10
 _KEPT = 10
 

@@ -1,7 +1,7 @@
 """``python -m scheduler.health``: exit status 0 if a scheduler leads, else 1 and the reason.
 
 Of several schedulers one leads and the others stand by, so this is a property of all of them together: while it
-fails, nobody keeps the queue whole.
+fails, no scheduler keeps the queue whole.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The queue in Redis is a copy; Postgres has every accepted job. A new generation is opened in this order, and a leader
 that dies half-way is followed by one that starts over. One that was only asleep finds the other's generation and stops:
 
-1. the new generation is set, closed, and the scripts are unloaded, so that nobody takes a step;
+1. the new generation is set, closed, and the scripts are unloaded, so that no process takes a step;
 2. what is left of the old copy goes, but not the stream of records: those attempts ended;
 3. the scripts are loaded, which tells everybody that there is a queue again: attempts can be settled and registered,
    not claimed;
@@ -114,7 +114,7 @@ class Rebuild:
             return str((await self._redis.info("server"))["run_id"])
 
     async def _begin(self, generation: str) -> None:
-        """Close the queue. Together with the scripts' end, so that nobody takes a step in between."""
+        """Close the queue. Together with the scripts' end, so that no process takes a step in between."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.eval(_BEGIN, 1, GENERATION, generation, await self._run_id(), LAYOUT)
         pipe.script_flush()

@@ -1,4 +1,4 @@
-"""Stopped functions: the queue is told which they are, whatever became of whoever stopped or started them."""
+"""Stopped functions: the queue is told which they are, also where the API process that stopped them has died."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Temporary folders that do not outlive their process for long.
 
 Every process works in a folder of its own below ``DATA_DIR/scratch`` and holds a lock on it, which the kernel releases
-however the process ends. Whoever finds a folder that it can lock removes it.
+however the process ends. A process that finds a folder which it can lock removes it.
 """
 
 from __future__ import annotations

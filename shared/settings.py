@@ -101,8 +101,8 @@ class Settings(BaseModel):
     )
     reserved_slots: NotNegative = _setting(
         1,
-        "Slots of each worker's queues that only users with nothing running may take, so that nobody waits behind "
-        "somebody else's flood; none where there are not more slots than that.",
+        "Slots of each worker's queues that only users with nothing running may take, so that no user waits behind "
+        "another one's flood; none where there are not more slots than that.",
     )
     functions_dir: Path = _setting(Path("./data/artifacts"), "Folder of the local artifact store.")
     function_database_url: SecretStr = _setting(

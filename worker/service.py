@@ -232,7 +232,7 @@ class Service:
         )
 
     def drain(self) -> None:
-        """Claim nothing more, and begin to destroy what stands idle: nobody will call it any more."""
+        """Claim nothing more, and begin to destroy what stands idle: no call will use it any more."""
         self.worker.stopping.set()
         if self._pool is not None:
             self._pool.drain()

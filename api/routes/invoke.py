@@ -128,7 +128,7 @@ async def _wait(app: web.Application, submission: Submission, wait_s: float, *, 
     except Leaving:
         return await _make_durable(app, submission)
     except asyncio.CancelledError:
-        # The client went away: nobody will read the result. The slot is worth more than the answer.
+        # The client went away and reads no result: its slot goes to another call.
         app[SUBMITTER].abandon(submission)
         raise
     finally:

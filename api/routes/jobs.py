@@ -54,9 +54,9 @@ async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:
-    """The caller's job that the path names. :raises NotFound: also for somebody else's.
+    """The caller's job that the path names. :raises NotFound: also for another user's.
 
-    The record of a synchronous call is written within milliseconds of its answer; whoever asks sooner waits for it.
+    The record of a synchronous call is written within milliseconds of its answer; a request that comes sooner waits.
     """
     job_id = params.uuid_in_path(request, "job")
     job = await request.app[JOBS].get(user, job_id) if job_id is not None else None
@@ -207,7 +207,7 @@ async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     ends: list[bool] = []
     for start in range(0, len(chosen), _AT_ONCE):
         ends += await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
-    # Whoever asks for the next ones must not be given these again.
+    # The next page must not hold these again.
     await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen))
     return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 

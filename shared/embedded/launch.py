@@ -24,7 +24,7 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != int(parent):
-        raise SystemExit(f"{argv[0]}: whoever asked for it is gone")
+        raise SystemExit(f"{argv[0]}: the process that asked for it is gone")
     os.execv(argv[0], argv)  # noqa: S606 - no shell is the point
 
 

@@ -1,6 +1,6 @@
 """What the artifact store keeps by digest, in Postgres: who needs it, and what was resolved once for all machines.
 
-Whoever is about to use a digest claims it first, and looks into the store afterwards. A collection removes only what
+Before a process uses a digest it claims it, and only then looks into the store. A collection removes only what
 was not claimed for a while, and holds off claims of a digest while it removes it. So a claim either comes first and
 keeps the blob, or comes after the removal and finds that the blob has to be put again.
 """
@@ -57,7 +57,7 @@ class Blobs:
     async def collect(
         self, digest: str, claimed_before: datetime, remove: Callable[[str, str], Awaitable[None]]
     ) -> bool:
-        """``await remove(kind, digest)`` while nobody can claim it; False if it was claimed in time."""
+        """``await remove(kind, digest)`` while no process can claim it; False if it was claimed in time."""
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 kind = await connection.fetchval(_SQL["lock_unclaimed_blob"], digest, claimed_before)

@@ -62,7 +62,7 @@ class WebhookSecret:
 
 
 class Deliveries:
-    """:param keyring: seals the secrets, which nobody can use then who only reads the database."""
+    """:param keyring: seals the secrets: to read the database is not enough to use them."""
 
     def __init__(self, pool: Pool, keyring: Keyring | None = None) -> None:
         self._pool = pool
@@ -71,7 +71,7 @@ class Deliveries:
     async def claim(
         self, *, most: int, most_per_user: int, hold_s: float, sending: Mapping[UUID, int]
     ) -> Sequence[Delivery]:
-        """Callbacks that are due, with this attempt counted; nobody else gets them for ``hold_s`` seconds.
+        """Callbacks that are due, with this attempt counted; no other process gets them for ``hold_s`` seconds.
 
         :param sending: how many of whom the caller is sending already; they count against ``most_per_user``.
         """

@@ -62,7 +62,7 @@ class LogLine:
 
 
 class Jobs:
-    """:param texts: opens the results of jobs that a user reads; without, as all else, they pass as they stand.
+    """:param texts: opens the results of jobs that a user reads; without, they pass as they are stored.
     :param keyring: in place of ``texts`` where there is no artifact store: opens what stands in Postgres.
     """
 

@@ -23,7 +23,7 @@ class Verb(StrEnum):
     HAND_BACK = "hand_back"  # back to the queue, unspent
     RETRY = "retry"  # off the queue until it is due again, which is Postgres's to know
     LOSE = "lose"  # back to the queue: the attempt died with what ran it
-    NOTE = "note"  # ends nothing: more about an attempt that somebody else ended
+    NOTE = "note"  # ends nothing: more about an attempt that another process ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,7 +223,7 @@ class Drain:
         ids = [entry[0] for entry, _ in written]
         with redis_errors():
             pipe = self._redis.pipeline(transaction=False)
-            # Also of jobs that go on: who looks on one is told when it is due again.
+            # Also of jobs that go on: subscribers are told when one is due again.
             pipe.publish(FINAL_CHANNEL, "".join(str(record.id) for _, record in written))
             pipe.xack(RECORDS, RECORDS_GROUP, *ids)
             pipe.xdel(RECORDS, *ids)

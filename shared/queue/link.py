@@ -85,7 +85,7 @@ class Link:
             last case the command may have run.
         """
         wire = self._wire or await self._open()
-        if wire is not self._wire:  # lost already, before whoever waited for it had a turn
+        if wire is not self._wire:  # lost already, before the task that waited for it had a turn
             raise redis.exceptions.ConnectionError("the connection was lost")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -127,7 +127,7 @@ class Link:
     def _opened(self, task: asyncio.Task[Wire]) -> None:
         self._opening = None
         if not task.cancelled():
-            task.exception()  # whoever waits for it has it; it is nobody else's
+            task.exception()  # the caller that waits for it has it
 
     def _answered(self, answer: Any) -> None:
         waiting, _ = self._waiting.popleft()

@@ -1,6 +1,6 @@
 """A job as it travels through Redis.
 
-A line of fields, then the payload, which nobody opens on the way to the worker. The Lua scripts read the first fields
+A line of fields, then the payload, which is not opened on the way to the worker. The Lua scripts read the first fields
 (see ``lua/prelude.lua``). A million of them may wait in memory, so identifiers are written short.
 """
 

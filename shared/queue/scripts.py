@@ -21,7 +21,7 @@ USABLE = b"usable"
 
 
 class QueueClosed(Exception):
-    """The queue is being rebuilt, or nobody has opened it yet; try again soon."""
+    """The queue is being rebuilt, or no leader has opened it yet; try again soon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

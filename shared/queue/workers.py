@@ -38,12 +38,12 @@ class Workers(Client):
             await self.redis.eval(_BEAT, 0, WORKERS, worker)  # type: ignore[misc]
 
     async def report(self, worker: str, figures: Mapping[str, object]) -> None:
-        """Leave a worker's figures for whoever reads metrics; they go a minute after the last report."""
+        """Leave a worker's figures for ``/metrics``; they go a minute after the last report."""
         with redis_errors():
             await self.redis.set(f"cp:figures:{worker}", orjson.dumps(figures), ex=60)
 
     async def report_out_of_place(self, count: int, *, keep_s: float) -> None:
-        """Leave what a check found for whoever reads metrics."""
+        """Leave what a check found for ``/metrics``."""
         with redis_errors():
             await self.redis.set(OUT_OF_PLACE, count, px=round(1000 * keep_s))
 

@@ -1,4 +1,4 @@
-"""The way of a job onto the queue: by Postgres when it is durable, straight to Redis when somebody waits for it.
+"""The way of a job onto the queue: by Postgres when it is durable, straight to Redis when its caller waits for it.
 
 Concurrent callers share commits and round trips. A job that was not put on the queue is put there by the reconciler.
 """

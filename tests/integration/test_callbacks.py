@@ -492,7 +492,7 @@ async def test_name_without_an_address_and_a_port_where_nobody_listens_are_said_
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     found = await outcome(pool, f"http://127.0.0.1:{port}/", CALLBACK_ALLOW="127.0.0.0/8")
-    assert found.last_error == "Nobody took the connection."
+    assert found.last_error == "Nothing at its address accepted the connection."
     checked_url("https://nowhere.invalid/", ())
     found = await outcome(pool, "http://nowhere.invalid/")
     assert found.last_error == "Its host has no address."

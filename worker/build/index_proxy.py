@@ -24,7 +24,7 @@ _HEAD_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 15.0
 _CHUNK = 64 * 1024
 
-# Addresses for documentation belong to nobody. Machines that are let out through an intercepting gateway see it
+# Addresses for documentation belong to no machine. Machines that are let out through an intercepting gateway see it
 # there, and a build on such a machine has no other way to its index.
 _NOBODYS = tuple(
     ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
@@ -98,7 +98,7 @@ class EgressProxy:
 
     async def open(self) -> None:
         self._server = await asyncio.start_unix_server(self._accept, self._path, limit=_MAX_HEAD_BYTES)
-        # whoever runs in the container has another uid; the folder decides who gets here
+        # the container's user has another uid; the folder decides which processes get here
         self._path.chmod(0o666)
 
     async def close(self) -> None:

@@ -35,7 +35,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A finished layer. ``file`` is open, rewound, unnamed, and whoever holds the layer closes it."""
+    """A finished layer. ``file`` is open, rewound, unnamed, and closed by the code that was given the layer."""
 
     file: IO[bytes]
     digest: str  # SHA-256 of the tar, in hex
@@ -51,7 +51,7 @@ class LayerWriter:
     """Writes entries in the order they are given; parents come into being on their own."""
 
     def __init__(self) -> None:
-        # closed by whoever takes the layer, or by abandon()
+        # closed with the layer, or by abandon()
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self._size = 0

@@ -3,7 +3,7 @@
 One worker an hour looks through what Postgres knows of them. What was claimed within the last day stays, since the
 deploy that claimed it may be under way; what dependencies were resolved to stays for a month after its last use, since
 the next deploy may ask for the same. See :mod:`shared.postgres.blobs` for why none of that can take a blob from
-somebody who is about to use it.
+a deploy that is about to use it.
 """
 
 from __future__ import annotations

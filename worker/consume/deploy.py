@@ -155,7 +155,7 @@ class Deployer:
             await self._start_ahead(replace(version, layers=built.layers))
             if not await self._functions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
-        # Before the job ends: whoever sees it ended is served by the new version.
+        # Before the job ends: a caller that sees it ended is served by the new version.
         await self._queue.announce_change(Change(function=version.function_id, live=version.id))
         return {"function_id": str(version.function_id), "version": version.number}
 

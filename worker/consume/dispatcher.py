@@ -3,7 +3,7 @@
 A dispatcher is woken by a push, by an attempt that ends, or by its slow poll, which is only a safety net. While one
 exchange with Redis is in flight, what ends meanwhile goes out with the next. Every few seconds, and whenever pushes may
 have been missed, it compares what it runs with what Redis holds it to be running: a claim whose answer was lost is
-handed back, an attempt that was cancelled or given to somebody else is killed.
+handed back, an attempt that was cancelled or given to another worker is killed.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ class Dispatcher:
     def drain(self) -> None:
         """Claim nothing more; :meth:`work` returns once everything that runs has ended and is settled.
 
-        Redis is told as well: a wake that nobody answers would be lost to those who could.
+        Redis is told as well: a wake that this worker does not answer would be lost to the others.
         """
         self._draining = True
         self._wake.set()
 
     def cancel(self, job: str, epoch: str) -> None:
-        """The job was ended by somebody else: kill its attempt."""
+        """Another process ended the job: kill its attempt."""
         self._kill(epoch, "cancelled")
 
     def hand_back_all(self) -> None:
@@ -335,7 +335,7 @@ def _without_result(record: Record, status: JobStatus, outcome: str) -> Record:
 
 
 def _broken(claim: Claim, queue: str, worker: str) -> Record:
-    """The record of an attempt that this worker could not carry out, for a reason that nobody foresaw."""
+    """The record of an attempt in which the worker's own code failed."""
     error = {"type": "PlatformError", "message": "Function execution failed: the worker could not carry it out"}
     return replace(_closing(claim, queue, worker), reason=Reason.DEPENDENCY_DOWN, error=orjson.dumps(error))
 

@@ -104,7 +104,7 @@ class Invoker:
         try:
             return await self._run(attempt)
         except BaseException as error:
-            # Nobody wants the outcome, and the slot is free once the sandbox is dead.
+            # The outcome counts no more, and the slot is free once the sandbox is dead.
             if attempt.cleanup is not None:
                 await attempt.cleanup
             if isinstance(error, asyncio.CancelledError):

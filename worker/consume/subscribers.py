@@ -75,10 +75,10 @@ class Subscribers:
             del self._calls[call.job]
 
     def watch(self, job: str) -> None:
-        """Somebody subscribes to a job, or missed something of it: tell it from its beginning."""
+        """A client subscribed to a job, or missed something of it: tell it from its beginning."""
         call = self._calls.get(job)
         if call is None:
-            # Whoever heard of the claim before we did.
+            # The API process heard of the claim before this worker did.
             if len(self._early) < _MOST_EARLY:
                 self._early.add(job)
                 asyncio.get_running_loop().call_later(_EARLY_S, self._early.discard, job)

@@ -18,7 +18,7 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(one) for one in text.split())
 
 
-# What nobody can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
+# What no setting can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
 # link-local addresses, and at those that three of them have elsewhere.
 _NEVER = _networks(
     "0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 169.254.0.0/16 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32"
@@ -45,7 +45,7 @@ class EgressPolicy:
 
 def outside(policy: EgressPolicy, own: Iterable[IPv4Network]) -> list[Range]:
     """What may be reached, in order, without overlaps: public addresses and ``allow``, less ``deny``, ``own``
-    and what nobody can allow."""
+    and what no setting can allow."""
     ranges = [_ALL]
     for network in NOT_PUBLIC:
         ranges = _without(ranges, network)

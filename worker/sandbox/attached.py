@@ -222,7 +222,7 @@ class AttachedSandbox:
         self._control.close()
 
     async def _change(self, change: Awaitable[None]) -> None:
-        """Pause or unpause; one that failed or was given up leaves open which it is, so it serves nobody any more."""
+        """Pause or unpause; one that failed or was given up leaves open which it is, so it serves no call any more."""
         try:
             await change
         except BaseException:
@@ -293,7 +293,7 @@ class AttachedSandbox:
         return self._crashed(f"the process ended with exit code {status.code} before it gave a result", status.code)
 
     def _is_exhausted(self, code: int | None, logs: Sequence[LogEntry]) -> bool:
-        """Whether the runtime itself says that memory ran out. A function that says so lies about nobody but itself."""
+        """Whether the runtime itself says that memory ran out. A function that says so harms only itself."""
         way = self.exhaustion
         if way is None or code != way.exit_code:
             return False
@@ -359,7 +359,7 @@ class AttachedSandbox:
         kind = frame.meta.get("kind")
         if frame.nonce == self._nonce and self._waiter is not None:
             if kind in ("result", "error"):
-                # From here on the nonce is spent: a second answer to the same call is nobody's.
+                # From here on the nonce is spent: a second answer to the same call is dropped.
                 self._nonce = b""
                 self._settle(_Ending(frame=frame))
                 return

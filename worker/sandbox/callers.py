@@ -32,7 +32,7 @@ _FORGOTTEN_S = 600.0
 
 @dataclass(slots=True, kw_only=True)
 class Callers:
-    """:param destroy: is handed a sandbox that nobody gets any more."""
+    """:param destroy: is handed a sandbox that no caller gets any more."""
 
     maker: Maker
     destroy: Callable[[PooledSandbox], object]

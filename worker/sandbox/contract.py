@@ -51,7 +51,7 @@ class Call:
     timeout_ms: int
     max_result_bytes: int
     max_log_bytes: int
-    tail: Tail | None = None  # what those see who look on
+    tail: Tail | None = None  # what subscribers are told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,12 +33,12 @@ class Budget:
     _turns: deque[Turn] = field(default_factory=deque)
 
     def fits(self, memory_mb: int) -> bool:
-        """Whether there will be room for so much, with nobody else waiting, once what is leaving has left."""
+        """Whether there will be room for so much, with no other caller waiting, once what is leaving has left."""
         return self.used_mb - self._leaving_mb + memory_mb <= self.limit_mb
 
     @property
     def first(self) -> Turn | None:
-        """Whose turn it is, if somebody waits."""
+        """Whose turn it is, if a caller waits."""
         return self._turns[0] if self._turns else None
 
     async def take(self, turn: Turn, make_room: Callable[[int], None]) -> None:
@@ -57,7 +57,7 @@ class Budget:
             self.let_in()
 
     def take_spare(self, memory_mb: int) -> bool:
-        """Take ``memory_mb`` if it is free and nobody waits for it."""
+        """Take ``memory_mb`` if it is free and no caller waits for it."""
         if self._turns or self.used_mb + memory_mb > self.limit_mb:
             return False
         self._took(memory_mb)

@@ -80,7 +80,7 @@ class Pool:
     async def acquire(self, spec: SandboxSpec, *, fresh: bool = False) -> PooledSandbox:
         """An idle sandbox of ``spec``, else the first that is left by another call or is started.
 
-        Waits while the budget is in use by other calls. ``fresh`` takes only one that served nobody.
+        Waits while the budget is in use by other calls. ``fresh`` takes only one that served no call.
 
         :raises EngineUnavailable: if none can be started, or it could never fit into the budget.
         """

@@ -43,7 +43,7 @@ class SandboxRegistry:
         self._entries[sandbox_id] = _Entry(remove=remove)
 
     async def remove(self, sandbox_id: str) -> None:
-        """Remove a sandbox; returns at once if it is gone. Whoever waits may be cancelled: the removal goes on."""
+        """Remove a sandbox; returns at once if it is gone. The caller may be cancelled: the removal goes on."""
         entry = self._entries.get(sandbox_id)
         if entry is None:
             return

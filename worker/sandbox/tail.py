@@ -21,7 +21,7 @@ class Progress:
 
 
 class Tail:
-    """Follows the output of one call, from its beginning, however late somebody subscribes.
+    """Follows the output of one call, from its beginning, however late a client subscribes.
 
     Until then it costs nothing: it holds on to the list that the output is kept in, and reads it when asked.
     """
@@ -53,7 +53,7 @@ class Tail:
             self._changed(self)
 
     def subscribe(self) -> None:
-        """Somebody wants to know, from the beginning."""
+        """A client subscribed: tell it all, from the beginning."""
         self.watched = True
         self._read = 0
         self._decoders = {}

@@ -116,7 +116,7 @@ class Line:
         self._waited_s = 0.0
 
     def surplus(self) -> Start | None:
-        """The start begun last, if it is for nobody any more and still waits for room."""
+        """The start begun last, if no caller needs it any more and it still waits for room."""
         if len(self.starts) + self.ahead <= len(self.waiting):
             return None
         return next((start for start in reversed(self.starts) if not start.begun), None)

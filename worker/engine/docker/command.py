@@ -187,7 +187,7 @@ class CommandContainer:
         return await exit_status(self._containers, self._name)
 
     def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None) -> None:
-        """Begin to kill. The stream is let go of before: nobody reads it any more, and the kill would wait for that."""
+        """Begin to kill. The stream is let go of before: it is not read any more, and the kill would wait for that."""
 
         async def kill() -> None:
             await _let_go(stream, reading)

@@ -110,14 +110,14 @@ class Container:
 
 
 async def exit_status(containers: Containers, name: str) -> ExitStatus:
-    """How an ended container ended. Raises :class:`EngineUnavailable`, also if somebody else had it killed.
+    """How an ended container ended. Raises :class:`EngineUnavailable`, also if it was killed from outside.
 
-    Whoever kills a container from here asks no more how it ended, so a kill that the engine tells of is another's.
+    A worker does not ask how a container ended that it killed, so a kill that the engine tells of is another's.
     """
     state = await containers.state(name)
     if state.exit_code == _KILLED and not state.out_of_memory:
         if await containers.was_killed(name):
-            raise EngineUnavailable("somebody had the container engine kill the container")
+            raise EngineUnavailable("the container engine was asked to kill the container")
         await containers.state(name)  # Podman does not tell that it kills what it removes: is it still there?
     # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
     # went on: only together with the main process's own SIGKILL does it explain the end.

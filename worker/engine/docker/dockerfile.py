@@ -110,7 +110,7 @@ class DockerfileBuilder:
             self._running.discard(build)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        """Remove images and cgroups of builds that nobody does any more; how many."""
+        """Remove images and cgroups of builds that no worker does any more; how many."""
         count = 0
         for image in await self._made(LABEL_INSTALLATION, self._config.installation):
             labels = image["Labels"]
@@ -145,7 +145,7 @@ class DockerfileBuilder:
             raise BuildRejected("build_failed", f"{what} has ONBUILD triggers, so it cannot be used.")
 
     async def _clear(self, build: str, quiet_s: float) -> None:
-        """Remove what a build made. The builder may still be at it: it ends once it notices that nobody listens."""
+        """Remove what a build made. The builder may still be at it: it ends once it sees the connection closed."""
         loop = asyncio.get_running_loop()
         last_seen, deadline = loop.time(), loop.time() + _GONE_WAIT_S
         while True:

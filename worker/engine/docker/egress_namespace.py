@@ -76,7 +76,7 @@ class EgressNamespaces:
             own = await self._protected.own()
             if await self._start(name, labels, await self._network.id(), own):
                 return
-            # Our network went between finding and using it: somebody tidied up.
+            # Our network was removed between finding and using it.
             self._network.forget()
             await self.remove(name)
             if last:

@@ -197,7 +197,7 @@ class Images:
         return not in_use
 
     async def listed(self) -> list[ListedImage]:
-        """All images of the engine, whoever they belong to."""
+        """All images of the engine, also those that are not of this installation."""
         async with self._client.call("listing images"):
             entries = await self._docker.images.list()
         return [

@@ -42,11 +42,11 @@ class Network:
         return tuple(IPv4Network(part["Subnet"]) for part in parts if ":" not in part["Subnet"])
 
     def forget(self) -> None:
-        """Somebody removed it: the next call makes another."""
+        """It was removed: the next call makes another."""
         self._found = None
 
     async def remove(self) -> None:
-        """Remove it unless somebody uses it; other workers make another when they need one."""
+        """Remove it unless a container uses it; other workers make another when they need one."""
         self._found = None
         async with self._client.call("finding the network of functions"):
             found = await self._all()

@@ -72,7 +72,7 @@ class Child:
         except asyncio.CancelledError:
             await asyncio.wait((spawning,))
             if not spawning.cancelled():
-                spawning.exception()  # nobody is left to be told
+                spawning.exception()  # no caller is left to be told
             raise
 
     async def pause(self) -> None:

@@ -47,7 +47,7 @@ def children() -> list[int]:
 
 
 def clear_away() -> None:
-    """Kill all that is below us: whoever loses its parent by that becomes our child, and is next."""
+    """Kill all that is below us: a process that loses its parent by that becomes our child, and is next."""
     while below := children():
         for child in below:
             os.kill(child, signal.SIGKILL)
