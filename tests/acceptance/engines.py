@@ -26,7 +26,7 @@ from shared.artifacts.store import file_sha256
 from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.layer import artifact_layer, in_thread, runtime_layer
 from worker.build.layer_store import LayerStore
-from worker.build.recipe import Recipe, load_recipe
+from worker.build.recipe import Recipe, known_runtimes, load_recipe
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process import ProcessEngine
@@ -42,6 +42,11 @@ FUNCTIONS = Path(__file__).with_name("functions")
 BASE_IMAGE = "python:3.11-slim"
 # Not a file of its own: nothing that checks this repository could read it.
 BROKEN_SYNTAX = "def handler(event, context):\n    return (\n"
+
+
+# Read once, before any test has an event loop: tests ask for recipes where the platform asks in a thread.
+for _runtime in known_runtimes():
+    load_recipe(_runtime)
 
 
 @dataclass(kw_only=True)

@@ -30,9 +30,8 @@ from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.layer import LayerWriter
 from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
-from worker.engine.contract import LayerUnavailable
 from worker.engine.docker import DockerEngine
-from worker.errors import EngineUnavailable
+from worker.errors import EngineUnavailable, LayerUnavailable
 from worker.sandbox.contract import generic_spec
 
 pytestmark = pytest.mark.every_way

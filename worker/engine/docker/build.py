@@ -71,7 +71,7 @@ class VersionBuilder:
         await self._builds.close()
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltVersion:
-        recipe = load_recipe(plan.runtime)
+        recipe = await asyncio.to_thread(load_recipe, plan.runtime)
         if recipe.dockerfile:
             return await self._image(plan, log)
         analysis, manifest = await asyncio.gather(

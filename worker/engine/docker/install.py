@@ -22,6 +22,7 @@ from worker.sandbox.attach import SOCKET_NAME, SocketFolders
 
 _MEBIBYTE = 1024 * 1024
 _ASK_TIMEOUT_S = 30.0
+_MOST_ANSWER_BYTES = 4096
 
 
 class Installer:
@@ -97,11 +98,17 @@ class Installer:
         """The hosts that the base image's own package manager takes packages from; asked once an image."""
         assert recipe.install is not None
         if base.id not in self._index_hosts:
-            with tempfile.TemporaryFile() as answer:
+            with tempfile.SpooledTemporaryFile(max_size=_MOST_ANSWER_BYTES) as answer:
                 ended = await self._tools.run(
                     base,
                     recipe.install.arguments("--hosts"),
-                    ToolLimits(memory_mb=256, tmpfs={}, bind=None, max_stdout_bytes=4096, timeout_s=_ASK_TIMEOUT_S),
+                    ToolLimits(
+                        memory_mb=256,
+                        tmpfs={},
+                        bind=None,
+                        max_stdout_bytes=_MOST_ANSWER_BYTES,
+                        timeout_s=_ASK_TIMEOUT_S,
+                    ),
                     answer,
                     lambda _: None,
                 )

@@ -65,7 +65,7 @@ class ProcessBuilder:
         await self._builds.close()
 
     async def _build(self, plan: BuildPlan, log: BuildLog) -> BuiltVersion:
-        recipe = load_recipe(plan.runtime)
+        recipe = await asyncio.to_thread(load_recipe, plan.runtime)
         if recipe.dockerfile:
             raise BuildRejected(
                 "build_failed",
