@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 _RECHECK_AGAIN_S = 1.0
 
+VERSION = installed_version("containerpub")
+
 OPERATIONS: tuple[Operation, ...] = (
     *accounts.OPERATIONS,
     *deploy.OPERATIONS,
@@ -78,7 +80,7 @@ def build_app(settings: Settings) -> web.Application:
     app[keys.SETTINGS] = settings
     app[keys.KEYRING] = settings.keyring
     app[keys.CORS_ORIGINS] = frozenset(settings.cors_origins)
-    app[keys.VERSION] = installed_version("containerpub")
+    app[keys.VERSION] = VERSION
     app[keys.LEAVING] = asyncio.Event()
     app[keys.API_ID] = new_id().hex
     app[keys.LOOPS] = Loops()

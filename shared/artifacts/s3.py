@@ -144,12 +144,13 @@ class S3Store:
             ) from error
 
     async def put(self, key: str, source: Source) -> None:
+        digest = key_digest(key)
         async with self._bounded("store an artifact", is_layer(key)):
             content = await asyncio.to_thread(_packed, key, source) if is_layer(key) else source
             try:
                 summary = await asyncio.to_thread(_summary, content)
                 # What was packed had the right digest before.
-                if not is_layer(key) and summary.sha256 != key_digest(key):
+                if not is_layer(key) and summary.sha256 != digest:
                     raise corrupt(key, "file")
                 if not await self._has_equal(key, summary):
                     await self._send(key, content, summary)

@@ -24,7 +24,7 @@ from outerworld import NAMED, Listener, OuterWorld, attempt_elsewhere
 from tests.deployment import Platform
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.docker import namespace as namespaces
+from worker.engine.docker import egress_namespace as namespaces
 from worker.errors import EngineUnavailable
 from worker.network.outside import EgressPolicy
 from worker.sandbox.contract import generic_spec

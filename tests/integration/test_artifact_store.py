@@ -533,7 +533,7 @@ async def test_texts_are_listed_with_the_time_of_their_writing_and_deleted(backe
 
 async def test_more_texts_than_a_portion_are_all_listed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("local", "s3"):
-        monkeypatch.setattr(f"shared.artifacts.{module}.TEXTS_A_PORTION", 2)
+        monkeypatch.setattr(f"shared.artifacts.{module}.PAYLOADS_A_PORTION", 2)
     written = sorted(payload_name(JOBS[0], "payload") for _ in range(5))
     for name in written:
         await backend.store.write_text(name, b"{}")
