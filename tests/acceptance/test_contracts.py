@@ -500,6 +500,7 @@ async def test_f15_a_command_that_is_killed_from_outside_is_not_the_functions_fa
     assert await bench.left() == []
 
 
+@pytest.mark.alone  # all installations share the image of a runtime
 @pytest.mark.docker
 @pytest.mark.parametrize("bench", ["docker"], indirect=True)
 async def test_f26_a_command_whose_image_went_has_not_run(bench: Bench) -> None:

@@ -18,7 +18,17 @@ from typing import Any
 import orjson
 import psutil
 import pytest
-from engines import BASE_IMAGE, Bench, call, docker_bench_of, engine_config, new_layers, process_bench_of, short_dir
+from engines import (
+    BASE_IMAGE,
+    Bench,
+    call,
+    docker_bench_of,
+    engine_config,
+    keep_code,
+    new_layers,
+    process_bench_of,
+    short_dir,
+)
 from outerworld import NAMED, Listener, OuterWorld, attempt_elsewhere
 
 from tests.deployment import Platform
@@ -132,7 +142,7 @@ async def test_r12_with_egress_what_is_outside_is_reached_and_nothing_of_the_pla
     same network and with the same attempts, shows that all of it would be reached otherwise."""
     sandbox = await bench.start("reach", network="egress", timeout_ms=60_000)
     (network,) = _networks(bench.config)
-    (subnet,) = await bench.engine._opened_namespaces()._network.subnets()  # type: ignore[union-attr]
+    (subnet,) = await bench.engine._parts.namespaces._network.subnets()  # type: ignore[union-attr]
     machine = next(
         one.address
         for addresses in psutil.net_if_addrs().values()
@@ -333,14 +343,16 @@ async def test_workers_share_one_network_which_comes_again_when_it_is_removed(be
 async def test_where_there_may_be_no_network_the_sandbox_is_not_started(
     engine_config: EngineConfig, changes: dict[str, Any], said: str
 ) -> None:
-    engine = DockerEngine(replace(engine_config, **changes), new_layers())
+    layers = new_layers()
+    engine = DockerEngine(replace(engine_config, **changes), layers)
     await engine.open()
-    spec = Bench(engine=engine, config=engine_config, image=BASE_IMAGE).spec("echo", network="egress")
+    kept = await keep_code(engine, layers, engine_config.data_dir)
+    spec = Bench(engine=engine, config=engine_config, layers=kept).spec("echo", network="egress")
     try:
         with pytest.raises(EngineUnavailable, match=said):
             await engine.start(spec)
         with pytest.raises(EngineUnavailable, match=said):
-            await engine.start(replace(spec, runtime="dart", image=BASE_IMAGE))
+            await engine.start(replace(spec, runtime="dart"))
         assert _containers(engine_config) == []
     finally:
         await engine.close()

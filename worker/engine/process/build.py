@@ -106,7 +106,7 @@ class ProcessBuilder:
         try:
             sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
             await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
-            command = local_command(recipe.check.arguments(SOURCES))
+            command = await asyncio.to_thread(local_command, recipe.check.arguments(SOURCES))
             limits = [(_CHECK_MB + recipe.address_space_extra_mb) * _MEBIBYTE, _CHECK_S, _MEBIBYTE]
             with tempfile.TemporaryFile() as answer:
                 code = await _run_limited([*command], scratch, limits, answer, BuildLog(lambda _: None, 0))
@@ -158,7 +158,7 @@ class ProcessBuilder:
             await asyncio.to_thread(folders.prepare)
             egress = folders.folder(f"b{secrets.token_hex(7)}")
         first = next(iter(manifest.files))
-        command = [*local_command(recipe.install.arguments(first, target.name), "-I")]
+        command = [*await asyncio.to_thread(local_command, recipe.install.arguments(first, target.name), "-I")]
         memory_mb = plan.memory_mb + recipe.address_space_extra_mb
         # the last one bounds each file that is written, and so the archive too
         limits = [memory_mb * _MEBIBYTE, max(1, round(plan.timeout_s)), plan.max_unpacked_bytes]

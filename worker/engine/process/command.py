@@ -50,7 +50,8 @@ async def start_command(
         "CORE": 0,
         "CPU": _CPU_S,
     }
-    command = local_command(_local(command_of(recipe, spec), recipe, function), "-s", "-B")
+    ours = _local(command_of(recipe, spec), recipe, function)
+    command = await asyncio.to_thread(local_command, ours, "-s", "-B")
     program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}, code), folder / TEMP_FOLDER)
     return await start_command_sandbox(registry, sandbox_id, spec, folder, local_paths(folder), program)
 

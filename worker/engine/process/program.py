@@ -19,6 +19,8 @@ _PYTHON = "python3"
 def local_command(command: Sequence[str], *python_options: str) -> tuple[str, ...]:
     """``command`` with its program's path here. Python is our own interpreter, with ``python_options``.
 
+    Blocking.
+
     :raises EngineUnavailable: the program is not installed.
     """
     program, *arguments = command
