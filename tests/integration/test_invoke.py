@@ -56,6 +56,20 @@ async def test_a_deploy_starts_the_first_sandbox_ahead(platform: Platform) -> No
         assert record["start_kind"] in ("warm", "paused")
 
 
+async def test_a_record_says_how_its_own_call_came_by_its_sandbox(platform: Platform) -> None:
+    """And not how the next call of that sandbox would."""
+    async with platform.client() as client:
+        await client.register()
+        code = "import time\ndef handler(event, context):\n    time.sleep(2)\n"
+        assert (await client.deploy("slow", {"main.py": code})).status == 201
+        answers = await asyncio.gather(client.invoke("slow"), client.invoke("slow"))
+        for answer in answers:
+            await client.job(answer.json["job_id"], wait=10)
+        records = (await client.call("GET", "/api/functions/slow/invocations")).json["items"]
+        # The deploy started the first ahead; the second call found it in use.
+        assert sorted(record["start_kind"] for record in records) == ["cold", "warm"]
+
+
 async def test_accepted_invoke_is_committed_and_can_be_awaited(client: Client) -> None:
     await client.deploy("echo", {"main.py": ECHO})
     accepted = await client.invoke("echo", 7, prefer="respond-async")

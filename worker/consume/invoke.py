@@ -30,7 +30,7 @@ from worker.errors import EngineUnavailable, LayerUnavailable, Unsuited
 from worker.sandbox.contract import Call, CallOutcome
 from worker.sandbox.output import entries
 from worker.sandbox.pool import Pool
-from worker.sandbox.pooled import PooledSandbox
+from worker.sandbox.pooled import PooledSandbox, StartKind
 from worker.sandbox.tail import Tail
 from worker.sandbox.versions import Specs, Versions
 
@@ -62,7 +62,7 @@ class _Attempt:
     begun_ms: int = field(default_factory=now_ms)
     event: bytes = b""
     version: RunnableVersion | None = None
-    pooled: PooledSandbox | None = None
+    start_kind: StartKind | None = None  # the pool changes its own when the sandbox is back
     ready: float | None = None  # when it had its sandbox
     cleanup: Cleanup = None  # what must end before the slot is free
 
@@ -126,7 +126,7 @@ class Invoker:
                 # Its image went after the sandbox was there, which has met no code yet.
                 if attempt.cleanup is not None:
                     await attempt.cleanup
-                attempt.cleanup = attempt.pooled = attempt.ready = None
+                attempt.cleanup = attempt.start_kind = attempt.ready = None
                 pooled = await self._again(version)
                 outcome = await self._call(attempt, pooled, call, version)
             settings = version.settings
@@ -263,9 +263,9 @@ class Invoker:
     async def _call(
         self, attempt: _Attempt, pooled: PooledSandbox, call: Call, version: RunnableVersion
     ) -> CallOutcome:
-        """How the call in ``lease`` ended; the attempt knows what must end before the slot is free."""
+        """How the call in ``pooled`` ended; the attempt knows what must end before the slot is free."""
         fresh = version.settings.isolation == "fresh"
-        attempt.pooled, attempt.ready = pooled, time.perf_counter()
+        attempt.start_kind, attempt.ready = pooled.start_kind, time.perf_counter()
         try:
             return await pooled.sandbox.call(call)
         finally:
@@ -324,7 +324,7 @@ class Invoker:
         return await self._again(version)
 
     def _record(self, attempt: _Attempt, outcome: CallOutcome, parts: SealedParts) -> Record:
-        message, pooled, version = attempt.message, attempt.pooled, attempt.version
+        message, version = attempt.message, attempt.version
         elapsed_ms = (time.perf_counter() - attempt.begun) * 1000
         succeeded = outcome.reason is None
         queue_ms = max(0.0, float(attempt.begun_ms - message.enqueued_ms))
@@ -344,7 +344,7 @@ class Invoker:
             # By the clock that the claim was made by, whatever this machine's says.
             at_ms=round(attempt.claim.claimed_ms + elapsed_ms),
             started_ms=attempt.claim.claimed_ms,
-            start_kind=None if pooled is None else pooled.start_kind,
+            start_kind=attempt.start_kind,
             exit_code=outcome.exit_code,
             queue_ms=queue_ms,
             sandbox_ms=0.0 if attempt.ready is None else (attempt.ready - attempt.begun) * 1000,
