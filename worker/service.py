@@ -271,8 +271,8 @@ class Service:
         """Clear away what dead workers left on this engine, and unwanted images; how many things."""
         now = asyncio.get_running_loop().time()
         joined = [dispatcher.joined_at for dispatcher in self.worker.dispatchers]
-        # After Redis was emptied, the living show up again with their next heartbeat. It may be as late as it may be before
-        # its worker counts as dead.
+        # After Redis was emptied, the living show up again with their next heartbeat, and one may be as late as a lease
+        # is long before its worker counts as dead.
         if any(at is None or now - at < self._settings.lease_seconds for at in joined):
             return 0
         living = frozenset(await self._queue.beats()) | {self.id}
