@@ -302,7 +302,7 @@ async def test_f22_deploy_on_a_worker_that_is_restarted_goes_on_elsewhere(databa
 
 
 async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(database: str, redis_url: str) -> None:
-    async with scene(database, redis_url, LEAVE_SECONDS="3") as on:
+    async with scene(database, redis_url, LEAVE_SECONDS="2", DRAIN_SECONDS="15") as on:
         slow = asyncio.create_task(on.client.invoke("nap", 5))
         await on.busy()
         on.platform.signal("api", signal.SIGTERM)
@@ -315,7 +315,7 @@ async def test_f22_api_told_to_stop_is_not_ready_first_and_answers_what_it_has(d
         late = await on.client.invoke("nap", 0)
         assert (late.status, late.headers["Connection"]) == (200, "close")
         answer = await slow
-        assert (answer.status, answer.json["result"]) == (200, "slept")
+        assert (answer.status, answer.json.get("result")) == (200, "slept"), answer
         await on.platform.ends("api", within_s=10)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -302,6 +303,7 @@ async def test_f9_no_sweep_takes_what_the_living_have_while_an_emptied_redis_nam
     database: str, redis_url: str
 ) -> None:
     env = ENV | {"SWEEP_SECONDS": "0.05", "SANDBOX_IDLE_SECONDS": "60", "SANDBOX_PAUSE_SECONDS": "60"}
+    env |= {"HEARTBEAT_SECONDS": "0.5"}
     async with (
         Redis.from_url(redis_url) as redis,
         Platform(database_url=database, redis_url=redis_url, engine="docker", workers=2, env=env) as platform,
@@ -316,12 +318,18 @@ async def test_f9_no_sweep_takes_what_the_living_have_while_an_emptied_redis_nam
 
         await until(warmed, 30, platform.logs)
         before = await containers(platform)
+
+        async def served() -> bool:
+            return (await client.invoke("nap", 0)).status == 200 and len(await workers(redis)) == 2
+
         for _ in range(3):
+            # One worker shows up again long after the other's second heartbeat, and is alive all the same.
+            platform.signal("worker-2", signal.SIGSTOP)
             await redis.flushall()
-
-            async def served() -> bool:
-                return (await client.invoke("nap", 0)).status == 200 and len(await workers(redis)) == 2
-
+            await asyncio.sleep(float(env["LEASE_SECONDS"]) - 1)
+            platform.signal("worker-2", signal.SIGCONT)
             await until(served, 30, platform.logs)
+        # Both sweep again, twenty times a second.
+        await asyncio.sleep(float(env["LEASE_SECONDS"]) + 1)
         assert before.items() <= (await containers(platform)).items(), platform.logs()
         assert all(process.returncode is None for process in platform.processes.values())

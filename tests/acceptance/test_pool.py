@@ -166,8 +166,9 @@ async def test_many_at_once_share_a_small_budget_without_passing_it(process: Ben
         seen.append(len(standing(process)))
         await use(pool, pooled)
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(one(index) for index in range(18)))
+    async with asyncio.timeout(60), asyncio.TaskGroup() as callers:
+        for index in range(18):
+            callers.create_task(one(index))
     assert max(seen) == 3, seen  # of 128 MB each
     await pool.close()
     assert standing(process) == []
@@ -371,8 +372,9 @@ async def test_r8_callers_that_wait_get_freed_sandboxes_and_none_is_evicted_for_
             served.append(pooled.sandbox.id)
             await use(pool, pooled)
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(*(client() for _ in range(24)))
+    async with asyncio.timeout(60), asyncio.TaskGroup() as clients:
+        for _ in range(24):
+            clients.create_task(client())
     assert len(served) == 480
     assert len(set(served)) <= 3, "a sandbox was destroyed while callers of its version waited"
     await pool.close()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import hashlib
 from ipaddress import IPv4Network
 from typing import Any
 
+from aiodocker import DockerError
 from aiodocker.networks import DockerNetwork
 
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION
 from worker.errors import EngineUnavailable
+
+_LISTED_WITHIN_S = 5.0
+_LOOK_EVERY_S = 0.1
+_BRIDGE_DIGITS = 12
+"""The name of a Linux interface has fifteen characters at most."""
 
 
 class Network:
@@ -21,13 +27,17 @@ class Network:
     def __init__(self, client: EngineClient, config: EngineConfig) -> None:
         self._client = client
         self._label = f"{LABEL_INSTALLATION}={config.installation}"
-        self._name = f"containerpub-{config.installation}"
+        bridge = hashlib.sha256(config.installation.encode()).hexdigest()[:_BRIDGE_DIGITS]
         self._config: dict[str, Any] = {
+            "Name": f"containerpub-{config.installation}",
             "Driver": "bridge",
             "EnableIPv6": False,
             "Internal": False,
             "Labels": {LABEL_INSTALLATION: config.installation},
-            "Options": {"com.docker.network.bridge.enable_icc": "false"},
+            "Options": {
+                "com.docker.network.bridge.enable_icc": "false",
+                "com.docker.network.bridge.name": f"cp-{bridge}",
+            },
         }
         self._lock = asyncio.Lock()
         self._found: dict[str, Any] | None = None
@@ -64,16 +74,19 @@ class Network:
             return self._found
 
     async def _make(self) -> dict[str, Any]:
-        # No engine keeps two workers from making one each at the same time. By names of their own they are told apart
-        # until both workers have taken the older one.
-        made = await self._client.docker.networks.create(
-            {**self._config, "Name": f"{self._name}-{secrets.token_hex(4)}"}
-        )
+        # Of workers that make it at the same time the engine refuses all but one, because the bridge has one name; it
+        # lets networks have the same. The one that was made may be listed a moment after another was refused.
+        try:
+            await self._client.docker.networks.create(self._config)
+        except DockerError as error:
+            for _ in range(round(_LISTED_WITHIN_S / _LOOK_EVERY_S)):
+                if found := await self._all():
+                    return found[0]
+                await asyncio.sleep(_LOOK_EVERY_S)
+            raise error
         found = await self._all()
         if not found:
             raise EngineUnavailable("The network of functions was made and is not there.")
-        if made.id != found[0]["Id"]:
-            await made.delete()
         return found[0]
 
     async def _all(self) -> list[dict[str, Any]]:

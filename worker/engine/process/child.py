@@ -231,7 +231,9 @@ def write_pid(folder: Path, pid: int) -> None:
         started = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return
-    (folder / PID_FILE).write_text(f"{pid} {started}\n", "ascii")
+    written = folder / f"{PID_FILE}.new"
+    written.write_text(f"{pid} {started}\n", "ascii")
+    written.rename(folder / PID_FILE)  # whoever reads it finds all of it
 
 
 def kill_recorded(folder: Path) -> None:
