@@ -148,8 +148,12 @@ class Settings(BaseModel):
         "has processors. More at once hold up calls that are running.",
     )
     docker_registry: str = _setting(
-        "", "Registry of the operator's: no function reaches it. Layers are kept in the artifact store alone."
+        "",
+        "Registry that keeps a second copy of every layer, as `host:port/path`, by TLS unless it is on this machine or "
+        "begins with `http://`; no function reaches it; empty: none.",
     )
+    docker_registry_user: str = _setting("", "User that the registry knows; empty: it asks for none.")
+    docker_registry_password: SecretStr = _setting(SecretStr(""), "That user's password or token.")
     docker_base_image: str = _setting(
         "", "Base images as `runtime=image`, separated by commas; empty: the recipes' own."
     )
@@ -352,6 +356,15 @@ class Settings(BaseModel):
                 raise ValueError(f"{part} is no network; write it as 10.1.2.0/24, 10.1.2.3 or fd00::/8") from error
         return value
 
+    @field_validator("docker_registry")
+    @classmethod
+    def _is_a_registry(cls, value: str) -> str:
+        if value and not re.fullmatch(
+            r"(https?://)?([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?(/[a-z0-9._/-]*)?", value
+        ):
+            raise ValueError("write it as host:port/path in lower case, with http:// before it if it has no TLS")
+        return value
+
     @field_validator("docker_base_image")
     @classmethod
     def _base_images_have_runtimes(cls, value: str) -> str:
@@ -386,6 +399,15 @@ class Settings(BaseModel):
         if urlsplit(value.get_secret_value()).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @property
+    def registry_url(self) -> str:
+        """``DOCKER_REGISTRY`` with its scheme; empty if there is none."""
+        if not self.docker_registry or "://" in self.docker_registry:
+            return self.docker_registry
+        host = urlsplit(f"//{self.docker_registry}").hostname or ""
+        local = host in ("localhost", "::1") or host.startswith("127.")
+        return f"{'http' if local else 'https'}://{self.docker_registry}"
 
     @property
     def keyring(self) -> Keyring:

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arq.connections import ArqRedis
 
@@ -47,6 +47,9 @@ from worker.network.egress_policy import egress_policy
 from worker.sandbox.pool import Pool, PoolLimits
 from worker.sandbox.versions import Specs, Versions
 from worker.sandbox.warmth import Warmth
+
+if TYPE_CHECKING:
+    from worker.build.layer_registry import LayerRegistry
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +109,9 @@ class Service:
         # Alive before the engine has anything of ours: a sweep of another worker must not take it for a dead one's.
         await queue.beat(self.id)
         self._open.push_async_callback(self._retire)
-        blobs = Blobs(postgres)
-        self._engine = make_engine(settings.engine, engine_config(settings, self.id), LayerStore(store, blobs))
+        blobs, registry = Blobs(postgres), layer_registry(settings, scratch)
+        layers = LayerStore(store, blobs, registry)
+        self._engine = make_engine(settings.engine, engine_config(settings, self.id), layers)
         self._open.push_async_callback(self._engine.close)
         await self._engine.open()
         pool = self._pool = Pool(
@@ -223,7 +227,7 @@ class Service:
             subscribers.loop,
             Loop(name="sweep", run_once=self._sweep, interval_s=settings.sweep_seconds),
             PayloadSweep(postgres, store, self.id).loop,
-            BlobSweep(postgres, blobs, store, self.id).loop,
+            BlobSweep(postgres, blobs, store, registry, self.id).loop,
         )
         if not settings.keyring.seals:
             log.warning(NOT_SEALED)
@@ -308,6 +312,22 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         image_in_use_s=3 * settings.sweep_seconds,
         egress=egress_policy(settings),
         dockerfile=dockerfile_config(settings),
+    )
+
+
+def layer_registry(settings: Settings, scratch: Scratch) -> LayerRegistry | None:
+    """The registry that the settings name, if any."""
+    if not settings.registry_url:
+        return None
+    # Its library takes a sixth of a second to load: only workers that have a registry wait for it.
+    from worker.build.layer_registry import LayerRegistry
+
+    return LayerRegistry(
+        settings.registry_url,
+        scratch,
+        user=settings.docker_registry_user,
+        password=settings.docker_registry_password.get_secret_value(),
+        timeout_s=settings.artifact_timeout_seconds,
     )
 
 

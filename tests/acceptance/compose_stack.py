@@ -31,7 +31,7 @@ class ComposeStack:
         self.installation = f"stack-{secrets.token_hex(4)}"
         self.folder = Path(tempfile.mkdtemp(prefix="cp-stack-"))
         self._command = (*compose, "--project-name", self.installation)
-        port, registry_port = free_port(), free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         shutil.copy(ROOT / "compose.yaml", self.folder)
         shutil.copytree(ROOT / "deploy", self.folder / "deploy")
@@ -48,8 +48,8 @@ class ComposeStack:
                 "S3_SECRET_ACCESS_KEY": secrets.token_hex(24),
                 "DOCKER_GID": str(_ENGINE.stat().st_gid),
                 "PORT": str(port),
-                "REGISTRY_PORT": str(registry_port),
-                "DOCKER_REGISTRY": f"127.0.0.1:{registry_port}",
+                "COMPOSE_PROFILES": "registry",
+                "DOCKER_REGISTRY": "http://registry:5000",
                 "INSTALLATION_ID": self.installation,
                 "SOCKET_DIR": str(self.folder / "s"),
                 "DATA_DIR": str(self.folder / "data"),
@@ -86,6 +86,12 @@ class ComposeStack:
             remove_images(self.installation)
             shutil.rmtree(self.folder)
         assert left == [], "workers left sandboxes behind"
+
+    def run(self, service: str, script: str) -> str:
+        """What ``script``, run in the container of ``service``, prints."""
+        done = self._run("exec", "-T", service, "sh", "-c", script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def logs(self) -> str:
         """What all services logged last, for a failing test."""

@@ -49,6 +49,11 @@ async def test_the_stack_serves_a_function_and_its_workers_can_start_generic_san
         async with asyncio.timeout(CALM_S):
             while _generics(await _metrics(client)) == 0:
                 await asyncio.sleep(0.1)
+    # Base image, runtime and code of this version at least, each under its own digest.
+    blobs = stack.run(
+        "registry", "cd /var/lib/registry/docker/registry/v2/repositories/containerpub/layers && ls _manifests/tags"
+    )
+    assert len(re.findall(r"^sha256-[0-9a-f]{64}$", blobs, re.MULTILINE)) >= 3, (blobs, stack.logs())
 
 
 async def test_new_functions_answer_as_quickly_as_on_the_host(

@@ -58,7 +58,7 @@ class House:
         return made
 
     def sweep(self, *, young: timedelta = NOW, resolved: timedelta = NOW) -> BlobSweep:
-        return BlobSweep(self.pool, self.blobs, self.store, "sweeper", young=young, resolved=resolved)
+        return BlobSweep(self.pool, self.blobs, self.store, None, "sweeper", young=young, resolved=resolved)
 
     async def here(self, *layers: LayerRef) -> list[bool]:
         return [await self.store.exists(layer_key(layer.digest)) for layer in layers]

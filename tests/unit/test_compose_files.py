@@ -70,6 +70,14 @@ def test_all_that_a_platform_needs_is_there(base: Services) -> None:
     assert set(base) == OURS | {"postgres", "redis", "s3", "registry"}
 
 
+def test_a_second_copy_of_layers_is_asked_for(base: Services) -> None:
+    assert {name: service["profiles"] for name, service in base.items() if "profiles" in service} == {
+        "registry": ["registry"]
+    }
+    assert default_of(base["worker"]["environment"]["DOCKER_REGISTRY"]) == ""
+    assert not any("registry" in service.get("depends_on", {}) for service in base.values())
+
+
 def test_every_service_has_a_health_check_or_ends_by_itself(base: Services) -> None:
     for name, service in base.items():
         assert ("healthcheck" in service) != (name in ONE_SHOT), name
@@ -96,11 +104,9 @@ def test_our_image_is_named_by_our_version(base: Services) -> None:
     assert {default_of(base[name]["image"]) for name in OURS} == {f"containerpub:{version[1]}"}
 
 
-def test_only_the_api_and_the_engines_registry_have_a_port_and_on_loopback(
-    base: Services, production: Services
-) -> None:
+def test_only_the_api_has_a_port_and_on_loopback(base: Services, production: Services) -> None:
     ports = {name: service["ports"] for name, service in base.items() if "ports" in service}
-    assert set(ports) == {"api", "registry"}
+    assert set(ports) == {"api"}
     assert all(default_of(port).startswith("127.0.0.1:") for published in ports.values() for port in published)
     assert not any("ports" in service for service in production.values())
 
@@ -108,10 +114,9 @@ def test_only_the_api_and_the_engines_registry_have_a_port_and_on_loopback(
 def test_data_is_kept_in_named_volumes_on_a_network_without_a_way_out(base: Services) -> None:
     document = load("compose.yaml")
     assert document["networks"]["inside"] == {"internal": True}
-    for name in ("postgres", "redis", "s3"):
+    for name in ("postgres", "redis", "s3", "registry"):
         assert base[name]["networks"] == ["inside"]
         assert any(volume.split(":")[0] in document["volumes"] for volume in base[name]["volumes"]), name
-    assert "inside" not in base["registry"]["networks"]
 
 
 def test_only_workers_have_the_engines_socket(base: Services, production: Services) -> None:

@@ -16,6 +16,7 @@ from shared.loop import Loop
 from shared.postgres.blobs import ARTIFACT, Blobs
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
+from worker.build.layer_store import SecondCopy
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,16 @@ _PORTION = 500
 
 
 class BlobSweep:
-    """:param holder: this worker."""
+    """:param second: where layers are kept once more, if they are.
+    :param holder: this worker.
+    """
 
     def __init__(
         self,
         pool: Pool,
         blobs: Blobs,
         store: ArtifactStore,
+        second: SecondCopy | None,
         holder: str,
         *,
         young: timedelta = YOUNG,
@@ -42,6 +46,7 @@ class BlobSweep:
         self._pool = pool
         self._blobs = blobs
         self._store = store
+        self._second = second
         self._holder = holder
         self._young = young
         self._resolved = resolved
@@ -71,7 +76,12 @@ class BlobSweep:
         return swept
 
     async def _remove(self, kind: str, digest: str) -> None:
-        await self._store.delete(artifact_key(digest) if kind == ARTIFACT else layer_key(digest))
+        if kind == ARTIFACT:
+            await self._store.delete(artifact_key(digest))
+            return
+        await self._store.delete(layer_key(digest))
+        if self._second is not None:
+            await self._second.delete(digest)
 
     async def _is_ours(self) -> bool:
         """Whether this worker sweeps for the hour."""

@@ -17,7 +17,7 @@ def egress_policy(settings: Settings) -> EgressPolicy:
         settings.s3_endpoint,
         settings.docker_host,
         settings.public_url,
-        f"//{settings.docker_registry}",
+        settings.registry_url,
     )
     return EgressPolicy(
         permitted=settings.function_egress,
