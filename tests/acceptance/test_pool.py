@@ -252,6 +252,25 @@ async def test_a_cold_start_is_made_from_a_generic_once_the_code_is_here(process
     assert pool.state() == {**pool.state(), "generic": 0, "memory_mb": 0}
 
 
+async def test_a_version_that_another_worker_built_is_made_from_a_generic_at_its_first_call(process: Bench) -> None:
+    pool = Pool(engine=process.engine, limits=limits(generics=2))
+    maintaining = asyncio.create_task(pool.loop.run())
+    await use(pool, await pool.acquire(process.spec("echo")))
+    await until(lambda: pool.state()["generic"] == 2)
+    maintaining.cancel()
+    (standing,) = pool._generics._standing.values()
+    ready = {generic.id for generic in standing}
+    strange = process.spec("echo")  # this worker has never heard of it
+    async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as callers:
+        acquiring = [callers.create_task(pool.acquire(strange)) for _ in range(2)]
+    pooled_sandboxes = [one.result() for one in acquiring]
+    assert pooled_sandboxes[0].sandbox.id in ready
+    assert {pooled.start_kind for pooled in pooled_sandboxes} == {StartKind.COLD}
+    for pooled in pooled_sandboxes:
+        await use(pool, pooled)
+    await pool.close()
+
+
 async def test_idle_sandboxes_make_room_for_a_generic_but_not_those_that_are_kept(process: Bench) -> None:
     pool = Pool(engine=process.engine, limits=limits(memory_mb=512, generics=2))
     specs = [process.spec("echo") for _ in range(4)]

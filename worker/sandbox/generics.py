@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from worker.sandbox.contract import GenericSandbox, GenericSpec, SandboxSpec, SandboxStarter, generic_spec
 
@@ -30,6 +31,7 @@ class GenericSandboxes:
     _standing: dict[GenericSpec, deque[GenericSandbox]] = field(default_factory=dict)
     _wanted_at: dict[GenericSpec, float] = field(default_factory=dict)
     _prepared: dict[SandboxSpec, bool] = field(default_factory=dict)  # whether one can become it; absent: unknown
+    _preparing: dict[SandboxSpec, asyncio.Task[None]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -47,17 +49,32 @@ class GenericSandboxes:
         """Whether one could become a sandbox of ``spec`` now."""
         return bool(self._prepared.get(spec)) and bool(self._standing.get(generic_spec(spec)))
 
+    def might_stand_for(self, spec: SandboxSpec) -> bool:
+        """Whether one stands ready that could become a sandbox of ``spec``, as far as is known before
+        :meth:`prepare`."""
+        return spec not in self._prepared and bool(self._standing.get(generic_spec(spec)))
+
     async def prepare(self, spec: SandboxSpec) -> None:
-        """Bring the code of ``spec`` to this machine, so that one can be made of it. Raises
-        :class:`worker.errors.EngineUnavailable`."""
+        """Bring the code of ``spec`` to this machine, so that one can be made of it; once for all who ask meanwhile.
+        Raises :class:`worker.errors.EngineUnavailable`."""
+        preparing = self._preparing.get(spec)
+        if preparing is None:
+            preparing = self._preparing[spec] = asyncio.create_task(self._prepare(spec), name="prepare")
+            preparing.add_done_callback(partial(self._was_prepared, spec))
+        # A caller that goes away leaves the others theirs.
+        await asyncio.wait((preparing,))
+        preparing.result()
+
+    def _was_prepared(self, spec: SandboxSpec, preparing: asyncio.Task[None]) -> None:
+        del self._preparing[spec]
+        if not preparing.cancelled():
+            preparing.exception()  # its callers may all have gone away
+
+    async def _prepare(self, spec: SandboxSpec) -> None:
+        can_become = await self.engine.prepare(spec)  # if it fails, the next cold start tries again
         if len(self._prepared) >= _PREPARED_REMEMBERED:
             self._prepared.clear()
-        self._prepared[spec] = False
-        try:
-            self._prepared[spec] = await self.engine.prepare(spec)
-        except BaseException:
-            self._prepared.pop(spec, None)  # the next cold start tries again
-            raise
+        self._prepared[spec] = can_become
         self._want(spec)
 
     def take(self, spec: SandboxSpec) -> GenericSandbox | None:

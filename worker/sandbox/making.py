@@ -42,6 +42,9 @@ class Maker:
 
     async def make(self, spec: SandboxSpec, start: Start) -> PooledSandbox | None:
         """A new sandbox for ``start``; ``None`` if it may displace nothing and there is no room."""
+        if self.generics.might_stand_for(spec):
+            # Another worker built this version. Its code has to come here for a start from the image too.
+            await self.generics.prepare(spec)
         if self.generics.stands_for(spec):
             start.begun = True
             pooled = await self.from_generic(spec)
