@@ -136,6 +136,8 @@ async def called_on_both(client: Client) -> None:
     records = (await client.call("GET", "/api/functions/bytes/invocations")).json["items"]
     assert len(records) == 4
     assert len({record["worker_id"] for record in records}) == 2
+    # The first worker had started a sandbox ahead when it had built the version. The second had none each time.
+    assert [record["start_kind"] for record in reversed(records)] == ["warm", "cold", "cold", "cold"]
 
 
 async def sandboxes_gone(engine: PrivateDockerd) -> None:
