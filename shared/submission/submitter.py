@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 from uuid import UUID
 
 from shared.errors import ArtifactMissing, Unavailable, Unreadable
@@ -96,8 +95,7 @@ class Submitter:
             try:
                 # Sealed anew: a sealed text is bound to its job.
                 text = await self._payload_store.get(old.payload, old.id, Part.PAYLOAD)
-                again = replace(
-                    one,
+                again = one._replace(
                     payload=text,
                     priority=old.priority,
                     callback_url=old.callback_url,
@@ -163,7 +161,7 @@ class Submitter:
         if not submission.payload:
             return submission
         payload = await self._payload_store.put(submission.payload, submission.id, Part.PAYLOAD)
-        return submission if payload is submission.payload else replace(submission, payload=payload)
+        return submission if payload is submission.payload else submission._replace(payload=payload)
 
     def _hold(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name="submitter-later")

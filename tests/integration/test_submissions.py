@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ async def row_of(pool: Pool, job: UUID) -> dict[str, Any]:
 
 async def test_every_attribute_of_a_submission_has_a_column_and_arrives_there(pool: Pool, user: UUID) -> None:
     asked = full(user)
-    unset = replace(plain(user), id=asked.id)
-    stored = {one.name for one in fields(Submission)} - ON_ITS_WAY
+    unset = plain(user)._replace(id=asked.id)
+    stored = set(Submission._fields) - ON_ITS_WAY
     same = {name for name in stored if getattr(asked, name) == getattr(unset, name)}
     assert same == {"id", "kind", "user_id", "payload"}
     await Submissions(pool).insert([asked])
@@ -106,7 +106,7 @@ async def test_jobs_that_need_different_columns_share_a_commit(pool: Pool, user:
 
 async def test_a_time_that_was_counted_is_counted_again_by_postgres(pool: Pool, user: UUID) -> None:
     asked = plain(user)
-    asked = replace(asked, run_at=asked.created_at + timedelta(seconds=300), counted=True)
+    asked = asked._replace(run_at=asked.created_at + timedelta(seconds=300), counted=True)
     before = await pool.fetchval("SELECT now()")
     await Submissions(pool).insert([asked])
     run_at = (await row_of(pool, asked.id))["run_at"]
@@ -126,7 +126,7 @@ async def test_of_jobs_that_repeat_the_same_one_the_first_stands_and_the_other_i
 async def test_a_job_is_the_same_message_as_it_is_submitted_and_as_it_is_read_from_postgres(
     pool: Pool, user: UUID
 ) -> None:
-    asked = replace(full(user), run_at=None)
+    asked = full(user)._replace(run_at=None)
     await Submissions(pool).insert([asked])
     (job,) = await Jobs(pool).still_open([asked.id])
     own_clock = {"enqueued_ms": 0}
