@@ -36,6 +36,7 @@ from shared.artifacts import open_store, store_config
 from shared.ids import new_id
 from shared.loop import Loop, Loops
 from shared.payload_store import PayloadStore
+from shared.postgres.blobs import Blobs
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
@@ -44,6 +45,7 @@ from shared.postgres.migrate import check_schema
 from shared.postgres.pool import close_pool, open_pool, postgres_errors
 from shared.postgres.submissions import Submissions
 from shared.postgres.users import Users
+from shared.postgres.versions import Versions
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.push import Push
 from shared.queue.queue import CHANGED_CHANNEL, EVENTS_CHANNEL, FINAL_CHANNEL, OPENED_CHANNEL, Queue
@@ -109,6 +111,8 @@ async def _postgres(app: web.Application) -> AsyncIterator[None]:
             await check_schema(connection)
     app[keys.POOL] = pool
     app[keys.FUNCTIONS] = Functions(pool)
+    app[keys.VERSIONS] = Versions(pool)
+    app[keys.BLOBS] = Blobs(pool)
     app[keys.JOBS] = Jobs(pool, app[keys.PAYLOAD_STORE])
     app[keys.INVOCATIONS] = Invocations(pool, app[keys.KEYRING])
     app[keys.DELIVERIES] = Deliveries(pool, settings.keyring)

@@ -14,11 +14,13 @@ from api.subscriptions import Subscriptions
 from shared.artifacts import ArtifactStore
 from shared.loop import Loops
 from shared.payload_store import PayloadStore
+from shared.postgres.blobs import Blobs
 from shared.postgres.deliveries import Deliveries
 from shared.postgres.functions import Functions
 from shared.postgres.invocations import Invocations
 from shared.postgres.jobs import Jobs
 from shared.postgres.pool import Pool
+from shared.postgres.versions import Versions
 from shared.queue.queue import Queue
 from shared.scratch import Scratch
 from shared.sealing import Keyring
@@ -40,6 +42,8 @@ KEYRING = web.AppKey("keyring", Keyring)
 PAYLOAD_STORE = web.AppKey("texts", PayloadStore)
 ACCOUNTS = web.AppKey("accounts", Accounts)
 FUNCTIONS = web.AppKey("functions", Functions)
+VERSIONS = web.AppKey("versions", Versions)
+BLOBS = web.AppKey("blobs", Blobs)
 JOBS = web.AppKey("jobs", Jobs)
 INVOCATIONS = web.AppKey("invocations", Invocations)
 DELIVERIES = web.AppKey("deliveries", Deliveries)

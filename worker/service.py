@@ -18,10 +18,10 @@ from shared.ids import new_id
 from shared.loop import Loop
 from shared.payload_store import PayloadStore
 from shared.postgres.blobs import Blobs
-from shared.postgres.functions import Functions
 from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import close_pool, open_pool, postgres_errors
+from shared.postgres.versions import Versions
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.drain import Drain
 from shared.queue.message import JobMessage
@@ -45,7 +45,7 @@ from worker.engine import make_engine
 from worker.engine.contract import Engine
 from worker.network.egress_policy import egress_policy
 from worker.sandbox.pool import Pool, PoolLimits
-from worker.sandbox.versions import Specs, Versions
+from worker.sandbox.versions import Specs, VersionCache
 from worker.sandbox.warmth import Warmth
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Service:
         )
         self._invoker: Invoker
         self._deployer: Deployer
-        self._functions: Functions
+        self._versions: Versions
         self._engine: Engine
         self._pool: Pool | None = None
 
@@ -99,8 +99,8 @@ class Service:
         with postgres_errors():
             async with postgres.acquire() as connection:
                 await check_schema(connection)
-        functions, jobs = Functions(postgres), Jobs(postgres)
-        self._functions = functions
+        versions, jobs = Versions(postgres), Jobs(postgres)
+        self._versions = versions
         store = await open_store(store_config(settings))
         self._open.push_async_callback(store.close)
         scratch = self._scratch
@@ -140,7 +140,7 @@ class Service:
         self._deployer = Deployer(
             worker=self.id,
             engine=self._engine,
-            functions=functions,
+            versions=versions,
             store=store,
             queue=queue,
             scratch=scratch,
@@ -157,7 +157,7 @@ class Service:
             worker=self.id,
             engine=self._engine,
             pool=pool,
-            versions=Versions(functions),
+            versions=VersionCache(versions),
             deployer=self._deployer,
             limits=Limits(max_result_bytes=settings.max_result_bytes, max_log_bytes=settings.max_log_bytes),
             specs=specs,
@@ -188,7 +188,7 @@ class Service:
                 for dispatcher in dispatchers:
                     dispatcher.cancel(*rest)
 
-        warmth = Warmth(pool, functions, specs, self._engine, self._deployer.suited)
+        warmth = Warmth(pool, versions, specs, self._engine, self._deployer.suited)
 
         def changed(message: bytes) -> None:
             change = Change.decode(message)
@@ -287,7 +287,7 @@ class Service:
         swept = await self._engine.sweep(living) + await self._scratch.sweep()
         if swept:
             log.info("swept", extra={"things": swept})
-        removed = await self._engine.collect_garbage(self._functions.standing)
+        removed = await self._engine.collect_garbage(self._versions.standing)
         if removed:
             log.info("removed images", extra={"images": removed})
         return swept + removed

@@ -11,7 +11,7 @@ from aiohttp import BodyPartReader, web
 
 from api import models, params
 from api.call import UPLOAD, Call
-from api.keys import FUNCTIONS, SCRATCH, SETTINGS, STORE, SUBMITTER
+from api.keys import BLOBS, FUNCTIONS, SCRATCH, SETTINGS, STORE, SUBMITTER, VERSIONS
 from api.operation import PREFER, Operation
 from api.routes.jobs import await_end
 from shared import archive
@@ -67,7 +67,7 @@ async def deploy(request: web.Request, call: Call) -> web.Response:
                 field="name",
             )
         await asyncio.to_thread(_usable_runtime, function_settings.runtime, settings)
-        await app[FUNCTIONS].claim_artifact(canonical.sha256, canonical.size_bytes)
+        await app[BLOBS].claim_artifact(canonical.sha256, canonical.size_bytes)
         await app[STORE].put(artifact_key(canonical.sha256), canonical_file)
 
     accepted = await app[FUNCTIONS].deploy(
@@ -91,7 +91,7 @@ async def deploy(request: web.Request, call: Call) -> web.Response:
         job = await await_end(app, caller.user.id, job_id, wait_s)
         if job is not None and job.final:
             if job.status is not JobStatus.SUCCEEDED:
-                version = await app[FUNCTIONS].version(accepted.function_id, accepted.version)
+                version = await app[VERSIONS].get(accepted.function_id, accepted.version)
                 reason = job.reason or "cancelled"
                 sentence = (version.error if version else None) or f"The deploy ended as {job.status}."
                 extra: dict[str, object] = {"job_id": str(job_id), "version": accepted.version}

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from api import models, params
 from api.call import Call
-from api.keys import FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, SETTINGS
+from api.keys import FUNCTIONS, JOBS, PENDING_REPLIES, QUEUE, SETTINGS, VERSIONS
 from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
@@ -186,7 +186,7 @@ async def _cancel(app: web.Application, job: Job) -> bool:
     if where is CancelledWhere.ABSENT:
         ended = await app[JOBS].cancel(job.id)
     if job.kind is JobKind.DEPLOY and job.version_id is not None:
-        await app[FUNCTIONS].fail(job.version_id, reason="cancelled", error="The deploy was cancelled.")
+        await app[VERSIONS].fail(job.version_id, reason="cancelled", error="The deploy was cancelled.")
     return ended
 
 

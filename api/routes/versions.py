@@ -8,7 +8,7 @@ from aiohttp import web
 
 from api import models, params
 from api.call import Call
-from api.keys import FUNCTIONS, SETTINGS
+from api.keys import SETTINGS, VERSIONS
 from api.operation import CURSOR, LIMIT, Operation
 from api.session import function_of
 from shared.errors import NotFound
@@ -47,7 +47,7 @@ async def list_versions(request: web.Request, call: Call) -> web.Response:
         before = 2**31 - 1
     if not isinstance(before, int) or not 0 < before < 2**31:
         raise params.bad_cursor()
-    found = await request.app[FUNCTIONS].versions(function.id, before=before, limit=limit + 1)
+    found = await request.app[VERSIONS].list(function.id, before=before, limit=limit + 1)
     following = params.encode_cursor(found[limit - 1].number) if len(found) > limit else None
     return params.answer({"items": [version_view(item) for item in found[:limit]], "next": following})
 
@@ -58,7 +58,7 @@ async def read_version(request: web.Request, call: Call) -> web.Response:
     text = request.match_info["number"]
     version = None
     if text.isascii() and text.isdigit() and len(text) < 10:
-        version = await request.app[FUNCTIONS].version(function.id, int(text))
+        version = await request.app[VERSIONS].get(function.id, int(text))
     if version is None:
         raise NotFound(f"The function {function.name} has no version {text[:20]!r}.", code="version_not_found")
     return params.answer(version_view(version))

@@ -28,6 +28,11 @@ class Blobs:
         with postgres_errors():
             await self._pool.execute(_SQL["claim_blob"], layer.digest, layer.kind.value, layer.size_bytes)
 
+    async def claim_artifact(self, sha256: str, size_bytes: int) -> None:
+        """This artifact is about to be put into the store."""
+        with postgres_errors():
+            await self._pool.execute(_SQL["claim_blob"], sha256, ARTIFACT, size_bytes)
+
     async def resolved(self, key: str) -> LayerRef | None:
         """What ``key`` was resolved to; that counts as claimed."""
         with postgres_errors():

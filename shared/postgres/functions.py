@@ -1,22 +1,18 @@
-"""Functions, versions and aliases in Postgres."""
+"""Functions in Postgres, with what they were deployed as."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-import orjson
-
 from shared.errors import NotFound
-from shared.functions import NAME_PATTERN, Function, FunctionSettings, RunnableVersion, Target, Version
+from shared.functions import NAME_PATTERN, Function, FunctionSettings, Target
 from shared.ids import new_id
 from shared.jobs import JobKind
-from shared.layers import LayerKind, LayerRef, VersionLayers
-from shared.postgres.blobs import ARTIFACT
 from shared.postgres.completion_hooks import run_completion_hooks
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
@@ -26,7 +22,6 @@ from shared.submission.submission import Submission
 
 _SQL = queries("functions")
 _JOBS = queries("jobs")
-_BLOBS = queries("blobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,82 +134,6 @@ class Functions:
             settings=_settings(row["settings"]),
         )
 
-    async def version(self, function: UUID, number: int) -> Version | None:
-        with postgres_errors():
-            row = await self._pool.fetchrow(_SQL["version_by_number"], function, number)
-        return None if row is None else _version(row)
-
-    async def versions(self, function: UUID, *, before: int, limit: int) -> Sequence[Version]:
-        with postgres_errors():
-            rows = await self._pool.fetch(_SQL["list_versions"], function, before, limit)
-        return [_version(row) for row in rows]
-
-    async def runnable(self, version: UUID) -> RunnableVersion | None:
-        with postgres_errors():
-            row = await self._pool.fetchrow(_SQL["version_to_run"], version)
-        if row is None:
-            return None
-        return _runnable(row)
-
-    async def kept_warm(self) -> Sequence[RunnableVersion]:
-        """Live versions whose settings ask for sandboxes that are kept ready."""
-        with postgres_errors():
-            rows = await self._pool.fetch(_SQL["versions_kept_warm"])
-        return [_runnable(row) for row in rows]
-
-    async def append_build_log(self, version: UUID, text: str) -> None:
-        with postgres_errors():
-            await self._pool.execute(_SQL["append_build_log"], version, text)
-
-    async def claim_artifact(self, sha256: str, size_bytes: int) -> None:
-        """This artifact is about to be put into the store: see :mod:`shared.postgres.blobs`."""
-        with postgres_errors():
-            await self._pool.execute(_BLOBS["claim_blob"], sha256, ARTIFACT, size_bytes)
-
-    async def activate(self, version: UUID, *, layers: VersionLayers, analysis: Mapping[str, object]) -> bool:
-        """The version can serve, and ``live`` moves to it unless a newer one serves; False if it had failed or is gone.
-
-        One that is active already, by another attempt, stays as it is.
-        """
-        text = orjson.dumps(analysis).decode()
-        with postgres_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                row = await connection.fetchrow(_SQL["activate_version"], version, layers.base, layers.own_bytes, text)
-                if row["by_this_build"]:
-                    await connection.execute(_SQL["insert_version_layers"], version, _digests(layers))
-                await connection.execute(_SQL["move_live"], version)
-        return bool(row["status"] == "active")
-
-    async def fail(self, version: UUID, *, reason: str, error: str) -> None:
-        with postgres_errors():
-            await self._pool.execute(_SQL["fail_version"], version, reason, error)
-
-    async def record_layers(self, version: UUID, *, layers: VersionLayers, instead_of: str | None) -> bool:
-        """What an active version consists of that was built again; False if another was faster.
-
-        :param instead_of: the base that the version stood on before.
-        """
-        with postgres_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                if await connection.execute(_SQL["set_version_base"], version, layers.base, instead_of) == "UPDATE 0":
-                    return False
-                await connection.execute(_SQL["delete_version_layers"], version)
-                await connection.execute(_SQL["insert_version_layers"], version, _digests(layers))
-        return True
-
-    async def forget_built(self, function: UUID) -> int:
-        """The versions of a deleted function run no more; how many that were."""
-        with postgres_errors():
-            done: str = await self._pool.execute(_SQL["forget_built_versions"], function)
-        return int(done.rpartition(" ")[2])
-
-    async def standing(self, versions: Iterable[UUID]) -> Mapping[UUID, str | None]:
-        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with what they stand
-        on, None before they are built."""
-        with postgres_errors():
-            rows = await self._pool.fetch(_SQL["standing_versions"], list(versions))
-        return {row["id"]: row["base"] for row in rows}
-
 
 def _job(kind: JobKind, user: UUID, function: UUID, version: UUID | None) -> Submission:
     return Submission(
@@ -248,51 +167,3 @@ def _function(row: Any) -> Function:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
-
-
-def _runnable(row: Any) -> RunnableVersion:
-    return RunnableVersion(
-        id=row["id"],
-        function_id=row["function_id"],
-        user_id=row["user_id"],
-        function_name=row["name"],
-        number=row["number"],
-        status=row["status"],
-        artifact_sha256=row["artifact_sha256"],
-        settings=FunctionSettings.model_validate_json(row["settings"]),
-        built=row["built"],
-        layers=_layers(row),
-    )
-
-
-def _version(row: Any) -> Version:
-    return Version(
-        id=row["id"],
-        number=row["number"],
-        status=row["status"],
-        artifact_sha256=row["artifact_sha256"],
-        artifact_bytes=row["artifact_bytes"],
-        settings=FunctionSettings.model_validate_json(row["settings"]),
-        layers=_layers(row),
-        reason=row["reason"],
-        error=row["error"],
-        build_log=row["build_log"],
-        created_at=row["created_at"],
-        activated_at=row["activated_at"],
-    )
-
-
-def _layers(row: Any) -> VersionLayers | None:
-    if row["base"] is None:
-        return None
-    parts = (text.split(" ") for text in row["layers"])
-    return VersionLayers(
-        base=row["base"],
-        layers=tuple(
-            LayerRef(kind=LayerKind(kind), digest=digest, size_bytes=int(size)) for kind, digest, size in parts
-        ),
-    )
-
-
-def _digests(layers: VersionLayers) -> Sequence[str]:
-    return [layer.digest for layer in layers.layers]

@@ -17,6 +17,7 @@ from shared.layers import LayerKind, LayerRef, VersionLayers
 from shared.postgres.blobs import Blobs
 from shared.postgres.functions import Deploy, Functions
 from shared.postgres.pool import Pool
+from shared.postgres.versions import Versions
 from tests.seeds import new_user
 from worker.build.layer import LayerWriter
 from worker.build.layer_store import LayerStore
@@ -31,7 +32,7 @@ class House:
 
     def __init__(self, pool: Pool, store: LocalStore, user: UUID, folder: Path) -> None:
         self.pool, self.store, self.user, self.folder = pool, store, user, folder
-        self.blobs, self.functions = Blobs(pool), Functions(pool)
+        self.blobs, self.functions, self.versions = Blobs(pool), Functions(pool), Versions(pool)
         self.layers = LayerStore(store, self.blobs)
 
     async def layer(self, kind: LayerKind, content: bytes) -> LayerRef:
@@ -45,7 +46,7 @@ class House:
         digest = sha256(content).hexdigest()
         source = self.folder / digest
         source.write_bytes(content)
-        await self.functions.claim_artifact(digest, len(content))
+        await self.blobs.claim_artifact(digest, len(content))
         await self.store.put(artifact_key(digest), source)
         return digest
 
@@ -54,7 +55,7 @@ class House:
             user=self.user, name=name, artifact_sha256=artifact, artifact_bytes=1, settings=SETTINGS
         )
         built = VersionLayers(base="sha256:base", layers=layers)
-        assert await self.functions.activate(made.version_id, layers=built, analysis={})
+        assert await self.versions.activate(made.version_id, layers=built, analysis={})
         return made
 
     def sweep(self, *, young: timedelta = NOW, resolved: timedelta = NOW) -> BlobSweep:
@@ -75,19 +76,19 @@ async def test_a_version_is_read_back_with_its_layers_in_order(house: House) -> 
     layers = [await house.layer(kind, b"x") for kind in (LayerKind.RUNTIME, LayerKind.DEPENDENCIES, LayerKind.CODE)]
     made = await house.deploy("one", await house.artifact(b"a"), *layers)
     expected = VersionLayers(base="sha256:base", layers=tuple(layers))
-    runnable = await house.functions.runnable(made.version_id)
+    runnable = await house.versions.runnable(made.version_id)
     assert runnable is not None
     assert (runnable.built, runnable.layers) == (True, expected)
-    version = await house.functions.version(made.function_id, 1)
+    version = await house.versions.get(made.function_id, 1)
     assert version is not None
     assert version.layers == expected
-    assert (await house.functions.versions(made.function_id, before=5, limit=5))[0].layers == expected
+    assert (await house.versions.list(made.function_id, before=5, limit=5))[0].layers == expected
 
 
 async def test_a_version_of_an_earlier_release_is_recorded_once_and_the_first_wins(house: House, pool: Pool) -> None:
     made = await house.deploy("one", await house.artifact(b"a"))
     await pool.execute("UPDATE versions SET base = NULL, image = 'sha256:old'")
-    before = await house.functions.runnable(made.version_id)
+    before = await house.versions.runnable(made.version_id)
     assert before is not None
     assert (before.built, before.layers) == (True, None)
     built = [
@@ -95,10 +96,10 @@ async def test_a_version_of_an_earlier_release_is_recorded_once_and_the_first_wi
         for name in ("one", "two")
     ]
     took = await asyncio.gather(
-        *(house.functions.record_layers(made.version_id, layers=one, instead_of=None) for one in built)
+        *(house.versions.record_layers(made.version_id, layers=one, instead_of=None) for one in built)
     )
     assert sorted(took) == [False, True]
-    recorded = await house.functions.runnable(made.version_id)
+    recorded = await house.versions.runnable(made.version_id)
     assert recorded is not None
     assert recorded.layers == built[took.index(True)]
 
@@ -206,7 +207,7 @@ async def test_deploys_and_collections_at_once_never_leave_a_version_without_its
     )
     assert len(standing) == 20
     for row in standing:
-        version = await house.functions.runnable(row["id"])
+        version = await house.versions.runnable(row["id"])
         assert version is not None
         assert version.layers is not None
         assert [layer.kind for layer in version.layers.layers] == [LayerKind.CODE]

@@ -14,7 +14,7 @@ from shared.artifacts import ArtifactStore, artifact_key
 from shared.errors import ArtifactCorrupt, ArtifactMissing, ContainerPubError, Unavailable
 from shared.functions import RunnableVersion
 from shared.jobs import JobKind, JobStatus, Reason
-from shared.postgres.functions import Functions
+from shared.postgres.versions import Versions
 from shared.queue.message import JobMessage, now_ms
 from shared.queue.queue import Change, Claim, Queue
 from shared.queue.records import Record
@@ -52,7 +52,7 @@ class Deployer:
         *,
         worker: str,
         engine: Engine,
-        functions: Functions,
+        versions: Versions,
         store: ArtifactStore,
         queue: Queue,
         scratch: Scratch,
@@ -62,7 +62,7 @@ class Deployer:
     ) -> None:
         self._worker = worker
         self._engine = engine
-        self._functions = functions
+        self._versions = versions
         self._store = store
         self._queue = queue
         self._scratch = scratch
@@ -126,25 +126,25 @@ class Deployer:
         """The version with layers that this worker's engine can use. One that an older release built, or another kind
         of engine, is built again, once for all who ask. Raises what a build raises."""
         async with self._rebuilding.single_flight(str(version.id)):
-            known = await self._functions.runnable(version.id) or version
+            known = await self._versions.runnable(version.id) or version
             if known.layers is not None and await self._engine.suits(known.settings.runtime, known.layers):
                 return known
             log.info("building a version again", extra={"version": str(version.id)})
             built = await self._build(version, lambda _: None)
             before = None if known.layers is None else known.layers.base
-            await self._functions.record_layers(version.id, layers=built.layers, instead_of=before)
+            await self._versions.record_layers(version.id, layers=built.layers, instead_of=before)
             # Of several workers that built it, all go by what the first one recorded.
-            recorded = await self._functions.runnable(version.id)
+            recorded = await self._versions.runnable(version.id)
             return recorded or replace(version, layers=built.layers)
 
     async def _deploy(self, message: JobMessage) -> dict[str, object]:
-        version = await self._functions.runnable(message.version_id)
+        version = await self._versions.runnable(message.version_id)
         if version is None:
             raise BuildRejected(Reason.BUILD_FAILED, "The function was deleted before it was built.")
         if version.status == "failed":
             raise BuildRejected(Reason.BUILD_FAILED, "The version had failed already.")
         if version.status == "building":
-            lines = _BuildLog(self._functions, version)
+            lines = _BuildLog(self._versions, version)
             writer = asyncio.create_task(lines.write(), name=f"build-log-{version.id}")
             try:
                 built = await self._build(version, lines.add)
@@ -153,7 +153,7 @@ class Deployer:
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
             await self._start_ahead(replace(version, layers=built.layers))
-            if not await self._functions.activate(version.id, layers=built.layers, analysis=built.analysis):
+            if not await self._versions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
         # Before the job ends: a caller that sees it ended is served by the new version.
         await self._queue.announce_change(Change(function=version.function_id, live=version.id))
@@ -184,15 +184,15 @@ class Deployer:
     async def _delete(self, message: JobMessage) -> dict[str, object]:
         """Its sandboxes go; what it had in the artifact store is collected once nothing else may need it."""
         await self._queue.announce_change(Change(function=message.function_id, live=None))
-        versions = await self._functions.forget_built(message.function_id)
+        versions = await self._versions.forget_built(message.function_id)
         return {"function_id": str(message.function_id), "versions": versions}
 
 
 class _BuildLog:
     """Lines of a running build, written to Postgres a few times a second."""
 
-    def __init__(self, functions: Functions, version: RunnableVersion) -> None:
-        self._functions = functions
+    def __init__(self, versions: Versions, version: RunnableVersion) -> None:
+        self._versions = versions
         self._version = version
         self._lines: list[str] = []
 
@@ -208,6 +208,6 @@ class _BuildLog:
         lines, self._lines = self._lines, []
         if lines:
             try:
-                await self._functions.append_build_log(self._version.id, "".join(lines))
+                await self._versions.append_build_log(self._version.id, "".join(lines))
             except Unavailable:
                 self._lines[:0] = lines

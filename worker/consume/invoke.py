@@ -32,7 +32,7 @@ from worker.sandbox.output import entries
 from worker.sandbox.pool import Pool
 from worker.sandbox.pooled import PooledSandbox, StartKind
 from worker.sandbox.tail import Tail
-from worker.sandbox.versions import Specs, Versions
+from worker.sandbox.versions import Specs, VersionCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Invoker:
         worker: str,
         engine: Engine,
         pool: Pool,
-        versions: Versions,
+        versions: VersionCache,
         deployer: Deployer,
         limits: Limits,
         specs: Specs,

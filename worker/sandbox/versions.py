@@ -7,17 +7,17 @@ from uuid import UUID
 
 from shared.functions import RunnableVersion
 from shared.layers import VersionLayers
-from shared.postgres.functions import Functions
+from shared.postgres.versions import Versions
 from worker.sandbox.contract import SandboxSpec
 
 _REMEMBER_MOST = 5_000
 
 
-class Versions:
+class VersionCache:
     """Versions by id, read from Postgres once."""
 
-    def __init__(self, functions: Functions) -> None:
-        self._functions = functions
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
         self._known: OrderedDict[UUID, RunnableVersion] = OrderedDict()
 
     async def get(self, version: UUID) -> RunnableVersion | None:
@@ -26,7 +26,7 @@ class Versions:
         if known is not None:
             self._known.move_to_end(version)
             return known
-        found = await self._functions.runnable(version)
+        found = await self._versions.runnable(version)
         if found is None or not found.built:
             return None
         self._known[version] = found

@@ -10,7 +10,7 @@ from uuid import UUID
 from shared.errors import ContainerPubError
 from shared.functions import RunnableVersion
 from shared.loop import Loop
-from shared.postgres.functions import Functions
+from shared.postgres.versions import Versions
 from worker.build.plan import BuildRejected
 from worker.sandbox.contract import SandboxStarter
 from worker.sandbox.pool import Pool
@@ -30,13 +30,13 @@ class Warmth:
     def __init__(
         self,
         pool: Pool,
-        functions: Functions,
+        versions: Versions,
         specs: Specs,
         engine: SandboxStarter,
         suited: Callable[[RunnableVersion], Awaitable[RunnableVersion]],
     ) -> None:
         self._pool = pool
-        self._functions = functions
+        self._versions = versions
         self._specs = specs
         self._engine = engine
         self._suited = suited
@@ -51,7 +51,7 @@ class Warmth:
 
     async def run_once(self) -> int:
         """Look once; how many sandboxes are to be kept."""
-        versions = {version.id: version for version in await self._functions.kept_warm()}
+        versions = {version.id: version for version in await self._versions.kept_warm()}
         here = {id: version for id, version in versions.items() if await self._is_suited(version)}
         self._keep(here)
         for id, version in versions.items():
