@@ -28,9 +28,9 @@ class ModuleProcess:
     """``python -m MODULE``; ``-P`` keeps a package of the same name in the user's folder out of its way."""
 
     def __init__(
-        self, *command: str, environment: Mapping[str, str], output: int, working_folder: Path | None = None
+        self, *module: str, environment: Mapping[str, str], output: int, working_folder: Path | None = None
     ) -> None:
-        self._argv = [sys.executable, "-P", "-m", *command]
+        self._argv = [sys.executable, "-P", "-m", *module]
         self._environment = environment
         self._output = output
         self._working_folder = working_folder
