@@ -131,7 +131,7 @@ class Service:
         subscribers = Subscribers(self._redis, settings.keyring)
         serves_invokes = "invoke" in settings.worker_queues
 
-        async def start_ahead(version: RunnableVersion) -> None:
+        async def prewarm(version: RunnableVersion) -> None:
             # Where another process runs the functions, a sandbox of this one would wait for no call.
             if serves_invokes:
                 await pool.prewarm(specs.of(version))
@@ -144,7 +144,7 @@ class Service:
             store=store,
             queue=queue,
             scratch=scratch,
-            start_ahead=start_ahead,
+            prewarm=prewarm,
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,

@@ -636,7 +636,7 @@ async def test_the_process_engine_installs_equal_dependencies_once(
     code = config.data_dir / "code"
     assert next(code.glob("*/*/tree/main.py")).read_bytes() == HANDLER
     assert list(code.glob("*/*/tree/idna/__init__.py"))
-    await process._code.close()  # links are made ahead meanwhile
+    await process._code.close()  # spares are made meanwhile
     assert list(code.glob("*/.making-*")) == []
 
 

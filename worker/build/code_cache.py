@@ -1,9 +1,9 @@
 """The code of versions as plain files on this machine, from where sandboxes get theirs by hard links.
 
 ``<root>/<boot>/<name>`` holds one folder of a version: ``tree`` with its files, and ``size`` with what they take. Large
-ones have ``spare`` too, a tree of links made ahead, which is handed on by a few renames. An entry appears when it is
-complete, and none outlives a restart of the machine, since what a crash leaves of files that were never synced is
-anyone's guess. Workers may share a root.
+ones have ``spare`` too, a tree of links to the same files, which a few renames give to the next sandbox. An entry
+appears when it is complete. None is used after a restart of the machine: its files were never synced, so a crash may
+have left anything of them. Workers may share a root.
 
 A name begins with its owner: hard links share the file itself, and whoever can open a file can see by inotify, and by
 locks, who else does. So users share no files, be their contents ever so equal.
@@ -103,7 +103,7 @@ class CodeCache:
             taken.rmdir()
 
     def spare(self, name: str) -> None:
-        """Make the links of a large entry ahead, if there are none; an absent entry is fine."""
+        """Make the spare of a large entry if it has none; an absent entry is fine."""
         entry = self._folder / name
         if (entry / _SPARE).exists():
             return

@@ -42,14 +42,14 @@ class RuntimeFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A program of a runtime's that runs inside its base image, and the command that takes it as text."""
+    """A program of a runtime's that runs inside its base image, and the command line that takes it as text."""
 
     source: str
-    command: tuple[str, ...]  # in which ``{script}`` stands for the source
+    argv: tuple[str, ...]  # in which ``{script}`` stands for the source
 
     def arguments(self, *more: str) -> tuple[str, ...]:
         """The whole command line."""
-        return (*(self.source if one == "{script}" else one for one in self.command), *more)
+        return (*(self.source if one == "{script}" else one for one in self.argv), *more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Recipe:
     name: str
     contract: Contract
     base_image: str  # pulled unless the installation names another
-    command: tuple[str, ...]  # what a sandbox runs, inside the image; empty if the image was built to say so
+    argv: tuple[str, ...]  # what a sandbox runs, inside the image; empty if the image was built to say so
     dockerfile: bool  # images are built by the Dockerfile of the project, and the rest of this is not used
     default_handler: str  # what a project that names no handler means
     files: tuple[RuntimeFile, ...]  # the in-sandbox side
@@ -137,7 +137,7 @@ def load_recipe(runtime: str) -> Recipe:
         name=table["name"],
         contract=Contract(table["contract"]),
         base_image=table.get("base_image", ""),
-        command=tuple(table.get("command", ())),
+        argv=tuple(table.get("command", ())),
         dockerfile=table.get("dockerfile", False),
         default_handler=table.get("default_handler", ""),
         files=inside,
@@ -155,7 +155,7 @@ def load_recipe(runtime: str) -> Recipe:
         start_variables=tuple(table.get("start_variables", ())),
         fingerprint=_fingerprint(inside),
     )
-    if not recipe.dockerfile and not (recipe.base_image and recipe.command):
+    if not recipe.dockerfile and not (recipe.base_image and recipe.argv):
         raise ValueError(f"runtimes/{runtime}/runtime.toml lacks base_image or command")
     if recipe.name != runtime:
         raise ValueError(f"runtimes/{runtime}/runtime.toml calls itself {recipe.name!r}")
@@ -165,7 +165,7 @@ def load_recipe(runtime: str) -> Recipe:
 def _script(folder: Traversable, table: Mapping[str, Any] | None) -> Script | None:
     if table is None:
         return None
-    return Script(source=(folder / table["script"]).read_text("utf-8"), command=tuple(table["command"]))
+    return Script(source=(folder / table["script"]).read_text("utf-8"), argv=tuple(table["command"]))
 
 
 def _inside(name: str) -> str:

@@ -149,7 +149,7 @@ class VersionCode:
             self._cache.add(part.entry, fill, beside)
 
     def _spare(self, parts: tuple[_Part, ...]) -> None:
-        """Begin to make ahead what the next sandbox will want."""
+        """Begin to make the spares that the next sandbox will take."""
         for part in parts:
             if part.entry not in self._sparing:
                 self._sparing[part.entry] = asyncio.get_running_loop().create_task(
@@ -160,7 +160,7 @@ class VersionCode:
         try:
             await asyncio.to_thread(self._cache.spare, entry)
         except OSError as error:
-            _log.warning("code is not linked ahead", extra={"error": str(error)})
+            _log.warning("no spare of the code was made", extra={"error": str(error)})
         finally:
             del self._sparing[entry]
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 3600.0
 YOUNG = timedelta(days=1)
 RESOLVED = timedelta(days=30)
-_LEASE = "blobs"
+_SWEEP = "blobs"
 _PORTION = 500
 
 
@@ -86,5 +86,5 @@ class BlobSweep:
     async def _is_ours(self) -> bool:
         """Whether this worker sweeps for the hour."""
         with postgres_errors():
-            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+            took = await self._pool.fetchrow(queries("leases")["take_leadership"], _SWEEP, self._holder, EVERY_S * 0.9)
         return took is not None

@@ -44,7 +44,7 @@ class BuildLimits:
 class Deployer:
     """Runs deploy and delete jobs. Repeating either changes nothing: a lost attempt is simply run again.
 
-    :param start_ahead: called with a version that is about to become active, so that its first call finds it warm.
+    :param prewarm: starts a first sandbox of a version that is about to become active.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Deployer:
         store: ArtifactStore,
         queue: Queue,
         scratch: Scratch,
-        start_ahead: Callable[[RunnableVersion], Awaitable[None]],
+        prewarm: Callable[[RunnableVersion], Awaitable[None]],
         limits: BuildLimits,
         outage: Outage,
     ) -> None:
@@ -66,7 +66,7 @@ class Deployer:
         self._store = store
         self._queue = queue
         self._scratch = scratch
-        self._start_ahead = start_ahead
+        self._prewarm = prewarm
         self._limits = limits
         self._outage = outage
         self._rebuilding = Builds()
@@ -152,7 +152,7 @@ class Deployer:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
-            await self._start_ahead(replace(version, layers=built.layers))
+            await self._prewarm(replace(version, layers=built.layers))
             if not await self._functions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
         # Before the job ends: a caller that sees it ended is served by the new version.

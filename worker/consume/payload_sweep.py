@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 3600.0
 YOUNG = timedelta(days=1)
-_LEASE = "payloads"
+_SWEEP = "payloads"
 
 
 class PayloadSweep:
@@ -45,7 +45,7 @@ class PayloadSweep:
     async def _is_ours(self) -> bool:
         """Whether this worker sweeps for the hour."""
         with postgres_errors():
-            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+            took = await self._pool.fetchrow(queries("leases")["take_leadership"], _SWEEP, self._holder, EVERY_S * 0.9)
         return took is not None
 
     async def run_once(self) -> int:

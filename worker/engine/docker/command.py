@@ -31,7 +31,7 @@ from worker.errors import EngineUnavailable, NotRun
 from worker.sandbox.attach import SocketFolders, remove_folder
 from worker.sandbox.attached import ExitStatus
 from worker.sandbox.capture import Capture
-from worker.sandbox.command import RESULT, CommandSandbox, Ended, command_of, container_paths, start_command_sandbox
+from worker.sandbox.command import RESULT, CommandSandbox, Ended, argv_of, container_paths, start_command_sandbox
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.log import LogStream
 from worker.sandbox.registry import SandboxRegistry
@@ -61,10 +61,10 @@ async def start_command(
 
     :param code: the folders of its version, by their names at the root; the sandbox owns the folder around them.
     """
-    command, working_dir = command_of(recipe, spec), "/function"
+    argv, working_dir = argv_of(recipe, spec), "/function"
     if recipe.dockerfile:
         # Written by the build, not by the tenant: see worker.engine.docker.dockerfile. The function's own settings win.
-        command, working_dir = image.command, image.working_dir
+        argv, working_dir = image.command, image.working_dir
         inherited = (tuple(one.split("=", 1)) for one in image.environment if "=" in one)
         spec = replace(spec, env=(*((name, value) for name, value in inherited), *spec.env))
     folder = folders.folder(sandbox_id)
@@ -82,7 +82,7 @@ async def start_command(
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
             image=image.id,
-            command=command,
+            argv=argv,
             working_dir=working_dir,
             env=env,
             labels=labels,

@@ -111,7 +111,7 @@ class EgressNamespaces:
         program = await asyncio.to_thread((files(__package__) / "egress_namespace_program.py").read_text, "utf-8")
         settings = container_config(
             image=base.id,
-            command=("python3", "-I", "-S", "-c", program, orjson.dumps(told).decode()),
+            argv=("python3", "-I", "-S", "-c", program, orjson.dumps(told).decode()),
             working_dir="/",
             env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
             labels=labels,

@@ -326,7 +326,7 @@ class DockerEngine:
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
                 image=image,
-                command=recipe.command,
+                argv=recipe.argv,
                 working_dir=_WORKING_DIR,
                 env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
                 labels=labels,
