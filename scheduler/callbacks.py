@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 _REPLY_BYTES = 64 * 1024
 _FACTOR = 3.0
-_HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of an attempt
+_HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of a try
 _GONE = 410  # the receiver wants no more of it
-_THREADS = 2  # a callback at a time: a look-up may outlast the attempt that it was for
+_THREADS = 2  # a callback at a time: a look-up may outlast its try
 _USER_SHARE = 4  # of all at a time, a fourth at most are one user's
 
 
@@ -45,16 +45,17 @@ class _AddressRefused(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """Of one attempt; ``error`` is None if it was delivered."""
+    """How one try ended; ``error`` is None if the callback was delivered."""
 
     http_status: int | None = None
     error: str | None = None
 
 
 class Callbacks:
-    """Sends callbacks. An async context manager: on leaving, attempts on their way are given up, to be made again.
+    """Sends callbacks. An async context manager: on leaving it breaks off the tries under way.
 
-    A scheduler that dies while sending leaves the callback claimed for a while; then it is sent again, with its id.
+    A callback whose try was broken off, or whose scheduler died, stays claimed for a while. Then a scheduler sends it
+    again, with the same id.
 
     :param resolver: finds the addresses of names; the system's if left out.
     """
@@ -66,7 +67,7 @@ class Callbacks:
         self._deliveries = deliveries
         self._allow = settings.callback_networks
         self._timeout_s = settings.callback_timeout_seconds
-        self._max_attempts = settings.callback_max_attempts
+        self._max_tries = settings.callback_max_attempts
         self._retry_s = settings.callback_retry_seconds
         self._max_retry_s = settings.callback_retry_max_seconds
         self._at_once = settings.callback_concurrency
@@ -76,7 +77,7 @@ class Callbacks:
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        # Every attempt connects anew, so that every attempt's address is judged.
+        # Every try connects anew, so that the address of each is judged.
         connector = aiohttp.TCPConnector(
             resolver=self._resolver or Names(threads=_THREADS * self._at_once),
             socket_factory=self._socket,
@@ -113,7 +114,7 @@ class Callbacks:
                 sending=Counter(self._sending.values()),
             )
             for delivery in found:
-                task = asyncio.create_task(self._attempt(delivery), name="callback")
+                task = asyncio.create_task(self._try(delivery), name="callback")
                 self._sending[task] = delivery.user_id
             begun += len(found)
             if len(found) < room:
@@ -121,15 +122,16 @@ class Callbacks:
         return begun
 
     async def run_once(self) -> Counter[DeliveryStatus]:
-        """Send what is due, to the end of these attempts; how many ended how. Pending: to be tried again."""
+        """Send what is due, and wait for it; how many callbacks are in which state now."""
         await self.step()
         tasks = list(self._sending)
         found = [status for status in await asyncio.gather(*tasks) if status is not None]
         self._sending.clear()
         return Counter(found)
 
-    async def _attempt(self, delivery: Delivery) -> DeliveryStatus | None:
-        """Make one attempt and note what became of it; None if that could not be noted, or was overtaken."""
+    async def _try(self, delivery: Delivery) -> DeliveryStatus | None:
+        """Send the callback once and write down how that ended; its state then. None if Postgres did not take it or
+        another try began meanwhile."""
         fields = {"delivery": str(delivery.id), "job": str(delivery.job_id), "attempt": delivery.attempts}
         try:
             job = await self._jobs.get(delivery.user_id, delivery.job_id)
@@ -155,17 +157,17 @@ class Callbacks:
     def _status_after(self, delivery: Delivery, outcome: _Outcome) -> DeliveryStatus:
         if outcome.error is None:
             return DeliveryStatus.DELIVERED
-        if delivery.attempts >= self._max_attempts or outcome.http_status == _GONE:
+        if delivery.attempts >= self._max_tries or outcome.http_status == _GONE:
             return DeliveryStatus.DEAD
         return DeliveryStatus.PENDING
 
-    def _wait_s(self, attempts: int) -> float:
-        """Three times as long after every attempt, up to a limit; a fifth more or less, so that they do not meet."""
-        wait_s = min(self._retry_s * _FACTOR ** min(attempts - 1, 50), self._max_retry_s)
+    def _wait_s(self, tries: int) -> float:
+        """Three times as long after every try, up to a limit; a fifth more or less, so that they do not meet."""
+        wait_s = min(self._retry_s * _FACTOR ** min(tries - 1, 50), self._max_retry_s)
         return wait_s * random.uniform(0.8, 1.2)  # noqa: S311 - nothing secret
 
     def _body(self, delivery: Delivery, job: Job) -> bytes:
-        """The same text at every attempt, since a job that ended does not change."""
+        """The same text at every try, since a job that ended does not change."""
         data = job_view(job)
         size = len(job.result or b"") + len(job.error or b"")
         data["result_omitted"] = size > self._max_outcome_bytes or job.missing is not None
@@ -217,7 +219,7 @@ async def _read(response: aiohttp.ClientResponse) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What its owner is told of an attempt that failed; nothing of what is behind a name."""
+    """What the owner reads of a try that failed; it tells nothing of the network behind a name."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, _AddressRefused) or "not a public one" in str(cause):

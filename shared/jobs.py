@@ -141,11 +141,11 @@ class Missing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """An attempt that is under way, as Redis knows it; Postgres hears of it when it ends."""
+class RunningAttempt:
+    """An attempt that is under way, as Redis knows it; Postgres gets its record when it ends."""
 
     epoch: str
-    attempt: int | None  # None, as the time, if an older release began it
+    attempt: int | None  # None, as claimed_ms is, if an older release began the attempt
     claimed_ms: int | None  # Unix time, by Redis's clock
 
 
@@ -162,8 +162,8 @@ class Job:
     version: int | None  # the version's number
     status: JobStatus
     reason: str | None
-    attempt: int  # deliveries so far that count as attempts
-    lost: int  # of these, how many were lost with their worker
+    attempt: int  # attempts so far, without those that were handed back
+    lost: int  # how many of them were lost with their worker or its engine
     concurrency: int  # of its function over all workers; 0: no limit
     payload: bytes | None
     result: bytes | None

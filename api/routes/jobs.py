@@ -19,7 +19,7 @@ from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, RunningAttempt
 from shared.jobview import job_view
 from shared.postgres.jobs import HIGHEST_ID, JobFilter
 from shared.queue.message import queue_of
@@ -35,7 +35,7 @@ _BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to s
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """The views of jobs, with what Redis knows of those that run."""
-    runs: dict[UUID, Run] = {}
+    running: dict[UUID, RunningAttempt] = {}
     progress: dict[UUID, dict[str, Any]] = {}
     for kind in {queue_of(job.kind) for job in jobs if not job.final}:
         open_jobs = [job.id for job in jobs if not job.final and queue_of(job.kind) == kind]
@@ -43,14 +43,14 @@ async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
             found = await queue.running(kind, open_jobs)
         except Unavailable:
             continue
-        runs |= {job: run for job, run in zip(open_jobs, found, strict=True) if run is not None}
+        running |= {job: attempt for job, attempt in zip(open_jobs, found, strict=True) if attempt is not None}
     try:
-        for (job, run), said in zip(runs.items(), await queue.progress(list(runs)), strict=True):
-            if said is not None and said.pop("epoch", None) == run.epoch:  # else an attempt before this one said it
+        for (job, attempt), said in zip(running.items(), await queue.progress(list(running)), strict=True):
+            if said is not None and said.pop("epoch", None) == attempt.epoch:  # else an earlier attempt said it
                 progress[job] = said
     except Unavailable:
         pass
-    return [job_view(job, run=runs.get(job.id), progress=progress.get(job.id)) for job in jobs]
+    return [job_view(job, running=running.get(job.id), progress=progress.get(job.id)) for job in jobs]
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:

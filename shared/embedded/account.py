@@ -64,7 +64,7 @@ def reachable(root: Path, parts: Sequence[str], account: Account | None) -> Path
     """``root``, or a copy of its folders ``parts`` (which find each other by their places) that ``account`` may run.
 
     Packages below a closed home, such as root's, are out of reach for every other account. Opening that home would
-    be worse than one copy below the system's cache folder, made once for each installed build. Blocks.
+    be worse than one copy below the system's cache folder, made once for each installed version. Blocks.
     """
     if account is None or all(_open_to_all(root / part) for part in parts):
         return root

@@ -1,4 +1,4 @@
-"""What goes in and out of the steps of the queue: what became of an enqueue, claims, ends of attempts, cancels."""
+"""Arguments and answers of the queue's steps: results of enqueues, claims, settles, results of cancels."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import orjson
 
 from shared.errors import Unreadable
 from shared.ids import short
-from shared.jobs import Run
+from shared.jobs import RunningAttempt
 from shared.queue.client import Client
 from shared.queue.connection import redis_errors
 from shared.queue.message import NO_VERSION
@@ -103,13 +103,13 @@ class Views(Client):
             return []
         return [flag == 1 for flag in await self.evaluate(_PRESENT, queue, *(str(job) for job in jobs))]
 
-    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[Run | None]:
-        """The run of each job that is under way right now."""
+    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[RunningAttempt | None]:
+        """The attempt of each job that is under way right now; None for a job without one."""
         if not jobs:
             return []
         with redis_errors():
             answer = await self.redis.hmget(f"cp:{queue}:running", [str(job) for job in jobs])  # type: ignore[misc]
-        return [None if entry is None else _run_of(entry) for entry in answer]
+        return [None if entry is None else _running_attempt(entry) for entry in answer]
 
     async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
         with redis_errors():
@@ -127,8 +127,8 @@ class Views(Client):
             await self.redis.publish(CHANGED_CHANNEL, change.encode())
 
 
-def _run_of(entry: bytes) -> Run:
-    """An older release tells no more than worker and epoch."""
+def _running_attempt(entry: bytes) -> RunningAttempt:
+    """The entry of an older release has no more than epoch, worker, user and function."""
     epoch, _, _, _, *rest = entry.decode().split(" ")
     claimed_ms, attempt = (int(part) for part in rest) if rest else (None, None)
-    return Run(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)
+    return RunningAttempt(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)
