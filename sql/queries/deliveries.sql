@@ -6,8 +6,8 @@ INSERT INTO deliveries (id, job_id, user_id, url, event)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[])
 
 -- name: claim_deliveries
--- Take up to $1 callbacks that are due, at most $2 at a time of one user, for $3 seconds. $4 and $5: users, and how many
--- callbacks of each are being sent already. Users take turns: the one with the fewest in sending comes first.
+-- Claim up to $1 callbacks that are due, at most $2 at a time of one user, for $3 seconds. $4 and $5: users, and how
+-- many callbacks of each are being sent already. The user with the fewest of these comes first.
 WITH RECURSIVE owner AS (
     (SELECT user_id FROM deliveries WHERE status = 'pending' ORDER BY user_id LIMIT 1)
     UNION ALL

@@ -7,7 +7,7 @@ ON CONFLICT (user_id, name) WHERE deleted_at IS NULL DO UPDATE SET name = exclud
 RETURNING id, last_number
 
 -- name: newest_version
--- What the newest deploy of a function was made of, to tell whether another changes anything.
+-- Artifact and settings of a function's newest version, to tell whether another deploy changes anything.
 SELECT v.id, v.number, v.status, v.artifact_sha256, v.settings, a.version_id = v.id AS live
 FROM versions v LEFT JOIN aliases a ON a.function_id = v.function_id AND a.name = 'live'
 WHERE v.function_id = $1 ORDER BY v.number DESC LIMIT 1
@@ -41,7 +41,7 @@ LEFT JOIN versions n ON n.function_id = f.id AND n.number = f.last_number
 WHERE f.user_id = $1 AND f.deleted_at IS NULL AND (f.id = $2 OR f.name = $3)
 
 -- name: resolve_live
--- What an invoke needs to know: the function and its live version.
+-- The function that an invoke names, and its live version.
 SELECT f.id, f.name, f.status, v.id AS version_id, v.number, v.settings
 FROM functions f
 LEFT JOIN aliases a ON a.function_id = f.id AND a.name = 'live'
@@ -65,7 +65,7 @@ SELECT id, number, status, artifact_sha256, artifact_bytes, settings, base, anal
 FROM versions v WHERE function_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3
 
 -- name: version_to_run
--- What a worker must know of a version to build or start it.
+-- All that a worker needs to build or start a version.
 SELECT v.id, v.function_id, v.number, v.status, v.artifact_sha256, v.settings, v.base, v.image IS NOT NULL AS built,
        f.name, f.user_id,
        ARRAY(SELECT b.kind || ' ' || b.digest || ' ' || b.bytes FROM version_layers l JOIN blobs b ON b.digest = l.digest
@@ -74,12 +74,12 @@ FROM versions v JOIN functions f ON f.id = v.function_id
 WHERE v.id = $1
 
 -- name: append_build_log
--- Add to the log of a build that runs.
+-- Append to the log of a build that is under way.
 UPDATE versions SET build_log = build_log || $2 WHERE id = $1 AND status = 'building'
 
 -- name: activate_version
--- A build succeeded: the version can serve. Its status then, and whether it was this build that made it serve. What
--- stands for an image tells a worker of an older release that it has none.
+-- Make a version that was built active. Returns its status then, and whether this build made it active. The text in
+-- place of an image tells a worker of an older release that there is none.
 WITH activated AS (
     UPDATE versions SET status = 'active', base = $2, image = 'layers:' || id::text, image_bytes = $3, analysis = $4,
                         activated_at = now()
@@ -90,7 +90,7 @@ SELECT coalesce((SELECT status FROM activated), (SELECT status FROM versions WHE
        EXISTS (SELECT 1 FROM activated) AS by_this_build
 
 -- name: insert_version_layers
--- What a version consists of, from the bottom up.
+-- Write down the layers of a version, from the bottom up.
 INSERT INTO version_layers (version_id, position, digest)
 SELECT $1, place - 1, digest FROM unnest($2::text[]) WITH ORDINALITY AS given (digest, place)
 
@@ -103,19 +103,20 @@ ON CONFLICT (function_id, name) DO UPDATE SET version_id = excluded.version_id
 WHERE (SELECT number FROM versions WHERE id = aliases.version_id) < (SELECT number FROM versions WHERE id = excluded.version_id)
 
 -- name: fail_version
--- A build failed; whatever is live stays live.
+-- Make a version whose build failed failed; the live version stays live.
 UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND status = 'building'
 
 -- name: set_version_base
--- A version that was built without layers, or by another kind of engine ($3), was built again: the first to say so wins.
+-- Set the base of a version that was built again because it had none, or that of another kind of engine ($3). The first
+-- worker to do so wins.
 UPDATE versions SET base = $2 WHERE id = $1 AND status = 'active' AND image IS NOT NULL AND base IS NOT DISTINCT FROM $3
 
 -- name: delete_version_layers
--- What it consisted of before.
+-- Drop the layers that a version had before it was built again.
 DELETE FROM version_layers WHERE version_id = $1
 
 -- name: set_function_status
--- Stop or start a function; the version that is live, and when the function was changed.
+-- Stop or start a function; returns the live version and the time of the change.
 UPDATE functions f SET status = $2 WHERE f.id = $1 AND f.deleted_at IS NULL
 RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.name = 'live') AS live, updated_at
 
@@ -124,16 +125,16 @@ RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.nam
 SELECT id FROM functions WHERE status = 'inactive' AND deleted_at IS NULL
 
 -- name: delete_function
--- Take a function from its user at once; a delete job clears up behind it.
+-- Delete a function for its user at once; a delete job removes its sandboxes and versions.
 UPDATE functions SET deleted_at = now(), status = 'inactive' WHERE id = $1 AND deleted_at IS NULL
 
 -- name: forget_built_versions
--- The versions of a deleted function run no more.
+-- Mark the versions of a deleted function as not built, so that none of them runs any more.
 UPDATE versions SET image = NULL, base = NULL WHERE function_id = $1 AND image IS NOT NULL
 
 -- name: standing_versions
--- Which of these versions may be called, or will be once they are built, and what each stands on; the images of all
--- others are waste.
+-- Those of these versions that may be called now or once they are built, each with its base. Images of other versions
+-- can go.
 SELECT v.id, v.base FROM versions v JOIN functions f ON f.id = v.function_id
 WHERE v.id = ANY ($1) AND v.status <> 'failed' AND f.deleted_at IS NULL
 

@@ -1,4 +1,4 @@
--- What health checks ask.
+-- Queries of the health checks.
 
 -- name: is_led
 -- Whether a process leads task $1.

@@ -155,7 +155,7 @@ async def run(docker: Docker, image: str, code: str, folders: Mapping[str, str] 
     """What ``code`` prints in a container as hardened as a sandbox, from ``image``."""
     settings = container_config(
         image=image,
-        command=["python3", "-c", code],
+        argv=["python3", "-c", code],
         working_dir="/function",
         env={"PYTHONPATH": "/dependencies:/function:/containerpub/sdk"},
         labels={},
