@@ -128,14 +128,14 @@ PLATFORM_REASONS = frozenset(
 """Failures that are not the function's: a waited-for invoke answers them with 503."""
 
 WORDLESS = frozenset({Reason.WORKER_LOST, Reason.QUEUE_TIMEOUT, Reason.EXPIRED})
-"""Failures that the queue itself tells of, without an error."""
+"""Failures that the queue's scripts record; they come without an error document."""
 
 
 class Missing(StrEnum):
-    """Why what a job ended with is not shown."""
+    """Why a job is shown without its result or error."""
 
     UNREADABLE = "unreadable"  # sealed with a key that this process does not have
-    AWAY = "away"  # the artifact store does not give it just now
+    AWAY = "away"  # the artifact store does not answer just now
     LARGE = "large"  # too large for a list
     EXPIRED = "expired"  # not kept any more
 
@@ -179,10 +179,10 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
-    missing: Missing | None = None  # why result and error, though they are there, are not here
-    callback_url: str | None = None  # asked for with the job itself; its function's settings may have another
-    chained_from: UUID | None = None  # the job whose end brought this one about
-    chain_refused: str | None = None  # why none follows although its function asks for it
+    missing: Missing | None = None  # why result and error are left out, though the job has them
+    callback_url: str | None = None  # the caller's own; the function's settings may have another
+    chained_from: UUID | None = None  # the job that this one follows
+    chain_refused: str | None = None  # why no job follows although the function's settings ask for one
 
     @property
     def final(self) -> bool:

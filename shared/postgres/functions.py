@@ -49,8 +49,8 @@ class Functions:
     ) -> Deploy:
         """Make the next version of a function and the job that builds it, in one commit.
 
-        The function is made if it is new. If the newest version has the same artifact and settings and is live, that
-        one is answered instead.
+        A new function is made. If the newest version is live and has the same artifact and settings, it is returned,
+        and nothing is made.
         """
         text = settings.model_dump_json()
         with postgres_errors():
@@ -81,7 +81,7 @@ class Functions:
         return Deploy(function_id=function["id"], version_id=version, version=number, job=job, status="building")
 
     async def delete(self, user: UUID, function: UUID) -> Submission | None:
-        """Take a function from its user and make the job that clears up; the job, or None if it was gone."""
+        """Delete a function for its user and make the job that clears up; the job, or None if it was gone."""
         job = _job(JobKind.DELETE, user, function, None)
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
@@ -94,7 +94,7 @@ class Functions:
         return job
 
     async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> tuple[UUID | None, datetime]:
-        """Start or stop a function; the version that is live, and when the function was changed.
+        """Start or stop a function; the live version, and the time of the change.
 
         :raises NotFound: if it was deleted.
         """
@@ -123,7 +123,7 @@ class Functions:
         return None if row is None else _function(row)
 
     async def resolve(self, user: UUID, reference: str) -> Target | None:
-        """What an invoke of ``reference`` runs now."""
+        """The function and version that an invoke of ``reference`` runs now."""
         if not _is_reference(reference):
             return None
         with postgres_errors():
@@ -157,7 +157,7 @@ class Functions:
         return _runnable(row)
 
     async def kept_warm(self) -> Sequence[RunnableVersion]:
-        """Live versions whose settings ask for sandboxes that are kept ready."""
+        """Live versions with ``min_warm``."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["versions_kept_warm"])
         return [_runnable(row) for row in rows]
@@ -167,14 +167,14 @@ class Functions:
             await self._pool.execute(_SQL["append_build_log"], version, text)
 
     async def claim_artifact(self, sha256: str, size_bytes: int) -> None:
-        """This artifact is about to be put into the store: see :mod:`shared.postgres.blobs`."""
+        """Claim an artifact that the caller is about to put into the store: see :mod:`shared.postgres.blobs`."""
         with postgres_errors():
             await self._pool.execute(_BLOBS["claim_blob"], sha256, ARTIFACT, size_bytes)
 
     async def activate(self, version: UUID, *, layers: VersionLayers, analysis: Mapping[str, object]) -> bool:
-        """The version can serve, and ``live`` moves to it unless a newer one serves; False if it had failed or is gone.
+        """Make a version active, and ``live`` unless a newer one is; False if it had failed or is gone.
 
-        One that is active already, by another attempt, stays as it is.
+        A version that another attempt has made active stays as it is.
         """
         text = orjson.dumps(analysis).decode()
         with postgres_errors():
@@ -190,9 +190,9 @@ class Functions:
             await self._pool.execute(_SQL["fail_version"], version, reason, error)
 
     async def record_layers(self, version: UUID, *, layers: VersionLayers, instead_of: str | None) -> bool:
-        """What an active version consists of that was built again; False if another was faster.
+        """Replace the layers of an active version that was built again; False if another worker did before.
 
-        :param instead_of: the base that the version stood on before.
+        :param instead_of: the base that the version had before.
         """
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
@@ -203,14 +203,14 @@ class Functions:
         return True
 
     async def forget_built(self, function: UUID) -> int:
-        """The versions of a deleted function run no more; how many that were."""
+        """Mark the versions of a deleted function as not built; how many there were."""
         with postgres_errors():
             done: str = await self._pool.execute(_SQL["forget_built_versions"], function)
         return int(done.rpartition(" ")[2])
 
     async def standing(self, versions: Iterable[UUID]) -> Mapping[UUID, str | None]:
-        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with what they stand
-        on, None before they are built."""
+        """Those of ``versions`` that exist, did not fail, and whose function was not deleted, each with its base: None
+        before it is built."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["standing_versions"], list(versions))
         return {row["id"]: row["base"] for row in rows}
@@ -223,7 +223,7 @@ def _job(kind: JobKind, user: UUID, function: UUID, version: UUID | None) -> Sub
 
 
 def _is_reference(text: str) -> bool:
-    """Whether a function could be called that: Postgres takes no NUL, and no bytes that are not UTF-8."""
+    """Whether Postgres takes ``text``: a text with a NUL or with bytes that are not UTF-8 names no function."""
     return re.fullmatch(NAME_PATTERN, text) is not None or _as_uuid(text) is not None
 
 

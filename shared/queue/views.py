@@ -1,4 +1,4 @@
-"""What is on the queue, for those who look at it, and what they are told when something happens there."""
+"""Reads of the queue that change no job, subscriptions to jobs, and announcements to all processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ return depth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A function changed; ``live`` is the version that serves it now, None if it serves nothing any more."""
+    """A function changed; ``live`` is its live version now, None if it serves no calls any more."""
 
     function: UUID
     live: UUID | None
@@ -69,18 +69,18 @@ class Views(Client):
     _keyring: Keyring
 
     async def subscribe(self, queue: str, jobs: Sequence[UUID]) -> None:
-        """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
-        wrote so far that run."""
+        """Have the events of ``jobs`` published on :data:`EVENTS_CHANNEL` for the next minute, and the output so far of
+        those that run."""
         if jobs:
             await self.evaluate(_LOOK_ON, queue, WATCHED, _WATCHED_S, *(str(job) for job in jobs))
 
     async def watch(self, worker: str, job: UUID) -> None:
-        """Have ``worker`` tell what ``job`` writes, from its beginning."""
+        """Have ``worker`` publish the output of ``job``, from its beginning."""
         with redis_errors():
             await self.redis.publish(f"cp:worker:{worker}", f"watch {job}")
 
     async def progress(self, jobs: Sequence[UUID]) -> list[Any]:
-        """What each job said last of its progress: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
+        """The last report of progress of each job: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
         if not jobs:
             return []
         with redis_errors():
@@ -94,7 +94,7 @@ class Views(Client):
             return None
 
     async def depth(self, queue: str, user: UUID) -> int:
-        """Jobs of ``user`` that wait, for a slot or for what they are parked for."""
+        """How many jobs of ``user`` wait: runnable ones and parked ones."""
         return int(await self.evaluate(_DEPTH, queue, short(user)))
 
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
@@ -122,7 +122,7 @@ class Views(Client):
             return int(await self.redis.xlen(RECORDS))
 
     async def announce_change(self, change: Change) -> None:
-        """Tell every process to drop what it remembers of a function."""
+        """Have every process drop its cached copies of a function."""
         with redis_errors():
             await self.redis.publish(CHANGED_CHANNEL, change.encode())
 
