@@ -1,4 +1,4 @@
-"""Callbacks that are due, on their way to their receivers."""
+"""Sends callbacks that are due to their receivers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _USER_SHARE = 4  # of all at a time, a fourth at most are one user's
 
 
 class _AddressRefused(OSError):
-    """The address that was about to be connected to is not one for callbacks."""
+    """A callback was about to connect to an address that callbacks may not go to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Callbacks:
         await self._http.close()
 
     async def step(self) -> int:
-        """Begin to send what is due, as far as there is room; how many were begun."""
+        """Begin to send due callbacks, as many as there is room for; how many it began."""
         for task in [task for task in self._sending if task.done()]:
             del self._sending[task]
             task.result()
@@ -122,7 +122,7 @@ class Callbacks:
         return begun
 
     async def run_once(self) -> Counter[DeliveryStatus]:
-        """Send what is due, and wait for it; how many callbacks are in which state now."""
+        """Send due callbacks, one try each, and wait for their end; how many are in which state now."""
         await self.step()
         tasks = list(self._sending)
         found = [status for status in await asyncio.gather(*tasks) if status is not None]
@@ -167,7 +167,7 @@ class Callbacks:
         return wait_s * random.uniform(0.8, 1.2)  # noqa: S311 - nothing secret
 
     def _body(self, delivery: Delivery, job: Job) -> bytes:
-        """The same text at every try, since a job that ended does not change."""
+        """The body: the same text at every try, since a job that ended does not change."""
         data = job_view(job)
         size = len(job.result or b"") + len(job.error or b"")
         data["result_omitted"] = size > self._max_outcome_bytes or job.missing is not None
@@ -178,7 +178,7 @@ class Callbacks:
     async def _send(self, delivery: Delivery, body: bytes, secrets: tuple[str, ...]) -> _Outcome:
         status: int | None = None
         try:
-            # aiohttp asks no resolver about an address that stands in the URL itself.
+            # aiohttp asks no resolver about an address that stands in the URL itself, so check it here.
             url = checked_url(delivery.url, self._allow)
             headers = signed_headers(str(delivery.id), int(time.time()), body, secrets)
             headers |= {"Content-Type": "application/json", "User-Agent": "ContainerPub"}
@@ -191,7 +191,7 @@ class Callbacks:
             return _Outcome(http_status=status, error=f"There was no whole answer within {self._timeout_s:g} s.")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _Outcome(http_status=status, error=_sentence(error))
-        except Exception:  # one that cannot be sent must become dead, and not hold up the others
+        except Exception:  # a callback that cannot be sent must become dead, and not hold up the others
             log.exception("a callback cannot be sent", extra={"delivery": str(delivery.id)})
             return _Outcome(http_status=status, error="It could not be sent.")
         if not 200 <= status < 300:
@@ -199,8 +199,8 @@ class Callbacks:
         return _Outcome(http_status=status)
 
     def _socket(self, info: Any) -> socket.socket:
-        """The socket for just this address, if callbacks may go there: whatever a name led to, nothing else is
-        connected to."""
+        """A socket for the address that a name led to, if callbacks may go to it. aiohttp connects to exactly this
+        address, so a second look-up cannot change it."""
         family, kind, protocol, _, address = info
         if not may_be_called(address[0], self._allow):
             raise _AddressRefused("the address is not a public one")
@@ -210,7 +210,7 @@ class Callbacks:
 
 
 async def _read(response: aiohttp.ClientResponse) -> None:
-    """Take an answer in, up to a limit; beyond it the connection is closed."""
+    """Read an answer up to a limit, and close the connection if there is more."""
     left = _REPLY_BYTES
     while left > 0 and (chunk := await response.content.read(left)):
         left -= len(chunk)
