@@ -173,7 +173,7 @@ class Client:
     async def stream(self, request: Request, *, token: str | None) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
         """The Server-Sent Events of an answer: name, id and data of each. It may end at any time.
 
-        Raises as :meth:`send`, which is asked again; this is not.
+        Raises as :meth:`send`, and never repeats the request.
         """
         if self._http is None:
             raise RuntimeError("the client is not open")
@@ -205,7 +205,7 @@ class Client:
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """What goes wrong with a connection, as :class:`Unreachable`."""
+        """Turns errors of a connection into :class:`Unreachable`."""
         try:
             yield
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:

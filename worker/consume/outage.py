@@ -1,4 +1,4 @@
-"""What a worker does while its container engine does not answer: it leaves the queue's jobs to others."""
+"""Keeps a worker from claiming jobs while its container engine does not answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PAUSE_S = 1.0
 
 
 class Outage:
-    """Judges attempts that the engine failed, and watches for the engine's return.
+    """Decides on jobs whose attempt the engine failed, and watches for the engine's return.
 
     :param hold: called with True when the engine does not answer, with False when it does again.
     :param max_lost: after so many lost attempts a job ends.

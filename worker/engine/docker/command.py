@@ -1,4 +1,4 @@
-"""Commands in containers: one container a call, hardened as every other, with three files of its own."""
+"""Command sandboxes in containers: one container a call, hardened as every other, with three files of its own."""
 
 from __future__ import annotations
 
@@ -187,14 +187,14 @@ class CommandContainer:
         return await exit_status(self._containers, self._name)
 
     def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None) -> None:
-        """Begin to kill. The stream is let go of before: it is not read any more, and the kill would wait for that."""
+        """Begin to kill. Closes the stream first: a stream that nobody reads would block the kill."""
 
         async def kill() -> None:
             await _let_go(stream, reading)
             try:
                 await self._containers.kill(self._name)
             except EngineUnavailable:
-                # remove() comes next, kills too, and reports.
+                # The caller removes the container next, which kills it too and reports a failure.
                 pass
 
         self._killing = asyncio.create_task(kill(), name=f"kill-{self._name}")

@@ -57,7 +57,7 @@ class ProtectedAddresses:
         self._looked_at: float | None = None
 
     async def own(self) -> frozenset[IPv4Network]:
-        """Raises :class:`EngineUnavailable` if it cannot be told: then no function gets a network."""
+        """The addresses. Raises :class:`EngineUnavailable` if they cannot be found: then no function gets a network."""
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._looked_at is None or now - self._looked_at >= _LOOK_EVERY_S:

@@ -36,7 +36,7 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether it took more memory than it may, as far as anyone can tell."""
+        """Whether it took more memory than it may: the engine says so, or SIGKILL ended it."""
         return self.out_of_memory or self.exit_code == _KILLED
 
 
@@ -81,7 +81,7 @@ class Tools:
     async def run(
         self, image: Image, argv: Sequence[str], limits: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
-        """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
+        """Run one container to its end. It is gone afterwards, also when this is cancelled."""
         settings = await asyncio.to_thread(self._settings, image, argv, limits)
         container = await self._create(settings)
         try:

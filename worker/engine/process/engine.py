@@ -1,8 +1,7 @@
 """The engine ``process``: child processes with limits, for development only.
 
-What separates a function from the machine here is what an unprivileged process can be denied: resource limits, a
-session and an environment of its own, and those namespaces that the kernel grants. Its code reads what the worker's
-user may read.
+A function is separated from the machine only by means that need no privilege: resource limits, a session and an
+environment of its own, and the namespaces that the kernel grants. Its code can read all that the worker's user can.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class ProcessEngine:
     name = "process"
 
     def __init__(self, config: EngineConfig, layers: LayerStore, namespaces: Namespaces | None = None) -> None:
-        """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
+        """``namespaces``: those to use; without it :meth:`open` finds out the most that the kernel grants."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._sandboxes = SandboxRegistry()
