@@ -20,12 +20,12 @@ from shared.settings import Settings
 log = logging.getLogger("api")
 
 _ANSWER_S = 4.0
-"""What it may take to answer those whose wait is over because this process stops."""
+"""Time to answer the callers whose wait ends because this process stops."""
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then serve on for a moment as not ready, and answer those who wait: within
-    ``DRAIN_SECONDS`` with what they wait for, after that with the id of a job that goes on."""
+    """Serve until SIGTERM or SIGINT; then serve on as not ready for ``LEAVE_SECONDS``, and answer waiting callers:
+    within ``DRAIN_SECONDS`` with their results, after that with the ids of jobs that go on."""
     app = build_app(settings)
     runner = Runner(
         app,
@@ -51,7 +51,7 @@ async def serve(settings: Settings) -> None:
         await app[LOOPS].until(stop)
         log.info("stopping")
         app[LEAVING].set()
-        # To close at once would cut off requests that are on their way over kept connections.
+        # Closing at once would cut off requests that are on their way over kept connections.
         await asyncio.sleep(settings.leave_seconds)
         loop.call_later(settings.drain_seconds, app[PENDING_REPLIES].leave)
     finally:

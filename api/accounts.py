@@ -1,4 +1,4 @@
-"""Who is calling: passwords, access tokens and sessions.
+"""Authenticates callers: passwords, access tokens and sessions.
 
 An access token is a JWT that names a session; a session can be revoked, and a revoked one is refused within a second.
 A refresh token is ``<session>.<random>``; Postgres has only its SHA-256.
@@ -52,7 +52,7 @@ class Accounts:
         self._queue = queue
         self._settings = settings
         self._key = settings.jwt_secret.get_secret_value().encode()
-        # bcrypt takes a quarter of a second: threads of its own, so that log-ins never stand before other file work.
+        # bcrypt takes a quarter of a second: it gets threads of its own, so that no file work waits behind log-ins.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bcrypt")
         self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(settings.bcrypt_cost))
         self._known: dict[str, tuple[float, Caller]] = {}

@@ -12,7 +12,7 @@ from shared.queue.queue import Queue
 
 DEPTH_S = 0.25
 LOOK_S = 1.0
-"""How long a call waits for Redis before it is let in without being counted."""
+"""How long a call waits for Redis before it is admitted without being counted."""
 DEPTHS_REMEMBERED = 10_000
 
 
@@ -27,8 +27,8 @@ class Admission:
         self._asked: SingleFlight[None] = SingleFlight()
 
     async def admit(self, user: UUID, count: int = 1) -> None:
-        """Refuse a user whose queue has no room for ``count`` more. The depth is looked at a few times a second and
-        counted on meanwhile; with Redis away no call is refused.
+        """Refuse a user whose queue has no room for ``count`` more jobs. Redis is asked for the depth a few times a
+        second, and calls are added to it in between. While Redis is away no call is refused.
 
         :raises TooMany: saying when to try again.
         """
@@ -50,7 +50,7 @@ class Admission:
         self._depths[user] = (until, depth + count)
 
     async def admit_later(self, user: UUID) -> None:
-        """Refuse a user who has as many jobs due later as may wait.
+        """Refuse a user who has the most allowed jobs due later.
 
         :raises TooMany: saying so. :raises Unavailable: if Postgres cannot tell.
         """

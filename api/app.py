@@ -77,7 +77,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def build_app(settings: Settings) -> web.Application:
     """The application for ``settings``; opens nothing until it is started."""
-    # The one limit of aiohttp's own holds for JSON bodies; a deploy bounds its parts as it reads them.
+    # aiohttp's one limit applies to JSON bodies; a deploy bounds its parts as it reads them.
     app = web.Application(middlewares=[around], client_max_size=settings.max_body_bytes)
     app[keys.SETTINGS] = settings
     app[keys.KEYRING] = settings.keyring

@@ -1,4 +1,4 @@
-"""What a handler is given: who calls, and with what body; and how a body is taken in within its operation's limit."""
+"""The call that a handler gets: the caller and the body; and how a body is read within its operation's limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.settings import Settings
 class BodyLimit:
     """The largest body of an operation, in bytes once it is unpacked.
 
-    :param code: of the error for a larger one; ``field``: the part of the call that is at fault.
+    :param code: the error's code for a larger body. :param field: the error's ``field``.
     """
 
     most: Callable[[Settings], int]
@@ -43,8 +43,8 @@ UPLOAD = BodyLimit(
 class Call:
     """One call of an operation, authenticated and within its limits.
 
-    :ivar data: the body as it was sent, unpacked; empty where the operation reads none, or reads it by itself.
-    :ivar body: the body as the operation's model, where the operation does not parse it by itself.
+    :ivar data: the body as it was sent, unpacked; empty if the operation has none or reads it itself.
+    :ivar body: the body as the operation's model; None if the operation parses it itself.
     """
 
     known: Caller | None
@@ -63,7 +63,7 @@ async def read_body(request: web.Request, limit: BodyLimit, most: int) -> bytes:
     """The request's body, unpacked.
 
     :raises TooLarge: as soon as there is more than ``most``.
-    :raises BadRequest: when there is something and it unpacks to nothing.
+    :raises BadRequest: for a body that is not empty and unpacks to nothing.
     """
     first = await request.content.readany()
     limit.check(len(first), most)

@@ -15,7 +15,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what HOST m
 
 
 def problem(host: str, port: int) -> str | None:
-    """What keeps the API at this address from being ready; ``None`` if it is."""
+    """Why the API at this address is not ready; ``None`` if it is."""
     connection = http.client.HTTPConnection(_ANY_ADDRESS.get(host, host), port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/api/ready")

@@ -1,4 +1,4 @@
-"""Where the parts of the application stand in it."""
+"""The keys under which the application holds its parts."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _http_problem(error: web.HTTPException, request_id: str) -> web.Response:
 
 @web.middleware
 async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The one middleware: a second layer would cost every request for nothing."""
+    """The only middleware, since each further layer would cost every request time."""
     started = time.perf_counter()
     given = request.headers.get("X-Request-ID", "")
     request_id = given if _GIVEN_ID.fullmatch(given) else str(new_id())
@@ -101,7 +101,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
             request_id,
         )
     if response.status >= 400 and not request.content.is_eof():
-        response.force_close()  # what is left of the body is not waited for: say so
+        response.force_close()  # the rest of the body is not read, so the connection cannot be used again
     mark(request, response)
     if log.isEnabledFor(logging.INFO):
         took_ms = round((time.perf_counter() - started) * 1000, 2)
@@ -119,12 +119,12 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def mark(request: web.Request, response: web.StreamResponse) -> None:
-    """Give a response the headers that every one has; a stream needs them before it begins."""
+    """Set the headers that every response has; call it before a stream begins."""
     headers = response.headers
     headers["X-Request-ID"] = request[REQUEST_ID]
     headers["X-Content-Type-Options"] = "nosniff"
     if request.app[LEAVING].is_set():
-        response.force_close()  # the next request of this connection belongs to another process
+        response.force_close()  # this process stops: the client's next request must go to another one
     headers["Cache-Control"] = headers.get("Cache-Control", "no-store")
     if (rates := request.get(RATE_HEADERS)) is not None:
         headers.update(rates)

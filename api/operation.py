@@ -1,4 +1,4 @@
-"""What an endpoint declares: its route, the models that validate it and, from the same, its OpenAPI description."""
+"""The declaration of an endpoint: its route and its models, which validate it and make its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Operation:
     :param responses: status to model; the content type where the body is none of ours, ``None`` without a body.
     :param headers: status, or ``default`` for problems, to the names of headers that such an answer may have beside
         those that any may.
-    :param scope: what the caller's credential must allow; None: the operation is public, and asks for none.
+    :param scope: the scope that the caller's credential needs; None: the operation is public.
     :param limit: the largest body.
-    :param body: what the body is; the handler gets it parsed, unless it ``parses`` the bytes by itself.
-    :param form: multipart fields, name to description, for uploads; the handler reads the request by itself.
-    :param rated: whether calls of one address count against the operator's rate of public calls.
+    :param body: the model of the body, which the handler gets parsed, unless it ``parses`` the bytes itself.
+    :param form: multipart fields, name to description, for uploads; the handler reads the request itself.
+    :param rated: whether calls count against the operator's rate of public calls from one address.
     """
 
     method: str
@@ -63,8 +63,8 @@ class Operation:
         return self.scope is None
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request. Nothing of its body is read before it is known who asks, and that they may; nothing is
-        parsed before it is known to be small enough.
+        """Answer a request. It reads the body only after the caller is authenticated and allowed, and parses it only
+        after its size is within the limit.
 
         :raises TooMany: for too many public calls from one address. :raises Unauthenticated: without a credential.
         :raises Forbidden: with one of other scopes. :raises TooLarge: for a body beyond the limit.
@@ -86,7 +86,7 @@ class Operation:
 
     @property
     def _reads(self) -> bool:
-        """Whether there may be a body to be read here: also where it must be empty, since the query says everything."""
+        """Whether to read the body here: also for an operation without one, to refuse what a client sends."""
         if self.body is not None:
             return True
         return self.method == "POST" and any(one.where == "query" for one in self.parameters)

@@ -1,4 +1,4 @@
-"""JSON in and out of the HTTP boundary: bounded, validated, and clear about what is wrong."""
+"""Reads JSON, headers and query parameters of requests, within bounds, and writes JSON answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer(document: object, *, status: int = 200, headers: dict[str, str] | Non
 
 
 def plain(value: object) -> str:
-    """What orjson cannot say by itself."""
+    """The JSON form of values that orjson does not know."""
     # asyncpg's UUIDs are a subclass, and orjson takes only the class itself.
     if isinstance(value, UUID):
         return str(value)
@@ -58,8 +58,8 @@ def parse_json(data: bytes, *, max_depth: int) -> Any:
 
 
 def _deeper_than(data: bytes, most: int) -> bool:
-    """Whether valid JSON text is nested deeper. Its brackets are taken off from the inside, a level at a time, without
-    visiting every value: a few megabytes may hold millions of them."""
+    """Whether valid JSON text is nested deeper than ``most``. Removes brackets from the inside, a level at a time,
+    without visiting every value: a few megabytes may hold millions of them."""
     brackets = _STRING.sub(b"", data).translate(_BRACKETS, _OTHERS)
     for _ in range(most):
         if not brackets:
@@ -106,7 +106,8 @@ def page_limit(request: web.Request, *, default: int, most: int) -> int:
 
 
 def preferences(request: web.Request, *, max_wait: float) -> tuple[bool, float | None]:
-    """The ``Prefer`` header (RFC 7240): whether to respond asynchronously, and how long to wait if it says."""
+    """The ``Prefer`` header (RFC 7240): whether to respond asynchronously, and how long to wait; None if it does not
+    say."""
     respond_async, wait = False, None
     for header in request.headers.getall("Prefer", ()):
         for name, value in _PREFERENCE.findall(header):
@@ -148,7 +149,7 @@ def due_time(request: web.Request, *, max_delay: float) -> datetime | None:
 
 
 def priority(request: web.Request) -> int:
-    """Of an invoke among its caller's; 0 unless the query says otherwise. Raises :class:`BadRequest`."""
+    """The priority of an invoke, from -1 to 1; 0 unless the query says otherwise. Raises :class:`BadRequest`."""
     text = request.query.get("priority", "normal")
     if text not in PRIORITIES:
         raise BadRequest("priority must be low, normal or high.", code="invalid_parameter", field="priority")
@@ -172,7 +173,7 @@ def expiry(request: web.Request, *, due: datetime | None, max_delay: float) -> d
 
 
 def callback_url(request: web.Request, allow: Sequence[Network]) -> str | None:
-    """Where the end of an invoke is told; None if nowhere. :raises Invalid: for where no callback may go."""
+    """The address for an invoke's callback; None without one. :raises Invalid: if no callback may go there."""
     text = request.query.get("callback_url")
     if text is not None:
         checked_url(text, allow)

@@ -13,27 +13,27 @@ _ON_ITS_WAY_S = 1.0
 
 
 class Leaving(Exception):
-    """The process that waits for a call ends before the call does."""
+    """This API process stops before the call that it waits for has ended."""
 
 
 class PendingReplies:
     """All waiters of this process, served by one push connection.
 
-    Replies to synchronous calls travel once: when the connection is lost, those callers are told so. Ends of durable
-    jobs stand in Postgres: their waiters are woken to look there again.
+    A reply to a synchronous call is published once: when the connection is lost, the calls that wait fail. Ends of
+    durable jobs are in Postgres: their waiters are woken to read them there.
     """
 
     def __init__(self) -> None:
         self._replies: dict[str, asyncio.Future[bytes]] = {}
-        self._sent: set[UUID] = set()  # those of them that are on the queue
+        self._sent: set[UUID] = set()  # the jobs in _replies that are on the queue
         self._ends: dict[str, set[asyncio.Event]] = {}
         self.listening = False
-        self.leaving = False  # no wait lasts any longer
+        self.leaving = False  # True: every wait ends at once
 
     def expect_reply(self, job: UUID) -> asyncio.Future[bytes]:
         """The record that ends ``job``, to be awaited; :meth:`drop_reply` it in any case.
 
-        Fails with :class:`Leaving` after :meth:`leave`, with :class:`Unavailable` if it may have passed unheard.
+        Fails with :class:`Leaving` after :meth:`leave`, with :class:`Unavailable` if the reply may have been missed.
         """
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._replies[str(job)] = future
@@ -42,7 +42,7 @@ class PendingReplies:
         return future
 
     def sent(self, job: UUID) -> None:
-        """``job`` is on the queue now."""
+        """Note that ``job`` is on the queue now."""
         self._sent.add(job)
 
     def drop_reply(self, job: UUID) -> None:
@@ -64,14 +64,14 @@ class PendingReplies:
                 del self._ends[str(job)]
 
     def replied(self, message: bytes) -> None:
-        """A push: a record of one of this process's calls. Its id stands in its first line."""
+        """Take a push with the record of one of this process's calls."""
         start = message.find(b'"id":"') + 6
         future = self._replies.get(message[start : start + _ID_CHARS].decode("ascii", "replace"))
         if future is not None and not future.done():
             future.set_result(message)
 
     def ended(self, message: bytes) -> None:
-        """A push: ids of jobs whose end was committed, one after the other."""
+        """Take a push with the ids, one after the other, of jobs whose end was committed."""
         if not self._ends:
             return
         text = message.decode("ascii")
@@ -80,7 +80,7 @@ class PendingReplies:
                 event.set()
 
     def leave(self) -> None:
-        """End every wait, so that each is answered by what is known now: this process stops, the jobs go on."""
+        """End every wait, so that each caller gets the state so far: this process stops, the jobs go on."""
         self.leaving = True
         for future in self._replies.values():
             _fail(future, Leaving())
@@ -92,7 +92,7 @@ class PendingReplies:
         self._wake_all()
 
     def connection_lost(self) -> None:
-        """Fail the synchronous calls: their replies may have passed unheard."""
+        """Fail the synchronous calls: their replies may have been missed."""
         self.listening = False
         for future in self._replies.values():
             _lose(future, "The queue's connection was lost while the function may have been running.")
@@ -111,7 +111,7 @@ class PendingReplies:
         there = await present(sent)
         gone = [job for job, held in zip(sent, there, strict=True) if not held]
         if gone:
-            await asyncio.sleep(_ON_ITS_WAY_S)  # one that has just ended is not held either: its reply is on its way
+            await asyncio.sleep(_ON_ITS_WAY_S)  # the queue does not hold a job that just ended: wait for its reply
             for job in gone:
                 future = self._replies.get(str(job))
                 if future is not None:
@@ -125,4 +125,4 @@ def _lose(future: asyncio.Future[bytes], sentence: str) -> None:
 def _fail(future: asyncio.Future[bytes], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # the request that waited may be gone: no one has to hear of it then
+        future.exception()  # marks it as read: the request that waited may be gone

@@ -1,5 +1,5 @@
-"""Rates: of invokes, a user's, which the operator sets, and a function's, which its owner sets; of public calls, an
-address's."""
+"""Rates. The operator sets a rate of a user's invokes and one of an address's public calls; an owner sets a rate of a
+function's invokes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from shared.queue.rates import Bucket, Taken, take
 
 
 async def within_address_rate(request: web.Request) -> None:
-    """Count a public call of the address that it comes from. Without a rate set, nothing is asked; with Redis away all
-    calls are let through.
+    """Count a public call against the rate of its address. All calls pass while no rate is set, or Redis is away.
 
     :raises TooMany: saying when to try again.
     """
@@ -43,8 +42,8 @@ async def _taken(request: web.Request, buckets: Sequence[Bucket], calls: int) ->
 async def within_rate(
     request: web.Request, user: UUID, function: UUID, settings: FunctionSettings, *, calls: int = 1
 ) -> None:
-    """Count ``calls``; the response says in its headers what is left. Without a rate set, nothing is asked; with Redis
-    away no call is refused.
+    """Count ``calls`` against the user's and the function's rate, and have the response say in its headers how many are
+    left. All calls pass while no rate is set, or Redis is away.
 
     :raises TooMany: saying when to try again.
     """

@@ -34,7 +34,7 @@ class Resolver:
         if known is not None and time.monotonic() < known[0]:
             target = known[1]
         else:
-            # With the number of changes: who comes after one must not share an answer from before it.
+            # The key has the number of changes: a call after a change must not share an answer from before it.
             target = await self._asked.ask((*key, self._changes), lambda: self._look_up(user, reference))
         if target.status != "active":
             raise Conflict(f"The function {target.name} is stopped; start it first.", code="function_stopped")
@@ -50,14 +50,14 @@ class Resolver:
         found = await self._functions.resolve(user, reference)
         if found is None:
             raise no_such_function(reference)
-        if changes == self._changes:  # else it may be out of date already
+        if changes == self._changes:  # else the answer may be out of date already
             if len(self._known) >= _REMEMBER_MOST:
                 self._known.clear()
             self._known[user, reference] = (time.monotonic() + _REMEMBER_S, found)
         return found
 
     def changed(self, message: bytes) -> None:
-        """A push: a function changed."""
+        """Take a push that a function changed."""
         function = Change.decode(message).function
         self._changes += 1
         self._known = {key: entry for key, entry in self._known.items() if entry[1].function_id != function}

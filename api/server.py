@@ -1,6 +1,6 @@
-"""Connections that cannot be held open by doing nothing: bounds on how slowly a request may arrive.
+"""Bounds on how slowly a request may arrive, so that a client cannot hold a connection open by doing nothing.
 
-aiohttp waits for a request's head as long as for the next request of a kept connection, and for a body forever.
+aiohttp waits for a request's head as long as for the next request of a kept connection, and for a body for ever.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from shared.loop import Loop
 log = logging.getLogger(__name__)
 
 LEAST_BYTES = 1024
-"""What of a body must arrive in the time that a pause may take: a byte every few seconds is a pause as well."""
+"""Bytes of a body that must arrive within the longest pause: fewer than that count as a pause, too."""
 
 
 class SlowBody(RequestTimeout, TimeoutError):
-    """A body that does not arrive. A ``TimeoutError`` for aiohttp, which reads on after a refusal."""
+    """A body does not arrive. It is a ``TimeoutError`` too, since aiohttp, which reads on after a refusal, expects
+    one."""
 
     def __init__(self, timeout_s: float) -> None:
         RequestTimeout.__init__(
@@ -35,7 +36,7 @@ class SlowBody(RequestTimeout, TimeoutError):
 
 
 class Connection(web.RequestHandler):
-    """One connection, with notes on when it was last heard of."""
+    """One connection, which remembers when the client last sent something."""
 
     __slots__ = ("_body", "_head_since", "_heard", "_heard_at", "_window_at", "_window_heard")
 
@@ -72,7 +73,7 @@ class Connection(web.RequestHandler):
             self._waiter.set_result(None)
 
     def end_if_overdue(self, now: float, timeout_s: float) -> None:
-        """Close on a head that takes too long; fail the reading of a body that does not come."""
+        """Close the connection if a head takes too long; fail the reading of a body that does not arrive."""
         if self._waiter is not None:
             if self._head_since is not None and now - self._head_since >= timeout_s:
                 self.force_close()
@@ -80,7 +81,7 @@ class Connection(web.RequestHandler):
         body = self._body
         if body.is_eof() or body.exception() is not None:
             return
-        if self._reading_paused or self._buffer_paused:  # it is we who do not read
+        if self._reading_paused or self._buffer_paused:  # this process does not read, so the client is not at fault
             self._heard_at = self._window_at = now
             return
         slow = now - self._heard_at >= timeout_s
@@ -102,7 +103,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never reached the application: a request that is not HTTP, or a mistake of ours."""
+        """Answer a request that never reached the application: one that is not HTTP, or an error in our own code."""
         request_id = str(new_id())
         if status == 400:
             log.info("malformed request", extra={"request": request_id, "error": type(exc).__name__})
@@ -154,7 +155,7 @@ class Runner(web.AppRunner):
         return server
 
     async def _look_over(self, server: web.Server) -> int:
-        """End what is overdue of each connection; how many there are."""
+        """End overdue heads and bodies on all connections; how many connections there are."""
         now = asyncio.get_running_loop().time()
         for connection in server.connections:
             if isinstance(connection, Connection):

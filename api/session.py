@@ -1,4 +1,4 @@
-"""Who calls, and which function of theirs a path names."""
+"""The caller of a request, and the caller's function that the path names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question at a time: a caller that asks what another is asking already waits for that answer."""
+"""One look-up at a time: a caller that needs a look-up which is under way already waits for its answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Answer = TypeVar("Answer")
 
 
 class SingleFlight(Generic[Answer]):
-    """When an entry that is remembered for a while runs out under load, one request asks anew and not all of them."""
+    """When a cached entry expires under load, one request looks it up anew and the others wait for that answer."""
 
     def __init__(self) -> None:
         self._asking: dict[Hashable, asyncio.Task[Answer]] = {}
 
     async def ask(self, key: Hashable, question: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """The answer to ``question``, or its exception. A caller that goes away does not take it from the others."""
+        """The answer to ``question``, or its exception. If one caller is cancelled, the others still get the answer."""
         task = self._asking.get(key)
         if task is None:
             task = self._asking[key] = asyncio.create_task(question(), name="once")
@@ -26,4 +26,4 @@ class SingleFlight(Generic[Answer]):
     def _done(self, key: Hashable, task: asyncio.Task[Answer]) -> None:
         del self._asking[key]
         if not task.cancelled():
-            task.exception()  # all who asked may be gone
+            task.exception()  # marks it as read: all callers may be gone

@@ -1,6 +1,6 @@
-"""Subscriptions to a job as it runs: what happens to it is pushed to its subscribers, all over one connection to Redis.
+"""Subscriptions to jobs that run: Redis pushes their events, for all subscribers of a process over one connection.
 
-Pushes are hints that may be lost. The states of a job, and in the end all that it wrote, stand in Postgres.
+Pushes are hints that may be lost. Postgres has the states of a job and, in the end, all of its output.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _MOST_UNREAD_BYTES = 1024 * 1024
 
 
 class Subscription(asyncio.Event):
-    """What one subscriber has not read yet. Set when there is something to do.
+    """Events that one subscriber has not read yet. Set when there is something to do.
 
-    :ivar look: the job may have ended, or something was missed: read it again.
-    :ivar missed: what was pushed and is not here; ask for it to be told anew.
+    :ivar look: the job may have ended, or a push was missed: read the job again.
+    :ivar missed: pushes were dropped; ask the worker to publish the output anew.
     """
 
     def __init__(self, job: Job) -> None:
@@ -50,8 +50,8 @@ class Subscription(asyncio.Event):
         super().set()
 
     def push(self, event: dict[str, Any], size_bytes: int) -> None:
-        # One who reads slowly misses some, sees that, and asks again. What is told anew comes as one push, as large as
-        # the job's log may be: one that has read everything takes it.
+        # A slow subscriber misses pushes, sees that, and asks for them again. Then all of the output comes as one push,
+        # which may be as large as the job's log: a subscriber that has read everything takes it whatever its size.
         if not self._unread or self._unread_bytes + size_bytes <= _MOST_UNREAD_BYTES:
             self._unread.append(event)
             self._unread_bytes += size_bytes
@@ -60,7 +60,7 @@ class Subscription(asyncio.Event):
         super().set()
 
     def take(self) -> list[dict[str, Any]]:
-        """What came since the last call."""
+        """The events that came since the last call."""
         self.clear()
         taken, self._unread, self._unread_bytes = self._unread, [], 0
         return taken
@@ -83,8 +83,8 @@ class Subscriptions:
         self.closing = False
 
     def open(self, job: Job) -> Subscription:
-        """A subscription of ``job``; :meth:`close` it in any case. :raises TooMany: when its user has as many as one
-        may."""
+        """A subscription of ``job``; :meth:`close` it in any case. :raises TooMany: when its user has the most
+        allowed."""
         if self._of_user.get(job.user_id, 0) >= self._most_of_user:
             raise TooMany(
                 f"You are subscribed to {self._most_of_user} jobs already, the most allowed; close some first.",
@@ -108,7 +108,7 @@ class Subscriptions:
             del self._of_user[subscription.user]
 
     def heard(self, message: bytes) -> None:
-        """A push: what happened to a job."""
+        """Take a push with an event of a job."""
         subscriptions = self._subscriptions.get(message[:_ID_CHARS].decode("ascii", "replace"))
         if subscriptions:
             try:
@@ -121,11 +121,11 @@ class Subscriptions:
                 subscription.push(event, len(message))
 
     def connection_back(self) -> None:
-        """Pushes may have been missed: ask again for everything that is looked on."""
+        """Pushes may have been missed: subscribe to all jobs again."""
         self._lost.set()
 
     async def subscribe(self, subscriptions: Iterable[Subscription]) -> None:
-        """Have the queue tell of these jobs; with Redis away it is done once it is back."""
+        """Have Redis push the events of these jobs; if Redis is away, that is done once it is back."""
         jobs: dict[str, set[UUID]] = {queue: set() for queue in QUEUES}
         for subscription in subscriptions:
             jobs[subscription.queue].add(subscription.job)
@@ -133,21 +133,21 @@ class Subscriptions:
             for queue, wanted in jobs.items():
                 await self._queue.subscribe(queue, sorted(wanted))
         except Unavailable as error:
-            log.info("jobs are not looked on", extra={"error": error.message})
+            log.info("jobs could not be subscribed to", extra={"error": error.message})
 
     async def missed(self, subscription: Subscription, worker: str) -> None:
-        """Have ``worker`` tell from the beginning what the job writes."""
+        """Have ``worker`` publish the job's output from its beginning."""
         try:
             await self._queue.watch(worker, subscription.job)
         except Unavailable as error:
-            log.info("a job is not looked on", extra={"error": error.message})
+            log.info("a job's output could not be asked for", extra={"error": error.message})
 
     @property
     def loop(self) -> Loop:
         return Loop(name="subscriptions", run_once=self.run_once, interval_s=_AGAIN_S, wake=self._lost)
 
     async def run_once(self) -> int:
-        """Keep the queue telling of all jobs that have a subscription; how many subscriptions."""
+        """Renew the subscriptions in Redis, which last a minute; how many there are."""
         subscriptions = [
             subscription for subscriptions in self._subscriptions.values() for subscription in subscriptions
         ]
@@ -155,7 +155,7 @@ class Subscriptions:
         return len(subscriptions)
 
     def stop(self) -> None:
-        """End all subscriptions: this process ends."""
+        """End all subscriptions, because this process stops."""
         self.closing = True
         for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:

@@ -41,8 +41,8 @@ from bench import (
 )
 from bench.baselines import Baselines
 from bench.figure import Figure
+from bench.measurement import Measure, Measurement
 from bench.platform import ROOT
-from bench.run import Measure, Run
 
 FAMILIES: dict[str, Measure] = {
     "idle_memory": idle_memory.measure,
@@ -80,14 +80,14 @@ async def measure(names: list[str], *, quick: bool, out: Path) -> int:
     engine_name = await engine.choose()
     facts = await machine.facts(engine_name, quick=quick)
     baselines = Baselines(quick=quick, engine_name=engine_name, say=_say)
-    run = Run(quick=quick, engine_name=engine_name, baselines=baselines, say=_say)
+    measurement = Measurement(quick=quick, engine_name=engine_name, baselines=baselines, say=_say)
     figures: list[Figure] = []
     errors = []
     for name in names:
         try:
             measure_one = (FAMILIES | PROOFS)[name]
             load_average = os.getloadavg()[0]
-            figures += [replace(figure, load_average=load_average) for figure in await measure_one(run)]
+            figures += [replace(figure, load_average=load_average) for figure in await measure_one(measurement)]
         except Exception as error:  # noqa: BLE001 - the other families are still worth measuring; the status tells
             traceback.print_exc()
             errors.append(f"{name}: {type(error).__name__}: {error}")

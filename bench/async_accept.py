@@ -7,30 +7,30 @@ import json
 from bench import functions, load, recorded
 from bench.caller import Caller
 from bench.figure import Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 from bench.warmth import warm_hello
 
 _TARGETS = ((16, 6_000.0, 1_500.0), (64, 9_000.0, None))
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     """With the worker at work on what is accepted; and, for comparison in the details, with the worker stopped."""
     figures = []
     for clients, target, floor in _TARGETS:
-        baseline = await run.baselines.inserts(clients)
-        async with run.platform() as platform, platform.caller() as caller:
+        baseline = await measurement.baselines.inserts(clients)
+        async with measurement.platform() as platform, platform.caller() as caller:
             await warm_hello(platform, caller)
-            run.say(f"asynchronous accept, {clients} clients")
+            measurement.say(f"asynchronous accept, {clients} clients")
             rounds = []
-            for _ in range(run.pick(1, 3)):
-                rounds.append(await _accept(run, platform, caller, clients))
+            for _ in range(measurement.pick(1, 3)):
+                rounds.append(await _accept(measurement, platform, caller, clients))
                 await recorded.settled(platform, timeout_s=180)
             working = sorted(rounds, key=lambda outcome: outcome.rate)[len(rounds) // 2]
             await recorded.all_succeeded(platform)
-            run.say(f"asynchronous accept, {clients} clients, worker stopped")
+            measurement.say(f"asynchronous accept, {clients} clients, worker stopped")
             await platform.stop("worker-1")
-            stopped = await _accept(run, platform, caller, clients)
+            stopped = await _accept(measurement, platform, caller, clients)
         figures.append(
             Figure(
                 key=f"async_accept_{clients}",
@@ -47,13 +47,13 @@ async def measure(run: Run) -> list[Figure]:
     return figures
 
 
-async def _accept(run: Run, platform: Platform, caller: Caller, clients: int) -> load.Outcome:
+async def _accept(measurement: Measurement, platform: Platform, caller: Caller, clients: int) -> load.Outcome:
     outcome = await load.run(
         load.Load(
             port=platform.port,
             request=caller.request("hello", functions.HELLO_BODY, prefer="respond-async"),
             connections=clients,
-            duration_s=run.pick(3, 8),
+            duration_s=measurement.pick(3, 8),
             count=40_000,
             status=202,
             contains=functions.ACCEPTED_ANSWER,

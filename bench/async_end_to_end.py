@@ -7,7 +7,7 @@ import time
 
 from bench import functions, load, recorded
 from bench.figure import Better, Figure
-from bench.run import Run
+from bench.measurement import Measurement
 from bench.warmth import warm_hello
 
 JOBS = 10_000
@@ -15,13 +15,13 @@ CLIENTS = 64
 _TIMEOUT_S = 180.0
 
 
-async def measure(run: Run) -> list[Figure]:
-    jobs = run.pick(2_000, JOBS)
-    baseline = await run.baselines.arq_end_to_end(jobs)
-    async with run.platform() as platform, platform.caller() as caller:
+async def measure(measurement: Measurement) -> list[Figure]:
+    jobs = measurement.pick(2_000, JOBS)
+    baseline = await measurement.baselines.arq_end_to_end(jobs)
+    async with measurement.platform() as platform, platform.caller() as caller:
         await warm_hello(platform, caller)
         before = await platform.database.fetchval("SELECT count(*) FROM invocations")
-        run.say(f"asynchronous end to end, {jobs:,} jobs")
+        measurement.say(f"asynchronous end to end, {jobs:,} jobs")
         accepted = await load.run(
             load.Load(
                 port=platform.port,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bench import functions, load, recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure, WrongAnswer
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 JOBS = 100_000
 _SLEEP_S = 1.0
@@ -14,29 +14,29 @@ _LIMITED = 5
 _STARTS = 10
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     """Once with jobs that may all run and take every slot they get, once with jobs parked on their function's limit.
 
     They sleep, so that what is measured is the queue, and not two users' shares of two cores.
     """
-    jobs = run.pick(5_000, JOBS)
+    jobs = measurement.pick(5_000, JOBS)
     return [
         *await _measure(
-            run, "backlog_parked", jobs, {"concurrency": _LIMITED}, f"over its function's limit of {_LIMITED}"
+            measurement, "backlog_parked", jobs, {"concurrency": _LIMITED}, f"over its function's limit of {_LIMITED}"
         ),
-        *await _measure(run, "backlog_runnable", jobs, {}, "free to run"),
+        *await _measure(measurement, "backlog_runnable", jobs, {}, "free to run"),
     ]
 
 
-async def _measure(run: Run, key: str, jobs: int, settings: dict[str, int], which: str) -> list[Figure]:
-    async with run.platform() as platform, platform.caller() as flood, platform.caller() as other:
+async def _measure(measurement: Measurement, key: str, jobs: int, settings: dict[str, int], which: str) -> list[Figure]:
+    async with measurement.platform() as platform, platform.caller() as flood, platform.caller() as other:
         await other.deploy("hello", functions.HELLO)
         await flood.deploy("sleeper", functions.SLEEP, **settings)
-        run.say(f"{jobs:,} jobs of another user, {which}")
-        empty = await _call(run, platform, other)
+        measurement.say(f"{jobs:,} jobs of another user, {which}")
+        empty = await _call(measurement, platform, other)
         await _fill(platform, flood, jobs)
-        run.say(f"calls beside {await platform.unfinished():,} waiting jobs")
-        full = await _call(run, platform, other)
+        measurement.say(f"calls beside {await platform.unfinished():,} waiting jobs")
+        full = await _call(measurement, platform, other)
         starts = [await _start_ms(other) for _ in range(_STARTS)]
         waiting = await platform.unfinished()
         if waiting < jobs / 2:
@@ -73,14 +73,14 @@ async def _start_ms(caller: Caller) -> float:
     return float(ended["timings"]["queue_ms"] + ended["timings"]["sandbox_ms"])
 
 
-async def _call(run: Run, platform: Platform, caller: Caller) -> load.Outcome:
+async def _call(measurement: Measurement, platform: Platform, caller: Caller) -> load.Outcome:
     return await load.run(
         load.Load(
             port=platform.port,
             request=caller.request("hello", functions.HELLO_BODY),
             connections=1,
             warmup_s=2,
-            duration_s=run.pick(4, 10),
+            duration_s=measurement.pick(4, 10),
             contains=functions.HELLO_ANSWER,
         )
     )

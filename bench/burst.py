@@ -5,25 +5,25 @@ from __future__ import annotations
 from bench import events, functions, load, recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 CLIENTS = 16
 FIRST_S = 10.0
 P99_MS = 60.0
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     rounds = []
-    for number in range(run.pick(1, 3)):
-        run.say(f"burst of {CLIENTS} on one warm sandbox, {number + 1}")
-        async with run.platform() as platform, platform.caller() as caller:
+    for number in range(measurement.pick(1, 3)):
+        measurement.say(f"burst of {CLIENTS} on one warm sandbox, {number + 1}")
+        async with measurement.platform() as platform, platform.caller() as caller:
             await caller.deploy("hello", functions.HELLO)
-            await _load(platform, caller, 1, run.pick(2, 4))
+            await _load(platform, caller, 1, measurement.pick(2, 4))
             first = await _load(platform, caller, CLIENTS, FIRST_S)
-            starts = await events.containers_started(run, platform, first)
-            settled = await _load(platform, caller, CLIENTS, run.pick(4, FIRST_S))
-            settled_starts = await events.containers_started(run, platform, settled)
+            starts = await events.containers_started(measurement, platform, first)
+            settled = await _load(platform, caller, CLIENTS, measurement.pick(4, FIRST_S))
+            settled_starts = await events.containers_started(measurement, platform, settled)
             await recorded.settled(platform, timeout_s=60)
             await recorded.all_succeeded(platform)
         rounds.append((first, starts, settled, settled_starts))

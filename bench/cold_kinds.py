@@ -10,8 +10,8 @@ from bench import recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure, WrongAnswer, median, percentile
 from bench.kinds import BASE_IMAGES, PLAIN, WITH_PACKAGES, Kind
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 _IDLE_S = 0.5
 _CALM_S = 3.0
@@ -22,38 +22,38 @@ _WARM_UP = 2
 """Calls after which the worker has read the version, its code, and has generic sandboxes of its size."""
 
 
-async def plain(run: Run) -> list[Figure]:
-    return await _measure(run, PLAIN)
+async def plain(measurement: Measurement) -> list[Figure]:
+    return await _measure(measurement, PLAIN)
 
 
-async def with_packages(run: Run) -> list[Figure]:
+async def with_packages(measurement: Measurement) -> list[Figure]:
     """Installs from the package indexes."""
-    return await _measure(run, WITH_PACKAGES)
+    return await _measure(measurement, WITH_PACKAGES)
 
 
-async def _measure(run: Run, kinds: Sequence[Kind]) -> list[Figure]:
+async def _measure(measurement: Measurement, kinds: Sequence[Kind]) -> list[Figure]:
     # Heartbeats tell what the pool holds.
     env = {"SANDBOX_IDLE_SECONDS": str(_IDLE_S), "HEARTBEAT_SECONDS": "1", "DOCKER_BASE_IMAGE": BASE_IMAGES}
-    async with run.platform(env=env) as platform, platform.caller() as caller:
-        return [figure for kind in kinds for figure in await _kind(run, platform, caller, kind)]
+    async with measurement.platform(env=env) as platform, platform.caller() as caller:
+        return [figure for kind in kinds for figure in await _kind(measurement, platform, caller, kind)]
 
 
-async def _kind(run: Run, platform: Platform, caller: Caller, kind: Kind) -> list[Figure]:
-    run.say(f"cold start: {kind.what}")
+async def _kind(measurement: Measurement, platform: Platform, caller: Caller, kind: Kind) -> list[Figure]:
+    measurement.say(f"cold start: {kind.what}")
     await kind.deploy(caller)
     for _ in range(_WARM_UP):
         await kind.call_ms(caller)
         await _calm(caller)
     began = time.time()
     took = []
-    for _ in range(run.pick(5, 20)):
+    for _ in range(measurement.pick(5, 20)):
         took.append(await kind.call_ms(caller))
         await _calm(caller)
     kinds = await recorded.start_kinds_of(platform, began, len(took))
     if kinds != {"cold": len(took)}:
         raise WrongAnswer(f"{len(took)} cold starts were expected, these were recorded: {kinds}")
     details: dict[str, object] = {"all_ms": took, "median_phases_ms": await recorded.phases_ms(platform, began)}
-    by_hand = await _by_hand(run, platform, kind)
+    by_hand = await _by_hand(measurement, platform, kind)
     ordered = sorted(took)
     baselines: list[Baseline | None] = [None, None]
     if by_hand:
@@ -87,10 +87,10 @@ async def _calm(caller: Caller) -> None:
             await asyncio.sleep(0.5)
 
 
-async def _by_hand(run: Run, platform: Platform, kind: Kind) -> list[float]:
-    if run.engine_name != "docker":
+async def _by_hand(measurement: Measurement, platform: Platform, kind: Kind) -> list[float]:
+    if measurement.engine_name != "docker":
         return []
-    run.say(f"baseline: docker run, {kind.what}")
+    measurement.say(f"baseline: docker run, {kind.what}")
     image = await platform.image_of(kind.name)
     assert image is not None
-    return [await kind.docker_run_ms(image) for _ in range(run.pick(3, 10))]
+    return [await kind.docker_run_ms(image) for _ in range(measurement.pick(3, 10))]

@@ -8,8 +8,8 @@ import time
 from bench import functions, recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure, WrongAnswer, median, percentile
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 TARGET_MS = 60.0
 _SHORT_S = 0.5
@@ -41,15 +41,15 @@ _KINDS = (
 )
 
 
-async def measure(run: Run) -> list[Figure]:
-    async with run.platform() as platform, platform.caller() as caller:
-        run.say("first call of a new function")
+async def measure(measurement: Measurement) -> list[Figure]:
+    async with measurement.platform() as platform, platform.caller() as caller:
+        measurement.say("first call of a new function")
         await _first_call(caller, "old", 0)
         began = time.time()
-        took = [await _first_call(caller, f"new-{number}", number) for number in range(1, run.pick(5, 20) + 1)]
+        took = [await _first_call(caller, f"new-{number}", number) for number in range(1, measurement.pick(5, 20) + 1)]
         kinds = await recorded.start_kinds_of(platform, began, len(took))
         image = await platform.image_of()
-        baseline = await run.baselines.docker_run(image)
+        baseline = await measurement.baselines.docker_run(image)
         figures = [
             _figure(
                 "cold_start_first",
@@ -62,23 +62,30 @@ async def measure(run: Run) -> list[Figure]:
         await caller.deploy("outward", functions.HELLO, network="egress")
         worker = "worker-1"
         for number, (key, what, kind, env) in enumerate(_KINDS, 2):
-            run.say(what)
+            measurement.say(what)
             await platform.stop(worker)
             worker = f"worker-{number}"
             platform.start(worker, env)
             name = "outward" if "egress" in key else "old"
-            figures.append(await _after_calm(run, platform, caller, baseline, key, what, kind, name))
+            figures.append(await _after_calm(measurement, platform, caller, baseline, key, what, kind, name))
     return figures
 
 
 async def _after_calm(
-    run: Run, platform: Platform, caller: Caller, baseline: Baseline | None, key: str, what: str, kind: str, name: str
+    measurement: Measurement,
+    platform: Platform,
+    caller: Caller,
+    baseline: Baseline | None,
+    key: str,
+    what: str,
+    kind: str,
+    name: str,
 ) -> Figure:
     await _call(caller, name)  # the worker has read the version and everything else it needs once
     await asyncio.sleep(_CALM_S)
     began = time.time()
     took = []
-    for _ in range(run.pick(5, 15)):
+    for _ in range(measurement.pick(5, 15)):
         took.append(await _call(caller, name))
         await asyncio.sleep(_CALM_S)
     kinds = await recorded.start_kinds_of(platform, began, len(took))

@@ -21,8 +21,8 @@ from bench.dockerd import PrivateDockerd, missing
 from bench.engine import BASE_IMAGE
 from bench.faults import Conductor, Log, Outage, Plan
 from bench.figure import Better, Figure, WrongAnswer
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 from shared.jobs import PLATFORM_REASONS
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 
@@ -156,8 +156,8 @@ async def play(
     )
 
 
-async def measure(run: Run) -> list[Figure]:
-    size = run.pick(SHORT, LONG)
+async def measure(measurement: Measurement) -> list[Figure]:
+    size = measurement.pick(SHORT, LONG)
     seed = random.SystemRandom().randrange(2**32)
     async with AsyncExitStack() as stack:
         engine = None
@@ -168,12 +168,12 @@ async def measure(run: Run) -> list[Figure]:
             engine = await stack.enter_async_context(PrivateDockerd())
             await engine.load(BASE_IMAGE)
             env["DOCKER_HOST"] = engine.url
-        platform = await stack.enter_async_context(run.platform(workers=size.workers, env=env))
+        platform = await stack.enter_async_context(measurement.platform(workers=size.workers, env=env))
         caller = await stack.enter_async_context(platform.caller())
-        run.say(f"{size.jobs} jobs while everything is killed in turn (seed {seed})")
+        measurement.say(f"{size.jobs} jobs while everything is killed in turn (seed {seed})")
         outcome = await play(platform, caller, size, seed=seed, engine=engine)
     done = ", ".join(f"{count} {name}" for name, count in sorted(outcome.done.items()))
-    run.say(
+    measurement.say(
         f"{outcome.accepted} accepted and {outcome.more} more, 0 lost, 0 with two outcomes; killed or stopped: {done}; "
         f"{outcome.lost} of {outcome.attempts} attempts lost; {outcome.disturbed} recoveries disturbed"
     )

@@ -15,8 +15,8 @@ from bench import functions, recorded
 from bench.caller import Caller
 from bench.figure import Better, Figure, WrongAnswer, percentile
 from bench.footprint import Footprint, back, resting, sandboxes
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 MEMORY_MB = 128
 _DEPLOYS_AT_ONCE = 4
@@ -101,12 +101,12 @@ async def play(platform: Platform, caller: Caller, docker: Docker, size: Size) -
     )
 
 
-async def measure(run: Run) -> list[Figure]:
-    size = run.pick(SHORT, LONG)
-    if run.engine_name != "docker":
+async def measure(measurement: Measurement) -> list[Figure]:
+    size = measurement.pick(SHORT, LONG)
+    if measurement.engine_name != "docker":
         raise WrongAnswer("only containers can be counted: this needs a container engine")
-    async with Docker() as docker, run.platform(env=size.env) as platform, platform.caller() as caller:
-        run.say(f"{size.functions} functions where {size.sandboxes} sandboxes fit, {size.seconds:g} s")
+    async with Docker() as docker, measurement.platform(env=size.env) as platform, platform.caller() as caller:
+        measurement.say(f"{size.functions} functions where {size.sandboxes} sandboxes fit, {size.seconds:g} s")
         outcome = await play(platform, caller, docker, size)
     latencies = outcome.latencies_ms
     return [

@@ -7,15 +7,15 @@ import time
 from bench import functions
 from bench.caller import Caller
 from bench.figure import Better, Figure, median
-from bench.run import Run
+from bench.measurement import Measurement
 
 
-async def measure(run: Run) -> list[Figure]:
-    baseline = await run.baselines.docker_build_and_run()
-    async with run.platform() as platform, platform.caller() as caller:
-        run.say("deploy to first result")
+async def measure(measurement: Measurement) -> list[Figure]:
+    baseline = await measurement.baselines.docker_build_and_run()
+    async with measurement.platform() as platform, platform.caller() as caller:
+        measurement.say("deploy to first result")
         await _deploy_and_call(caller, 0)  # the runtime's own layer is made once for an installation
-        took = [await _deploy_and_call(caller, number) for number in range(1, run.pick(3, 10) + 1)]
+        took = [await _deploy_and_call(caller, number) for number in range(1, measurement.pick(3, 10) + 1)]
     deploys = [deploy for deploy, _ in took]
     return [
         Figure(

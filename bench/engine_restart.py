@@ -21,8 +21,8 @@ from bench.dockerd import PrivateDockerd, missing
 from bench.engine import BASE_IMAGE
 from bench.figure import Better, Figure, WrongAnswer
 from bench.footprint import Footprint, back, resting
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 from shared.jobs import PLATFORM_REASONS
 from tests.conservation import assert_conserved
 
@@ -123,15 +123,15 @@ async def play(platform: Platform, caller: Caller, dockerd: PrivateDockerd, rest
     )
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     if (why := missing()) is not None:
         raise WrongAnswer(f"this needs a dockerd that may be killed, and {why}")
-    rounds = run.pick(1, 5)
+    rounds = measurement.pick(1, 5)
     async with PrivateDockerd() as dockerd:
         await dockerd.load(BASE_IMAGE)
         env = {**ENV, "DOCKER_HOST": dockerd.url}
-        async with run.platform(env=env) as platform, platform.caller() as caller:
-            run.say(f"{rounds * len(EVERY)} restarts of a container engine")
+        async with measurement.platform(env=env) as platform, platform.caller() as caller:
+            measurement.say(f"{rounds * len(EVERY)} restarts of a container engine")
             outcome = await play(platform, caller, dockerd, EVERY * rounds)
     return [
         Figure(

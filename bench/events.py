@@ -8,16 +8,16 @@ from aiodocker import Docker
 from aiohttp import ClientTimeout
 
 from bench.load import Outcome
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER
 
 _TIMEOUT_S = 30.0
 
 
-async def containers_started(run: Run, platform: Platform, outcome: Outcome) -> int:
+async def containers_started(measurement: Measurement, platform: Platform, outcome: Outcome) -> int:
     """How many containers of sandboxes were started while ``outcome`` was measured; 0 of an engine without any."""
-    if run.engine_name != "docker":
+    if measurement.engine_name != "docker":
         return 0
     window = {
         "since": f"{outcome.started:.3f}",

@@ -9,22 +9,22 @@ from pathlib import Path
 import psutil
 
 from bench.figure import Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 from bench.warmth import warm_hello
 
 MEGABYTE = 1_000_000
 _EVERY_S = 1.0
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     """After the start, and again after load, which leaves caches and fragments behind."""
-    seconds = run.pick(5, 60)
-    async with run.platform() as platform, platform.caller() as caller:
-        run.say(f"memory of the idle platform, mean of {seconds} s")
+    seconds = measurement.pick(5, 60)
+    async with measurement.platform() as platform, platform.caller() as caller:
+        measurement.say(f"memory of the idle platform, mean of {seconds} s")
         fresh = await _mean(platform, seconds)
-        run.say(f"memory after load, mean of {seconds} s")
-        await warm_hello(platform, caller, run.pick(6, 20))
+        measurement.say(f"memory after load, mean of {seconds} s")
+        await warm_hello(platform, caller, measurement.pick(6, 20))
         used = await _mean(platform, seconds)
     return [
         Figure(

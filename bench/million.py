@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from bench import recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 _NOOP = "def handler(event, context):\n    return None\n"
 _BODY = "x" * 64
@@ -20,29 +20,29 @@ _BATCH = 1000
 _SETTLE_TIMEOUT_S = 120.0
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     """Accepted in batches, while there is no worker; then one worker runs a sample of them."""
-    jobs, sample = run.pick((50_000, 5_000), (1_000_000, 20_000))
+    jobs, sample = measurement.pick((50_000, 5_000), (1_000_000, 20_000))
     env = {"MAX_QUEUED_PER_USER": str(2 * jobs), "MAX_RUNNING_PER_USER": "1000"}
     async with (
-        run.platform(env=env) as platform,
+        measurement.platform(env=env) as platform,
         platform.caller() as caller,
         Redis.from_url(platform.redis.url) as redis,
     ):
         await caller.deploy("noop", _NOOP)
         await _run(platform, caller, sample)  # a first time: plans are made, sandboxes are there
-        run.say(f"{sample:,} jobs on an empty queue")
+        measurement.say(f"{sample:,} jobs on an empty queue")
         await platform.stop("worker-1")
         accept_empty = await _accept(caller, sample)
         run_empty = await _drain(platform, sample)
         await recorded.settled(platform, timeout_s=_SETTLE_TIMEOUT_S)
         await platform.stop("worker-1")
         before = await _used(redis)
-        run.say(f"accepting {jobs:,} jobs")
+        measurement.say(f"accepting {jobs:,} jobs")
         await _accept(caller, jobs - sample)
         accept_full = await _accept(caller, sample)
         weight = (await _used(redis) - before) / jobs
-        run.say(f"running {sample:,} of them")
+        measurement.say(f"running {sample:,} of them")
         run_full = await _drain(platform, sample)
         await recorded.all_succeeded(platform)
         await platform.stop("worker-1")

@@ -19,8 +19,8 @@ from bench.crowd import REST_S
 from bench.figure import Better, Figure, WrongAnswer, percentile
 from bench.footprint import MEBIBYTE, Footprint, back, burning, resting
 from bench.hostile import HOSTILE, MEMORY_MB, WAYS
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 _PATIENT_S = 60.0
 _NEIGHBOUR_EVERY_S = 0.05
@@ -128,17 +128,17 @@ async def play(platform: Platform, hostile: Caller, neighbour: Caller, docker: D
     )
 
 
-async def measure(run: Run) -> list[Figure]:
-    if run.engine_name != "docker":
+async def measure(measurement: Measurement) -> list[Figure]:
+    if measurement.engine_name != "docker":
         raise WrongAnswer("only containers hold what these functions do: this needs a container engine")
-    size = run.pick(SHORT, LONG)
+    size = measurement.pick(SHORT, LONG)
     async with (
         Docker() as docker,
-        run.platform(env=size.env) as platform,
+        measurement.platform(env=size.env) as platform,
         platform.caller() as hostile,
         platform.caller() as neighbour,
     ):
-        run.say(f"{size.calls} calls that misbehave and {size.loops} that loop, {size.at_once} at a time")
+        measurement.say(f"{size.calls} calls that misbehave and {size.loops} that loop, {size.at_once} at a time")
         outcome = await play(platform, hostile, neighbour, docker, size)
     if outcome.wrong:
         raise WrongAnswer(f"{len(outcome.wrong)} calls were told a wrong reason: {outcome.wrong[:20]}")

@@ -14,8 +14,8 @@ from bench import crash, functions
 from bench.caller import Caller
 from bench.faults import Outage, Plan
 from bench.figure import Better, Figure, WrongAnswer, median
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 ENDED_S = 60.0
 BACK_S = 10.0
@@ -82,16 +82,20 @@ async def play(platform: Platform, caller: Caller, size: crash.Size, *, seed: in
     )
 
 
-async def measure(run: Run) -> list[Figure]:
-    size = run.pick(SHORT, LONG)
+async def measure(measurement: Measurement) -> list[Figure]:
+    size = measurement.pick(SHORT, LONG)
     seed = random.SystemRandom().randrange(2**32)
-    async with run.platform(workers=size.workers, env=size.env) as platform, platform.caller() as caller:
-        run.say(f"{size.jobs} jobs while Redis is emptied and Postgres stopped {len(size.plan.redis_at)} times each")
+    async with measurement.platform(workers=size.workers, env=size.env) as platform, platform.caller() as caller:
+        measurement.say(
+            f"{size.jobs} jobs while Redis is emptied and Postgres stopped {len(size.plan.redis_at)} times each"
+        )
         outcome = await play(platform, caller, size, seed=seed)
     jobs = outcome.jobs
-    run.say(f"{jobs.accepted} accepted and {jobs.more} more, 0 lost, refused {jobs.refused} and {outcome.refused}")
+    measurement.say(
+        f"{jobs.accepted} accepted and {jobs.more} more, 0 lost, refused {jobs.refused} and {outcome.refused}"
+    )
     for server in ("redis", "postgres"):
-        run.say(
+        measurement.say(
             f"from the return of {server} to the first 202 {_spread(outcome.accepted_s[server])}, "
             f"to the first answered call {_spread(outcome.answered_s[server])}"
         )

@@ -19,8 +19,8 @@ from bench.balancer import Balancer
 from bench.caller import Caller
 from bench.crash import orphans_gone
 from bench.figure import Better, Figure, WrongAnswer, percentile
+from bench.measurement import Measurement
 from bench.platform import Platform, free_port
-from bench.run import Run
 from scheduler import health
 from shared.queue.queue import Queue
 
@@ -123,13 +123,13 @@ async def play(platform: Platform, caller: Caller, size: Size) -> Outcome:
     )
 
 
-async def measure(run: Run) -> list[Figure]:
-    size = run.pick(SHORT, LONG)
-    async with run.platform(workers=size.workers, env=size.env) as platform, platform.caller() as caller:
-        run.say(f"{size.restarts} restarts in good order under load")
+async def measure(measurement: Measurement) -> list[Figure]:
+    size = measurement.pick(SHORT, LONG)
+    async with measurement.platform(workers=size.workers, env=size.env) as platform, platform.caller() as caller:
+        measurement.say(f"{size.restarts} restarts in good order under load")
         outcome = await play(platform, caller, size)
     by_role = ", ".join(f"{count} {role}" for role, count in sorted(outcome.restarts.items()))
-    run.say(
+    measurement.say(
         f"restarted: {by_role}; {outcome.answered} calls answered, {outcome.accepted} jobs accepted, "
         f"{len(outcome.failures)} failures, {outcome.consumed} attempts used up, {outcome.handed_back} handed back, "
         f"{outcome.passed_on} calls passed on to another process"

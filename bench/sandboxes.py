@@ -10,8 +10,8 @@ from bench import engine, functions, load, recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure, WrongAnswer, median, percentile
 from bench.kinds import PLAIN
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 _CLIENTS = 64
 _NOOP = "def handler(event, context):\n    return None\n"
@@ -23,22 +23,25 @@ _PAUSED_WITHIN_S = 30.0
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-async def measure(run: Run) -> list[Figure]:
-    async with run.platform(env={"SANDBOX_PAUSE_SECONDS": str(_PAUSE_S)}) as platform, platform.caller() as caller:
-        figures = await _memory(run, platform, caller) if run.engine_name == "docker" else []
-        figures.append(await _fresh(run, platform, caller))
-        figures.append(await _noop(run, platform, caller))
+async def measure(measurement: Measurement) -> list[Figure]:
+    async with (
+        measurement.platform(env={"SANDBOX_PAUSE_SECONDS": str(_PAUSE_S)}) as platform,
+        platform.caller() as caller,
+    ):
+        figures = await _memory(measurement, platform, caller) if measurement.engine_name == "docker" else []
+        figures.append(await _fresh(measurement, platform, caller))
+        figures.append(await _noop(measurement, platform, caller))
     return figures
 
 
-async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
-    run.say("isolation: fresh, one client")
+async def _fresh(measurement: Measurement, platform: Platform, caller: Caller) -> Figure:
+    measurement.say("isolation: fresh, one client")
     await caller.deploy("fresh", functions.HELLO, isolation="fresh")
     await caller.deploy("reused", functions.HELLO)
     took: list[float] = []
     reused: list[float] = []
     began = 0.0
-    for number in range(2 + run.pick(5, 30)):
+    for number in range(2 + measurement.pick(5, 30)):
         if number == 2:
             began = time.time()
             took.clear()
@@ -59,7 +62,7 @@ async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
         unit="ms",
         better=Better.LESS,
         target=4.0,
-        baseline=await run.baselines.docker_run(image),
+        baseline=await measurement.baselines.docker_run(image),
         # After as long a rest, a reused sandbox is slower as well: that is what the machine's sleep costs.
         details={
             "p95_ms": percentile(sorted(took), 95),
@@ -70,8 +73,8 @@ async def _fresh(run: Run, platform: Platform, caller: Caller) -> Figure:
     )
 
 
-async def _noop(run: Run, platform: Platform, caller: Caller) -> Figure:
-    run.say(f"one worker, a function that does nothing, {_CLIENTS} clients")
+async def _noop(measurement: Measurement, platform: Platform, caller: Caller) -> Figure:
+    measurement.say(f"one worker, a function that does nothing, {_CLIENTS} clients")
     await caller.deploy("noop", _NOOP)
     outcomes = [
         await load.run(
@@ -80,11 +83,11 @@ async def _noop(run: Run, platform: Platform, caller: Caller) -> Figure:
                 request=caller.request("noop", None),
                 connections=_CLIENTS,
                 warmup_s=4,
-                duration_s=run.pick(4, 10),
+                duration_s=measurement.pick(4, 10),
                 contains=_NOOP_ANSWER,
             )
         )
-        for _ in range(run.pick(1, 3))
+        for _ in range(measurement.pick(1, 3))
     ]
     await recorded.settled(platform, timeout_s=60)
     await recorded.all_succeeded(platform)
@@ -97,15 +100,15 @@ async def _noop(run: Run, platform: Platform, caller: Caller) -> Figure:
         better=Better.MORE,
         target=4_000,
         floor=1_500,
-        baseline=await run.baselines.arq_drained(),
+        baseline=await measurement.baselines.arq_drained(),
         details={"rounds": [outcome.summary() for outcome in outcomes]},
     )
 
 
-async def _memory(run: Run, platform: Platform, caller: Caller) -> list[Figure]:
+async def _memory(measurement: Measurement, platform: Platform, caller: Caller) -> list[Figure]:
     figures = []
     for kind in (one for one in PLAIN if one.name in ("python", "node")):
-        run.say(f"memory of an idle sandbox: {kind.what}")
+        measurement.say(f"memory of an idle sandbox: {kind.what}")
         await kind.deploy(caller)
         await kind.call_ms(caller)
         (name,) = await _containers(platform, kind.name)

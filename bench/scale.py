@@ -5,19 +5,19 @@ from __future__ import annotations
 from bench import functions, load, recorded
 from bench.caller import Caller
 from bench.figure import Baseline, Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 SLOTS = 10
 SLEEP_S = 0.1
 
 
-async def measure(run: Run) -> list[Figure]:
-    counts = run.pick((1, 2, 4), (1, 2, 4, 8))
+async def measure(measurement: Measurement) -> list[Figure]:
+    counts = measurement.pick((1, 2, 4), (1, 2, 4, 8))
     rates: dict[int, float] = {}
     starts: dict[str, object] = {}
     env = {"FUNCTION_MAX_CONCURRENT": str(SLOTS)}
-    async with run.platform(env=env) as platform, platform.caller() as caller:
+    async with measurement.platform(env=env) as platform, platform.caller() as caller:
         # Eighty sandboxes take their time: nobody may be turned away while they start.
         await caller.deploy("sleeper", functions.SLEEP, timeout_s=60)
         running = 1
@@ -25,8 +25,8 @@ async def measure(run: Run) -> list[Figure]:
             for number in range(running + 1, workers + 1):
                 platform.start(f"worker-{number}")
             running = workers
-            run.say(f"100 ms sleepers, {workers} worker{'s' if workers > 1 else ''}")
-            outcome = await _load(run, platform, caller, workers)
+            measurement.say(f"100 ms sleepers, {workers} worker{'s' if workers > 1 else ''}")
+            outcome = await _load(measurement, platform, caller, workers)
             rates[workers] = outcome.rate
             await recorded.settled(platform, timeout_s=60)
             starts[str(workers)] = await recorded.start_kinds(platform, outcome.started)
@@ -50,7 +50,7 @@ async def measure(run: Run) -> list[Figure]:
     ]
 
 
-async def _load(run: Run, platform: Platform, caller: Caller, workers: int) -> load.Outcome:
+async def _load(measurement: Measurement, platform: Platform, caller: Caller, workers: int) -> load.Outcome:
     """More callers than slots, so that a slot never waits for one; the warm-up starts all the sandboxes."""
     return await load.run(
         load.Load(
@@ -58,7 +58,7 @@ async def _load(run: Run, platform: Platform, caller: Caller, workers: int) -> l
             request=caller.request("sleeper", SLEEP_S),
             connections=SLOTS * workers + 8,
             warmup_s=5 + 4 * workers,
-            duration_s=run.pick(4, 10),
+            duration_s=measurement.pick(4, 10),
             contains=functions.SLEEP_ANSWER,
         )
     )

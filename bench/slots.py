@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import events, functions, load, recorded
 from bench.figure import Baseline, Better, Figure
-from bench.run import Run
+from bench.measurement import Measurement
 
 CLIENTS = 64
 FEW, MANY = 10, 64
@@ -14,9 +14,9 @@ SANDBOX_MB = 128
 P99_MS = 100.0
 
 
-async def measure(run: Run) -> list[Figure]:
-    few, few_starts = await _play(run, FEW)
-    many, many_starts = await _play(run, MANY)
+async def measure(measurement: Measurement) -> list[Figure]:
+    few, few_starts = await _play(measurement, FEW)
+    many, many_starts = await _play(measurement, MANY)
     details: dict[str, object] = {
         str(FEW): {**few.summary(), "containers_started": few_starts},
         str(MANY): {**many.summary(), "containers_started": many_starts},
@@ -54,23 +54,23 @@ async def measure(run: Run) -> list[Figure]:
     ]
 
 
-async def _play(run: Run, slots: int) -> tuple[load.Outcome, int]:
+async def _play(measurement: Measurement, slots: int) -> tuple[load.Outcome, int]:
     """What the clients saw once the worker was warm, and how many containers were started meanwhile."""
     env = {"FUNCTION_MAX_CONCURRENT": str(slots), "WORKER_MEMORY_MB": str(SANDBOXES * SANDBOX_MB)}
-    async with run.platform(env=env) as platform, platform.caller() as caller:
+    async with measurement.platform(env=env) as platform, platform.caller() as caller:
         await caller.deploy("hello", functions.HELLO, memory_mb=SANDBOX_MB)
-        run.say(f"{CLIENTS} clients, {slots} slots")
+        measurement.say(f"{CLIENTS} clients, {slots} slots")
         outcome = await load.run(
             load.Load(
                 port=platform.port,
                 request=caller.request("hello", functions.HELLO_BODY),
                 connections=CLIENTS,
-                warmup_s=run.pick(6, 15),
-                duration_s=run.pick(6, 20),
+                warmup_s=measurement.pick(6, 15),
+                duration_s=measurement.pick(6, 20),
                 contains=functions.HELLO_ANSWER,
             )
         )
-        started = await events.containers_started(run, platform, outcome)
+        started = await events.containers_started(measurement, platform, outcome)
         await recorded.settled(platform, timeout_s=60)
         await recorded.all_succeeded(platform)
     return outcome, started

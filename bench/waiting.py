@@ -14,8 +14,8 @@ import aiohttp
 from bench import functions
 from bench.caller import Caller
 from bench.figure import Better, Figure, WrongAnswer, percentile
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 _SLEEP_S = 0.05
 _WAIT_S = 280
@@ -27,10 +27,10 @@ Waiter = Callable[[aiohttp.ClientSession, str, asyncio.Semaphore], Coroutine[Any
 """Waits for a job's end; the Unix time at which it was told, and the job."""
 
 
-async def measure(run: Run) -> list[Figure]:
+async def measure(measurement: Measurement) -> list[Figure]:
     """Half of them wait with ``?wait=N``, half read events. There is no worker until all of them stand there."""
-    count = run.pick(200, 2000)
-    async with run.platform() as platform, platform.caller() as caller:
+    count = measurement.pick(200, 2000)
+    async with measurement.platform() as platform, platform.caller() as caller:
         await caller.deploy("sleeper", functions.SLEEP)
         await platform.stop("worker-1")
         jobs: list[str] = []
@@ -38,12 +38,12 @@ async def measure(run: Run) -> list[Figure]:
             items = [{"body": _SLEEP_S}] * min(1000, count - len(jobs))
             answer = await caller.call("POST", "/api/functions/sleeper/invoke-batch", 202, json={"items": items})
             jobs += [item["job_id"] for item in answer["items"]]
-        return await _watch(run, platform, caller, jobs)
+        return await _watch(measurement, platform, caller, jobs)
 
 
-async def _watch(run: Run, platform: Platform, caller: Caller, jobs: list[str]) -> list[Figure]:
+async def _watch(measurement: Measurement, platform: Platform, caller: Caller, jobs: list[str]) -> list[Figure]:
     api = platform.processes()["api"]
-    run.say(f"{len(jobs):,} waiters")
+    measurement.say(f"{len(jobs):,} waiters")
     entering = asyncio.Semaphore(_AT_ONCE)
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from bench import functions, load, recorded
 from bench.figure import Better, Figure
+from bench.measurement import Measurement
 from bench.platform import Platform
-from bench.run import Run
 
 CLIENTS = 64
 
 
-async def measure(run: Run) -> list[Figure]:
-    arq_latency, arq_drained = await run.baselines.arq_latency(), await run.baselines.arq_drained()
-    redis = await run.baselines.redis_round_trip()
-    async with run.platform() as platform, platform.caller() as caller:
+async def measure(measurement: Measurement) -> list[Figure]:
+    arq_latency, arq_drained = await measurement.baselines.arq_latency(), await measurement.baselines.arq_drained()
+    redis = await measurement.baselines.redis_round_trip()
+    async with measurement.platform() as platform, platform.caller() as caller:
         await caller.deploy("hello", functions.HELLO)
         request = caller.request("hello", functions.HELLO_BODY)
         image = await platform.image_of()
-        run.say("warm synchronous, 1 client")
-        ones = [await _load(platform, request, 1, run.pick(3, 6)) for _ in range(run.pick(1, 3))]
-        run.say(f"warm synchronous, {CLIENTS} clients")
-        manies = [await _load(platform, request, CLIENTS, run.pick(4, 10)) for _ in range(run.pick(1, 3))]
+        measurement.say("warm synchronous, 1 client")
+        ones = [await _load(platform, request, 1, measurement.pick(3, 6)) for _ in range(measurement.pick(1, 3))]
+        measurement.say(f"warm synchronous, {CLIENTS} clients")
+        manies = [
+            await _load(platform, request, CLIENTS, measurement.pick(4, 10)) for _ in range(measurement.pick(1, 3))
+        ]
         await recorded.settled(platform, timeout_s=60)
         await recorded.all_succeeded(platform)
         phases = await recorded.phases_ms(platform, ones[-1].started, ones[-1].elapsed_s)
-        bare = await run.baselines.bare_call(image)
+        bare = await measurement.baselines.bare_call(image)
     one = sorted(ones, key=lambda outcome: outcome.p50_ms)[len(ones) // 2]
     many = sorted(manies, key=lambda outcome: outcome.rate)[len(manies) // 2]
     details: dict[str, object] = {

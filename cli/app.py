@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from cli.commands import JsonFlag, Run, at_least, output_of
+from cli.commands import CliContext, JsonFlag, at_least, output_of
 from cli.commands.accounts import login, logout, me, register
 from cli.commands.deliveries import deliveries, redeliver, webhook_secret
 from cli.commands.deploy import deploy
@@ -139,34 +139,34 @@ def main(args: Sequence[str], env: Environment) -> ExitStatus:
 
     Writes to the environment's streams only. Raises nothing but what is a mistake in this program.
     """
-    run = Run(env=env)
+    context = CliContext(env=env)
     try:
         with contextlib.redirect_stdout(env.stdout), contextlib.redirect_stderr(env.stderr):
-            code = get_command(app).main(list(args), prog_name="containerpub", standalone_mode=False, obj=run)
+            code = get_command(app).main(list(args), prog_name="containerpub", standalone_mode=False, obj=context)
         return ExitStatus(code or 0)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except typer.TyperException as error:
-        run.as_json = run.as_json or "--json" in args
-        return _refused(error, run)
+        context.as_json = context.as_json or "--json" in args
+        return _refused(error, context)
     except CliError as error:
-        return _ended(error, run)
+        return _ended(error, context)
 
 
-def _ended(error: CliError, run: Run) -> ExitStatus:
+def _ended(error: CliError, context: CliContext) -> ExitStatus:
     if error.status is ExitStatus.OUTPUT_CLOSED:
         return error.status
     try:
-        Output(run.env, as_json=run.as_json).error(error)
+        Output(context.env, as_json=context.as_json).error(error)
     except CliError as closed:
         return closed.status
     return error.status
 
 
-def _refused(error: typer.TyperException, run: Run) -> ExitStatus:
+def _refused(error: typer.TyperException, context: CliContext) -> ExitStatus:
     """The command line is wrong, or names no command at all, which shows the help."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        run.env.stderr.write(error.format_message() + "\n")
+        context.env.stderr.write(error.format_message() + "\n")
         return ExitStatus.USAGE
     command = getattr(getattr(error, "ctx", None), "command_path", "containerpub")
-    return _ended(CliError(error.format_message(), hint=f"See `{command} --help`."), run)
+    return _ended(CliError(error.format_message(), hint=f"See `{command} --help`."), context)

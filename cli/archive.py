@@ -43,7 +43,7 @@ class Archive:
     files: int
 
     def reader(self) -> IO[bytes]:
-        """A file at the first byte that may be closed by whoever reads it."""
+        """A file at the first byte; the reader may close it."""
         self.content.seek(0)
         return os.fdopen(os.dup(self.content.fileno()), "rb")
 

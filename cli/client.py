@@ -72,10 +72,10 @@ class Answer:
     document: dict[str, Any]
 
 
-def retry_delay_s(attempt: int, *, jitter: float, retry_after_s: float | None = None) -> float:
-    """How long to wait after try number ``attempt`` (from 0): doubling, spread over its upper half by ``jitter`` in
+def retry_delay_s(retries: int, *, jitter: float, retry_after_s: float | None = None) -> float:
+    """How long to wait after ``retries`` retries: doubling, spread over its upper half by ``jitter`` in
     [0, 1), and never less than the server asked for."""
-    spread = FIRST_DELAY_S * 2.0**attempt * (0.5 + jitter / 2)
+    spread = FIRST_DELAY_S * 2.0**retries * (0.5 + jitter / 2)
     return max(spread, retry_after_s or 0.0)
 
 
@@ -122,23 +122,23 @@ class Client:
 
     async def send(self, request: Request, *, token: str | None) -> Answer:
         """The server's answer below 400. Raises :class:`ApiError` for others, :class:`Unreachable` without one."""
-        attempt = 0
+        retries = 0
         while True:
             try:
                 return await self._exchange(request, token)
             except Unreachable as error:
-                if not (request.method == "GET" or error.before_sending) or attempt + 1 >= MAX_TRIES:
+                if not (request.method == "GET" or error.before_sending) or retries + 1 >= MAX_TRIES:
                     raise
-                delay = retry_delay_s(attempt, jitter=self._jitter())
+                delay = retry_delay_s(retries, jitter=self._jitter())
             except ApiError as error:
                 asked = error.retry_after_s
-                if request.method != "GET" or error.http_status not in RETRIED_STATUSES or attempt + 1 >= MAX_TRIES:
+                if request.method != "GET" or error.http_status not in RETRIED_STATUSES or retries + 1 >= MAX_TRIES:
                     raise
                 if asked is not None and asked > MAX_RETRY_AFTER_S:
                     raise
-                delay = retry_delay_s(attempt, jitter=self._jitter(), retry_after_s=asked)
+                delay = retry_delay_s(retries, jitter=self._jitter(), retry_after_s=asked)
             await self._sleep(delay)
-            attempt += 1
+            retries += 1
 
     async def _exchange(self, request: Request, token: str | None) -> Answer:
         if self._http is None:
@@ -173,7 +173,7 @@ class Client:
     async def stream(self, request: Request, *, token: str | None) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
         """The Server-Sent Events of an answer: name, id and data of each. It may end at any time.
 
-        Raises as :meth:`send`, which is asked again; this is not.
+        Raises as :meth:`send`, and never repeats the request.
         """
         if self._http is None:
             raise RuntimeError("the client is not open")
@@ -205,7 +205,7 @@ class Client:
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """What goes wrong with a connection, as :class:`Unreachable`."""
+        """Turns errors of a connection into :class:`Unreachable`."""
         try:
             yield
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:

@@ -1,4 +1,4 @@
-"""Everything of the outside world that the command may touch without being told by its arguments."""
+"""The parts of the outside world that the command uses whatever its arguments are."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
     ├── NotLoggedIn        no credentials, or the server did not accept them
     ├── ApiError           the server answered with a problem document
     ├── Unreachable        no usable answer came
-    ├── WaitRanOut         what was waited for is still going on
-    └── OutputClosed       whoever read the output went away
+    ├── WaitRanOut         the job was not final when the wait ran out
+    └── OutputClosed       the reader of the output went away
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class CliError(Exception):
 
 
 class UsageError(CliError):
-    """Nothing was sent; the command has to be given differently."""
+    """The command was given wrongly; nothing was sent."""
 
 
 class NotLoggedIn(CliError):
@@ -122,7 +122,7 @@ class OutputClosed(CliError):
 
 
 class ApiError(CliError):
-    """The server said no. ``retry_after_s`` is what it asked for, ``problem`` its whole document."""
+    """The server refused. ``retry_after_s`` is from its ``Retry-After``, ``problem`` its whole document."""
 
     def __init__(self, *, http_status: int, problem: Mapping[str, object], retry_after_s: float | None = None) -> None:
         code = problem.get("code")

@@ -1,4 +1,4 @@
-"""Looking on a job: its events as they happen, however often the connection breaks."""
+"""Follows a job: yields its events as they happen, and connects again whenever the connection breaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Event:
 async def events(session: Session, job_id: str) -> AsyncIterator[Event]:
     """The events of a job until its final state, each once.
 
-    :raises Unreachable: when nothing was heard for :data:`PATIENCE_S` and the server does not answer.
+    :raises Unreachable: when no event came for :data:`PATIENCE_S` and the server does not answer.
     """
     last_id, heard_at = "", time.monotonic()
     while last_id != _LAST:

@@ -1,4 +1,4 @@
-"""What a person sees of something that takes time, on stderr: its phase and the lines it writes."""
+"""Shows the progress of a slow command on stderr: its phase and its lines."""
 
 from __future__ import annotations
 

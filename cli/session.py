@@ -1,8 +1,8 @@
-"""Calls on behalf of an account: whose token goes along, and what happens when it is no longer accepted.
+"""Calls on behalf of an account, with its token, which is renewed when the server no longer accepts it.
 
-A token that was refused is renewed once with the refresh token; if that is refused as well, a person at a terminal is
-asked to log in and the call is made again. Refresh tokens work once, and using one twice ends the whole login, so that
-commands that run at the same time take turns, and the second one finds the first one's new token.
+The session renews a refused token once with the refresh token. If the server refuses that too, the session asks a
+person at a terminal to log in, and makes the call again. A refresh token works once, and a second use ends the whole
+login. So commands that run at the same time take turns, and the second one finds the first one's new token.
 """
 
 from __future__ import annotations

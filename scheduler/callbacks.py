@@ -1,4 +1,4 @@
-"""Callbacks that are due, on their way to their receivers."""
+"""Sends callbacks that are due to their receivers."""
 
 from __future__ import annotations
 
@@ -33,28 +33,29 @@ log = logging.getLogger(__name__)
 
 _REPLY_BYTES = 64 * 1024
 _FACTOR = 3.0
-_HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of an attempt
+_HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of a try
 _GONE = 410  # the receiver wants no more of it
-_THREADS = 2  # a callback at a time: a look-up may outlast the attempt that it was for
+_THREADS = 2  # a callback at a time: a look-up may outlast its try
 _USER_SHARE = 4  # of all at a time, a fourth at most are one user's
 
 
 class _AddressRefused(OSError):
-    """The address that was about to be connected to is not one for callbacks."""
+    """A callback was about to connect to an address that callbacks may not go to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """Of one attempt; ``error`` is None if it was delivered."""
+    """How one try ended; ``error`` is None if the callback was delivered."""
 
     http_status: int | None = None
     error: str | None = None
 
 
 class Callbacks:
-    """Sends callbacks. An async context manager: on leaving, attempts on their way are given up, to be made again.
+    """Sends callbacks. An async context manager: on leaving it breaks off the tries under way.
 
-    A scheduler that dies while sending leaves the callback claimed for a while; then it is sent again, with its id.
+    A callback whose try was broken off, or whose scheduler died, stays claimed for a while. Then a scheduler sends it
+    again, with the same id.
 
     :param resolver: finds the addresses of names; the system's if left out.
     """
@@ -66,7 +67,7 @@ class Callbacks:
         self._deliveries = deliveries
         self._allow = settings.callback_networks
         self._timeout_s = settings.callback_timeout_seconds
-        self._max_attempts = settings.callback_max_attempts
+        self._max_tries = settings.callback_max_attempts
         self._retry_s = settings.callback_retry_seconds
         self._max_retry_s = settings.callback_retry_max_seconds
         self._at_once = settings.callback_concurrency
@@ -76,7 +77,7 @@ class Callbacks:
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        # Every attempt connects anew, so that every attempt's address is judged.
+        # Every try connects anew, so that the address of each is judged.
         connector = aiohttp.TCPConnector(
             resolver=self._resolver or Names(threads=_THREADS * self._at_once),
             socket_factory=self._socket,
@@ -100,7 +101,7 @@ class Callbacks:
         await self._http.close()
 
     async def step(self) -> int:
-        """Begin to send what is due, as far as there is room; how many were begun."""
+        """Begin to send due callbacks, as many as there is room for; how many it began."""
         for task in [task for task in self._sending if task.done()]:
             del self._sending[task]
             task.result()
@@ -113,7 +114,7 @@ class Callbacks:
                 sending=Counter(self._sending.values()),
             )
             for delivery in found:
-                task = asyncio.create_task(self._attempt(delivery), name="callback")
+                task = asyncio.create_task(self._try(delivery), name="callback")
                 self._sending[task] = delivery.user_id
             begun += len(found)
             if len(found) < room:
@@ -121,15 +122,16 @@ class Callbacks:
         return begun
 
     async def run_once(self) -> Counter[DeliveryStatus]:
-        """Send what is due, to the end of these attempts; how many ended how. Pending: to be tried again."""
+        """Send due callbacks, one try each, and wait for their end; how many are in which state now."""
         await self.step()
         tasks = list(self._sending)
         found = [status for status in await asyncio.gather(*tasks) if status is not None]
         self._sending.clear()
         return Counter(found)
 
-    async def _attempt(self, delivery: Delivery) -> DeliveryStatus | None:
-        """Make one attempt and note what became of it; None if that could not be noted, or was overtaken."""
+    async def _try(self, delivery: Delivery) -> DeliveryStatus | None:
+        """Send the callback once and write down how that ended; its state then. None if Postgres did not take it or
+        another try began meanwhile."""
         fields = {"delivery": str(delivery.id), "job": str(delivery.job_id), "attempt": delivery.attempts}
         try:
             job = await self._jobs.get(delivery.user_id, delivery.job_id)
@@ -155,17 +157,17 @@ class Callbacks:
     def _status_after(self, delivery: Delivery, outcome: _Outcome) -> DeliveryStatus:
         if outcome.error is None:
             return DeliveryStatus.DELIVERED
-        if delivery.attempts >= self._max_attempts or outcome.http_status == _GONE:
+        if delivery.attempts >= self._max_tries or outcome.http_status == _GONE:
             return DeliveryStatus.DEAD
         return DeliveryStatus.PENDING
 
-    def _wait_s(self, attempts: int) -> float:
-        """Three times as long after every attempt, up to a limit; a fifth more or less, so that they do not meet."""
-        wait_s = min(self._retry_s * _FACTOR ** min(attempts - 1, 50), self._max_retry_s)
+    def _wait_s(self, tries: int) -> float:
+        """Three times as long after every try, up to a limit; a fifth more or less, so that they do not meet."""
+        wait_s = min(self._retry_s * _FACTOR ** min(tries - 1, 50), self._max_retry_s)
         return wait_s * random.uniform(0.8, 1.2)  # noqa: S311 - nothing secret
 
     def _body(self, delivery: Delivery, job: Job) -> bytes:
-        """The same text at every attempt, since a job that ended does not change."""
+        """The body: the same text at every try, since a job that ended does not change."""
         data = job_view(job)
         size = len(job.result or b"") + len(job.error or b"")
         data["result_omitted"] = size > self._max_outcome_bytes or job.missing is not None
@@ -176,7 +178,7 @@ class Callbacks:
     async def _send(self, delivery: Delivery, body: bytes, secrets: tuple[str, ...]) -> _Outcome:
         status: int | None = None
         try:
-            # aiohttp asks no resolver about an address that stands in the URL itself.
+            # aiohttp asks no resolver about an address that stands in the URL itself, so check it here.
             url = checked_url(delivery.url, self._allow)
             headers = signed_headers(str(delivery.id), int(time.time()), body, secrets)
             headers |= {"Content-Type": "application/json", "User-Agent": "ContainerPub"}
@@ -189,7 +191,7 @@ class Callbacks:
             return _Outcome(http_status=status, error=f"There was no whole answer within {self._timeout_s:g} s.")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _Outcome(http_status=status, error=_sentence(error))
-        except Exception:  # one that cannot be sent must become dead, and not hold up the others
+        except Exception:  # a callback that cannot be sent must become dead, and not hold up the others
             log.exception("a callback cannot be sent", extra={"delivery": str(delivery.id)})
             return _Outcome(http_status=status, error="It could not be sent.")
         if not 200 <= status < 300:
@@ -197,8 +199,8 @@ class Callbacks:
         return _Outcome(http_status=status)
 
     def _socket(self, info: Any) -> socket.socket:
-        """The socket for just this address, if callbacks may go there: whatever a name led to, nothing else is
-        connected to."""
+        """A socket for the address that a name led to, if callbacks may go to it. aiohttp connects to exactly this
+        address, so a second look-up cannot change it."""
         family, kind, protocol, _, address = info
         if not may_be_called(address[0], self._allow):
             raise _AddressRefused("the address is not a public one")
@@ -208,7 +210,7 @@ class Callbacks:
 
 
 async def _read(response: aiohttp.ClientResponse) -> None:
-    """Take an answer in, up to a limit; beyond it the connection is closed."""
+    """Read an answer up to a limit, and close the connection if there is more."""
     left = _REPLY_BYTES
     while left > 0 and (chunk := await response.content.read(left)):
         left -= len(chunk)
@@ -217,7 +219,7 @@ async def _read(response: aiohttp.ClientResponse) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What its owner is told of an attempt that failed; nothing of what is behind a name."""
+    """What the owner reads of a try that failed; it tells nothing of the network behind a name."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, _AddressRefused) or "not a public one" in str(cause):

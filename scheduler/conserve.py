@@ -10,13 +10,13 @@ from shared.queue.queue import Queue
 log = logging.getLogger(__name__)
 
 SHARE = 0.1
-"""How much of its time the check takes: it must not slow down the queue, and a long queue takes long."""
+"""The part of its time that the check works: a long queue takes it long, and it must not slow down the queue."""
 _NAMED = 10
 _KEPT = 10
 
 
 class Conserve:
-    """:param every_s: time between two checks; what one found is forgotten when ten should have followed."""
+    """:param every_s: time between two checks; ``/metrics`` forgets the findings of a check after ten times that."""
 
     def __init__(self, queue: Queue, conservation: Conservation, *, every_s: float) -> None:
         self._queue = queue
@@ -24,7 +24,7 @@ class Conserve:
         self._every_s = every_s
 
     async def run_once(self) -> int:
-        """Check everything, and report how much is out of place, which is returned. Repairs nothing."""
+        """Check everything, and report the number of findings, which is returned. Repairs nothing."""
         balance = await self._conservation.run_once()
         count = len(balance.findings)
         if count:

@@ -1,4 +1,4 @@
-"""Jobs that were accepted for later, on their way to the queue once their time has come."""
+"""Puts jobs that were accepted for later on the queue once their time has come."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Due:
         self._jobs = jobs
 
     async def run_once(self) -> int:
-        """Put what is due on the queue; how many. From the first step on they are jobs like all others: what cannot be
-        put there now is found by the reconciler."""
+        """Put due jobs on the queue; how many. Postgres has them as ``queued`` from the first step on, so the
+        reconciler finds those that cannot be put there now."""
         moved = 0
         while due := await self._jobs.fall_due(limit=_MOST):
             moved += len(due)

@@ -1,4 +1,4 @@
-"""Jobs that had to start by a time that is over."""
+"""Ends jobs that have not started by their ``expires_at``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Expiry:
         self._jobs = jobs
 
     async def run_once(self) -> int:
-        """End them, wherever they are, as far as they do not run; how many."""
+        """End these jobs wherever they are, unless they run; how many."""
         ended = 0
         after = LOWEST_ID
         while True:

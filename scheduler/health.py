@@ -23,7 +23,7 @@ _TIMEOUT_S = 4.0
 
 
 async def problem(database_url: str) -> str | None:
-    """Why no scheduler counts as leading; ``None`` if one does. Raises :class:`Unavailable`."""
+    """Why no scheduler leads; ``None`` if one does. Raises :class:`Unavailable`."""
     with postgres_errors():
         connection = await asyncpg.connect(database_url, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
         try:

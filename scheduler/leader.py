@@ -1,4 +1,5 @@
-"""Leadership: a lease in Postgres. Everything a leader writes is idempotent, so two for a moment do no harm."""
+"""Leadership of the schedulers: a row in Postgres with an end. All that a leader writes is idempotent, so two leaders
+for a moment do no harm."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ class Leader:
         self._holder = holder
         self._life_s = life_s
         self._until = 0.0
-        self._led = False  # as it was said last
+        self._led = False  # as last logged
 
     @property
     def leading(self) -> bool:
-        """Whether the lease is ours, by this process's own clock since before it was asked for."""
+        """Whether this process leads: by its own clock, ``life_s`` since before it last asked Postgres is not over."""
         return asyncio.get_running_loop().time() < self._until
 
     @property
@@ -35,11 +36,11 @@ class Leader:
         return Loop(name="leader", run_once=self.run_once, interval_s=min(self._life_s / 3, 2.0))
 
     async def run_once(self) -> bool:
-        """Take or renew the lease; whether it is ours now."""
+        """Take or renew leadership; whether this process leads now."""
         asked_at = asyncio.get_running_loop().time()
         try:
             with postgres_errors():
-                holder = await self._pool.fetchval(_SQL["take_lease"], _NAME, self._holder, self._life_s)
+                holder = await self._pool.fetchval(_SQL["take_leadership"], _NAME, self._holder, self._life_s)
             self._until = asked_at + self._life_s if holder == self._holder else 0.0
         finally:
             if self.leading != self._led:
@@ -48,7 +49,7 @@ class Leader:
         return self.leading
 
     async def resign(self) -> None:
-        """Let the next one lead at once."""
+        """Let another scheduler lead at once."""
         self._until = 0.0
         with postgres_errors():
-            await self._pool.execute(_SQL["drop_lease"], _NAME, self._holder)
+            await self._pool.execute(_SQL["drop_leadership"], _NAME, self._holder)

@@ -1,7 +1,7 @@
-"""Lost workers: a lease is over when a worker's heartbeat has not moved for its length on this process's own clock.
+"""Lost workers: a worker's lease is over when its heartbeat has not moved for ``lease_s`` on this process's own clock.
 
-No wall clock is read, so a clock that jumps expires nothing; a new leader watches for a whole lease before it judges,
-and so does one that could not watch for a while: neither could the workers beat if it was Redis that stood still.
+No wall clock is read, so a clock that jumps expires nothing. A new leader watches for a whole ``lease_s`` before it
+judges. So does a leader that could not watch for a while: if Redis stood still, the workers could not beat either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LeaseReaper:
-    """:param lease_s: silence after which a worker is lost. :param max_lost: lost deliveries that end a job."""
+    """:param lease_s: silence after which a worker is lost. :param max_lost: lost attempts that end a job."""
 
     def __init__(self, queue: Queue, *, lease_s: float, max_lost: int) -> None:
         self._queue = queue
@@ -25,8 +25,8 @@ class LeaseReaper:
         self._looked_at = 0.0
 
     async def run_once(self) -> list[str]:
-        """Look at all heartbeats once; the workers that were given up."""
-        # One that died between a claim and its first heartbeat is known by what it holds.
+        """Look at all heartbeats once; the workers that are lost now."""
+        # A worker that died between a claim and its first heartbeat is found by the attempts that it holds.
         beats = dict.fromkeys(await self._queue.holders(), 0) | await self._queue.beats()
         now = asyncio.get_running_loop().time()
         if now - self._looked_at > self._lease_s / 2:

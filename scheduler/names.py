@@ -1,7 +1,7 @@
-"""Addresses of the names that callbacks go to, looked up in threads of their own.
+"""Looks up the addresses of names that callbacks go to, in threads of its own.
 
-The event loop's own threads are few. Names whose servers do not answer would hold them for as long as their owners
-like, and hold up everybody else's callbacks with them.
+The event loop has few threads. A name whose servers do not answer would hold one for as long as the name's owner likes,
+and hold up the callbacks of all other users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 
 class Names(AbstractResolver):
-    """:param threads: look-ups at a time; one that was given up goes on in its thread until it ends."""
+    """:param threads: look-ups at a time. A look-up whose caller gave up keeps its thread until it ends."""
 
     def __init__(self, *, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, "names")
@@ -25,7 +25,7 @@ class Names(AbstractResolver):
         found = await asyncio.get_running_loop().run_in_executor(
             self._threads, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
         )
-        # An address with a zone is of one link only, and would not be called in any case.
+        # Callbacks never go to an address with a zone: it is valid on one link only.
         return [
             ResolveResult(
                 hostname=host, host=str(address[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST

@@ -1,14 +1,13 @@
 """Opening the queue: at first, and again whenever Redis was restarted or emptied.
 
-The queue in Redis is a copy; Postgres has every accepted job. A new generation is opened in this order, and a leader
-that dies half-way is followed by one that starts over. One that was only asleep finds the other's generation and stops:
+The queue in Redis is a copy; Postgres has every accepted job. The leader opens a new generation in this order. If it
+dies half-way, the next leader starts over. If it only slept meanwhile, it finds the other's generation and stops:
 
-1. the new generation is set, closed, and the scripts are unloaded, so that no process takes a step;
-2. what is left of the old copy goes, but not the stream of records: those attempts ended;
-3. the scripts are loaded, which tells everybody that there is a queue again: attempts can be settled and registered,
-   not claimed;
-4. workers register what they still run, for a grace time; the records are written to Postgres;
-5. every open job of Postgres is put on the queue, those of stopped functions apart, and claims are open.
+1. It sets the new generation, closed, and unloads the scripts, so that no process can take a step.
+2. It deletes the rest of the old copy, but not the stream of records: their attempts have ended.
+3. It loads the scripts again: from now on processes can settle and register attempts, but not claim jobs.
+4. It waits while workers register the attempts that they still run, and writes the records to Postgres.
+5. It puts every open job of Postgres on the queue, parks those of stopped functions, and opens claims.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ return 1
 
 
 class Rebuild:
-    """:param grace_s: time that live workers have to register what they run."""
+    """:param grace_s: time that live workers have to register their running attempts."""
 
     def __init__(self, redis: Redis, queue: Queue, jobs: Jobs, pool: Pool, *, grace_s: float = 1.0) -> None:
         self._redis = redis
@@ -67,8 +66,8 @@ class Rebuild:
         self._grace_s = grace_s
 
     async def needed(self) -> bool:
-        """Whether the copy in Redis is missing, half made, older than Redis's last start, or another release's in its
-        layout. Scripts that are unknown in one that is none of that, as after an upgrade, are loaded."""
+        """Whether the copy in Redis is missing, half made, older than Redis's last start, or in another release's
+        layout. If it is none of these and only scripts are unknown, as after an upgrade, loads them."""
         with redis_errors():
             known = await self._redis.script_exists(*(script.sha for script in SCRIPTS))
             is_open, run, layout = await self._redis.hmget(GENERATION, ["open", "run", "layout"])  # type: ignore[misc]
@@ -109,12 +108,12 @@ class Rebuild:
         return count
 
     async def _run_id(self) -> str:
-        """Another one after each start of Redis."""
+        """The id of this run of Redis: each start of Redis has another one."""
         with redis_errors():
             return str((await self._redis.info("server"))["run_id"])
 
     async def _begin(self, generation: str) -> None:
-        """Close the queue. Together with the scripts' end, so that no process takes a step in between."""
+        """Close the queue and unload the scripts in one transaction, so that no process takes a step in between."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.eval(_BEGIN, 1, GENERATION, generation, await self._run_id(), LAYOUT)
         pipe.script_flush()
@@ -123,7 +122,8 @@ class Rebuild:
             raise Unavailable(_ANOTHER)
 
     async def _guarded(self, script: str, generation: str, *keys: bytes) -> None:
-        """A step that only the newest generation may take. :raises Unavailable: if another leader is further."""
+        """Run ``script`` if ``generation`` is still the newest. :raises Unavailable: if another leader set a newer
+        one."""
         if not await self._redis.eval(script, 1 + len(keys), GENERATION, *keys, generation):  # type: ignore[arg-type, misc]
             raise Unavailable(_ANOTHER)
 
@@ -137,11 +137,11 @@ class Rebuild:
                     batch = []
             if batch:
                 await self._guarded(_REMOVE, generation, *batch)
-        # Counters start anew with the generation; workers beat again as they join.
+        # The counters start anew with each generation; workers beat again as they join it.
         await self._guarded(_REMOVE, generation, b"cp:epoch", b"cp:turn", WORKERS.encode())
 
     async def _write_records(self) -> None:
-        """Nothing that ended may be put on the queue again because its record is still on its way."""
+        """Write all records to Postgres, so that no job that ended is still open there and enqueued again."""
         drain = Drain(self._redis, self._jobs, consumer=f"rebuild-{new_id().hex[-8:]}")
         loop = asyncio.get_running_loop()
         least, give_up_at = await drain.backlog(), loop.time() + _DRAIN_BOUND_S
@@ -152,7 +152,7 @@ class Rebuild:
                 if loop.time() > give_up_at:
                     raise Unavailable(f"{backlog} records cannot be written")
                 if not await drain.run_once() and not await drain.take_over():
-                    await asyncio.sleep(0.1)  # another consumer is writing them just now
+                    await asyncio.sleep(0.1)  # another consumer has read them and is writing them
         finally:
             await drain.leave()
 

@@ -1,6 +1,6 @@
-"""The reconciler: jobs that Postgres has accepted and the queue does not know are put on it.
+"""The reconciler: puts jobs on the queue that Postgres has as open and the queue does not hold.
 
-That happens when an API process dies between its commit and its call to Redis, or when Redis was away just then.
+There are such jobs when an API process dies between its commit and its call to Redis, or when Redis was away then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SETTLED_BOUND_S = 5.0
 
 
 class Reconciler:
-    """:param age_s: jobs younger than this are left to the process that accepted them."""
+    """:param age_s: the reconciler leaves jobs younger than this to the process that accepted them."""
 
     def __init__(self, queue: Queue, jobs: Jobs, drain: Drain, *, age_s: float = 3.0) -> None:
         self._queue = queue
@@ -41,8 +41,8 @@ class Reconciler:
     async def run_once(self) -> int:
         """Look at open jobs; how many were missing and are queued now.
 
-        At the newest each time, since a job whose acceptor died should not wait for long; at a long backlog in turns,
-        so that one run stays short.
+        It looks at the newest jobs each time, since a job whose API process died should not wait for long, and at older
+        ones a part at a time, so that one run stays short.
         """
         new = lowest_id(datetime.now(UTC) - timedelta(seconds=_NEW_S))
         _, added = await self._look(new, _PAGES_OF_NEW)
@@ -52,7 +52,8 @@ class Reconciler:
         return added + old
 
     async def _look(self, after: UUID, pages: int) -> tuple[UUID, int]:
-        """Where to go on, from the beginning if the end was reached, and how many were missing."""
+        """Check up to ``pages`` of jobs after ``after``; the id to go on from, the lowest after the last page, and how
+        many jobs were missing."""
         added = 0
         for _ in range(pages):
             page = await self._jobs.open_ids(after=after, limit=_PAGE, age_s=self._age_s)
@@ -70,8 +71,8 @@ class Reconciler:
             missing += [job for job, there in zip(ids, flags, strict=True) if not there]
         if not missing:
             return 0
-        # A job may be missing because it just ended: only one that is still open after every record that was on its
-        # way has been written is truly lost.
+        # A job may be missing because it just ended. It is lost only if it is still open after all records that were on
+        # their way have been written.
         if not await self._records_written():
             return 0
         added = 0

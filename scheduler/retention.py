@@ -1,4 +1,4 @@
-"""What is not kept any longer: results, payloads, and in the end jobs with the records of their attempts."""
+"""Deletes results and payloads, and in the end jobs with the records of their attempts, when their time is over."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _PORTIONS_A_RUN = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """For how many days: results and errors after a job's end; payloads of jobs that failed, to be repeated; jobs after
-    their end, and records and logs of their attempts after they were accepted."""
+    """For how many days data are kept: results and errors, after the job's end; payloads of failed jobs, after the
+    job's end, for redrives; jobs, after their end, and records and logs of their attempts, after the job was
+    accepted."""
 
     result_days: float
     redrive_days: float
@@ -29,7 +30,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """Rows, but for ``months``: partitions of records."""
+    """Numbers of dropped rows; ``months`` is a number of partitions of records."""
 
     results: int
     payloads: int
@@ -48,7 +49,7 @@ class Retention:
         self._portion = portion
 
     async def run_once(self) -> Dropped:
-        """Drop what is due, within bounds: a long backlog takes several runs."""
+        """Drop data whose time is over, within bounds: a long backlog takes several runs."""
         kept = self._kept
         record_s = kept.record_days * _DAY_S
         oldest_kept = lowest_id(datetime.now(UTC) - timedelta(days=kept.record_days))

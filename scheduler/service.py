@@ -119,14 +119,14 @@ async def serve(settings: Settings) -> None:
 
 
 async def make_partitions(pool: Pool) -> int:
-    """Months of records ahead of time; how many were made."""
+    """Make the partitions for the records of the coming months; how many were new."""
     with postgres_errors():
         return int(await pool.fetchval(queries("leases")["make_partitions"]))
 
 
 async def watch_policy(redis: Redis) -> None:
-    """Say so again and again where Redis was told to evict keys after everybody had started: it loses queued jobs then,
-    and whoever starts anew refuses to."""
+    """Log an error as long as Redis is set to evict keys. An operator may set that after all processes started, whose
+    check at the start then saw nothing; Redis loses queued jobs by it."""
     try:
         await refuse_evicting_policy(redis)
     except Misconfigured as error:

@@ -1,4 +1,5 @@
-"""Stopped functions: the queue is told which they are, also where the API process that stopped them has died."""
+"""Brings the queue's list of stopped functions in line with Postgres, in case the API process that stopped or started
+one died before it reached the queue."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ class StoppedFunctions:
         self._functions = functions
 
     async def run_once(self) -> int:
-        """Stop and start on the queue what Postgres has as stopped and started; how many functions were told of.
+        """Stop and start functions on the queue as Postgres has them; how many changed there.
 
-        One with many jobs that wait is started in steps, so that no run is long.
+        A function with many parked jobs is started in steps, so that no run is long.
         """
         wanted = await self._functions.stopped()
         stopped, starting = await self._queue.stopped_functions()

@@ -1,4 +1,4 @@
-"""Which addresses are single machines of the public net."""
+"""Which addresses belong to single machines of the public internet."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(one) for one in text.split())
 
 
-# The registry of special-purpose addresses (RFC 6890 and its successors): what is no single machine of the public net.
+# The registry of special-purpose addresses (RFC 6890 and its successors): none is a single machine of the internet.
 NOT_PUBLIC = _networks(
     "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24"
     " 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
 )
-# Public by their number, and where a cloud tells a machine its secrets.
+# A public address at which a cloud answers its machines with their secrets.
 METADATA = _networks("168.63.129.16/32")
 
 _UNICAST = IPv6Network("2000::/3")
-# Of these: protocols' own and Teredo, documentation, 6to4, documentation again.
+# Ranges of global unicast that are not public: protocols' own and Teredo, documentation, 6to4, documentation again.
 _UNICAST_NOT_PUBLIC = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 _NAT64 = IPv6Network("64:ff9b::/96")
 _ISATAP = (0x00005EFE, 0x02005EFE)
@@ -36,7 +36,7 @@ def embedded_in(address: IPv6Address) -> IPv4Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether ``address`` is global unicast. Of IPv6 addresses that stand for IPv4 ones only those of NAT64 can be."""
+    """Whether ``address`` is global unicast. An IPv6 address that stands for an IPv4 one counts only as NAT64."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in (*NOT_PUBLIC, *METADATA))
     if address in _NAT64:

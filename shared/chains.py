@@ -1,8 +1,8 @@
-"""Jobs that follow others: what the next function is called with.
+"""Jobs that follow others, and the event that such a job's function gets.
 
-Such a job is written in the transaction that ends the one before, where nothing may be fetched or opened. So its
-payload only names that job: the byte ``03`` and the id. The worker that runs it makes the event of what is kept of the
-other.
+A following job is inserted in the transaction that ends the job before, which must not wait for the artifact store and
+has no keys. So its payload only names the job before: the byte ``03`` and its id. The worker that runs the following
+job makes the event from the row of the job before.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     ContainerPubError
     ├── BadRequest            malformed input                        400
     ├── Unauthenticated       no or no valid credentials             401
-    ├── Forbidden             known, and still not allowed           403
+    ├── Forbidden             a known caller who may not do this     403
     ├── NotFound              not there, or not yours                404
     ├── RequestTimeout        the request did not arrive in time     408
     ├── Conflict              the state does not allow it            409
@@ -15,8 +15,8 @@
     ├── TooMany               over a quota or a rate                 429
     ├── Unavailable           a dependency is away                   503
     │   ├── ArtifactMissing   the artifact store does not have it
-    │   ├── ArtifactCorrupt   what it has is not what was stored
-    │   └── Unreadable        sealed with a key that is not there
+    │   ├── ArtifactCorrupt   its copy has another digest
+    │   └── Unreadable        sealed with a key that this process lacks
     ├── WaitTimeout           the caller's wait ran out              504
     └── Misconfigured         settings or environment are wrong      (start-up)
 

@@ -26,7 +26,7 @@ RetryReason = Literal["handler_error", "timeout", "out_of_memory", "crashed", "i
 
 
 class FunctionSettings(BaseModel):
-    """What a version was deployed with; flat keys of ``containerpub.toml``. Frozen with the version."""
+    """The settings of a version, as flat keys of ``containerpub.toml``. They never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -205,8 +205,8 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an invoke is resolved to; the version is fixed at that moment. ``version_id`` is None before the first
-    version is active."""
+    """The function and version that an invoke runs, fixed when the API resolves it. ``version_id`` is None before the
+    first version is active."""
 
     function_id: UUID
     name: str
@@ -218,8 +218,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnableVersion:
-    """What a worker must know of a version to build or start it; everything but its status, and what it was built
-    into, never changes."""
+    """All that a worker needs to build or start a version. Only its status, ``built`` and its layers ever change."""
 
     id: UUID
     function_id: UUID
@@ -229,5 +228,5 @@ class RunnableVersion:
     status: str
     artifact_sha256: str
     settings: FunctionSettings
-    built: bool  # once; False again when its function was deleted
+    built: bool  # False before its first build, and after its function was deleted
     layers: VersionLayers | None  # None too if an older release built it

@@ -128,24 +128,24 @@ PLATFORM_REASONS = frozenset(
 """Failures that are not the function's: a waited-for invoke answers them with 503."""
 
 WORDLESS = frozenset({Reason.WORKER_LOST, Reason.QUEUE_TIMEOUT, Reason.EXPIRED})
-"""Failures that the queue itself tells of, without an error."""
+"""Failures that the queue's scripts record; they come without an error document."""
 
 
 class Missing(StrEnum):
-    """Why what a job ended with is not shown."""
+    """Why a job is shown without its result or error."""
 
     UNREADABLE = "unreadable"  # sealed with a key that this process does not have
-    AWAY = "away"  # the artifact store does not give it just now
+    AWAY = "away"  # the artifact store does not answer just now
     LARGE = "large"  # too large for a list
     EXPIRED = "expired"  # not kept any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """An attempt that is under way, as Redis knows it; Postgres hears of it when it ends."""
+class RunningAttempt:
+    """An attempt that is under way, as Redis knows it; Postgres gets its record when it ends."""
 
     epoch: str
-    attempt: int | None  # None, as the time, if an older release began it
+    attempt: int | None  # None, as claimed_ms is, if an older release began the attempt
     claimed_ms: int | None  # Unix time, by Redis's clock
 
 
@@ -162,8 +162,8 @@ class Job:
     version: int | None  # the version's number
     status: JobStatus
     reason: str | None
-    attempt: int  # deliveries so far that count as attempts
-    lost: int  # of these, how many were lost with their worker
+    attempt: int  # attempts so far, without those that were handed back
+    lost: int  # how many of them were lost with their worker or its engine
     concurrency: int  # of its function over all workers; 0: no limit
     payload: bytes | None
     result: bytes | None
@@ -179,10 +179,10 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
-    missing: Missing | None = None  # why result and error, though they are there, are not here
-    callback_url: str | None = None  # asked for with the job itself; its function's settings may have another
-    chained_from: UUID | None = None  # the job whose end brought this one about
-    chain_refused: str | None = None  # why none follows although its function asks for it
+    missing: Missing | None = None  # why result and error are left out, though the job has them
+    callback_url: str | None = None  # the caller's own; the function's settings may have another
+    chained_from: UUID | None = None  # the job that this one follows
+    chain_refused: str | None = None  # why no job follows although the function's settings ask for one
 
     @property
     def final(self) -> bool:

@@ -8,16 +8,18 @@ from typing import Any
 
 import orjson
 
-from shared.jobs import WORDLESS, Job, JobStatus, Missing, Run
+from shared.jobs import WORDLESS, Job, JobStatus, Missing, RunningAttempt
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 _PRIORITY_NAMES = {value: name for name, value in PRIORITIES.items()}
 
 
-def job_view(job: Job, *, run: Run | None = None, progress: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``run``: the attempt that is under way, which Postgres is not told of. ``progress``: what that said last."""
-    if run is not None and job.status is JobStatus.QUEUED:
-        job = _under_way(job, run)
+def job_view(
+    job: Job, *, running: RunningAttempt | None = None, progress: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """:param running: the attempt that is under way, which Postgres does not have. :param progress: its last report."""
+    if running is not None and job.status is JobStatus.QUEUED:
+        job = _under_way(job, running)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -49,16 +51,16 @@ def job_view(job: Job, *, run: Run | None = None, progress: dict[str, Any] | Non
     }
 
 
-def _under_way(job: Job, run: Run) -> Job:
-    """A job with what is known of the attempt that runs, in place of the one before."""
+def _under_way(job: Job, running: RunningAttempt) -> Job:
+    """``job`` with the attempt that runs in place of the one before."""
     started_at = queue_ms = None
-    if run.claimed_ms is not None:
-        started_at = datetime.fromtimestamp(run.claimed_ms / 1000, UTC)
+    if running.claimed_ms is not None:
+        started_at = datetime.fromtimestamp(running.claimed_ms / 1000, UTC)
         queue_ms = max(0.0, (started_at - (job.run_at or job.created_at)).total_seconds() * 1000)
     return replace(
         job,
         status=JobStatus.RUNNING,
-        attempt=run.attempt or job.attempt + 1,
+        attempt=running.attempt or job.attempt + 1,
         started_at=started_at,
         queue_ms=queue_ms,
         sandbox_ms=None,

@@ -1,4 +1,4 @@
-"""What a version consists of: content-addressed layers on a base that is named by its identity."""
+"""The parts of a version: content-addressed layers on a base, which is named by its identity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LayerRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLayers:
-    """All that a version consists of, fixed once it is built.
+    """The layers of a version and their base, fixed once it is built.
 
     :param base: what the layers stand on: an image's id, or ``process-…`` for a machine's own interpreter.
     """
@@ -41,10 +41,10 @@ class VersionLayers:
 
     @property
     def foundation(self) -> VersionLayers:
-        """What it shares with all versions of its runtime that were built on the same base by the same release."""
+        """The base and the runtime layer: all versions of a runtime that one release built on one base share them."""
         return VersionLayers(base=self.base, layers=tuple(one for one in self.layers if one.kind in _SHARED))
 
     @property
     def own_bytes(self) -> int:
-        """What is the version's own: all but the base image and the runtime."""
+        """Bytes of the version's own layers: all but the base image and the runtime."""
         return sum(layer.size_bytes for layer in self.layers if layer.kind not in _SHARED)

@@ -1,7 +1,8 @@
-"""One shape for all that a process does again and again, and what becomes of the process when one of them dies.
+"""One shape for all that a process does again and again, and the end of the process when such a loop dies.
 
-A loop has a name, a step that returns what it did, and a pause. A step that fails because something else is away is
-logged and tried again; any other exception ends the loop, and with it the process: a supervisor starts a whole one.
+A loop has a name, a step that returns what it did, and a pause. If a step fails because a dependency is away, the
+loop logs it and tries again. Any other exception ends the loop and with it the process, which its supervisor starts
+anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ IDLE_S = 0.5
 
 
 class LoopEnded(Exception):
-    """A loop returned, which none does."""
+    """A loop returned, which is a mistake in this program."""
 
 
 def _always() -> bool:
@@ -32,7 +33,7 @@ def _always() -> bool:
 class Loop:
     """One loop.
 
-    :param run_once: one step, which ends by itself; what it returns is for those who call it alone.
+    :param run_once: one step, which ends by itself; the loop ignores what it returns.
     :param interval_s: seconds between two steps, or a function that says them; None: only ``wake`` begins the next.
     :param retry_s: seconds after a step that failed; the interval if None.
     :param wake: when it is set, the next step begins before the interval is over.
@@ -47,7 +48,7 @@ class Loop:
     active: Callable[[], bool] = _always
 
     async def run(self) -> None:
-        """Until cancelled, or until a step raises what is not to be tried again."""
+        """Repeat the step until cancelled, or until it raises an error that is not tried again."""
         while True:
             pause_s = self.interval_s() if callable(self.interval_s) else self.interval_s
             if self.active():
@@ -81,7 +82,7 @@ class Loops:
         self._tasks += [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
 
     async def failed(self) -> None:
-        """Wait for one of those that were started to die, and raise what it died of.
+        """Wait until a started loop dies, and raise its exception.
 
         :raises LoopEnded: if it just returned.
         """

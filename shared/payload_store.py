@@ -1,9 +1,10 @@
-"""What jobs were called with and what they ended with, on its way in and out: sealed, and apart where it is large.
+"""Payloads and results of jobs: sealed as they are stored and opened as they are read; large ones in the artifact
+store.
 
 A text of more than ``INLINE_BYTES`` is kept in the artifact store, encrypted under a key of its own. In its place
 stands a reference, sealed like any other text: the byte ``02``, the length of that key, the key and the text's name.
-So a change of keys seals references anew and leaves the store alone. A text in the store belongs to one job: it stands
-as long as the job's column does, and is swept afterwards (``worker/consume/payload_sweep.py``).
+So a change of keys seals references anew and leaves the store alone. A text in the store belongs to one job. It stays
+as long as the job's column has the reference; afterwards a sweep deletes it (``worker/consume/payload_sweep.py``).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class PayloadStore:
         self._inline_bytes = inline_bytes
 
     async def put(self, text: bytes, job: UUID, part: Part) -> bytes:
-        """What to keep in the place of ``text``.
+        """Seal ``text``, and store it if it is large; the bytes to keep in its place.
 
         :raises Unavailable: if the artifact store does not take it.
         """
@@ -46,7 +47,7 @@ class PayloadStore:
         return self.keyring.seal(REFERENCE + bytes([len(key)]) + key + name.encode("ascii"), job, part)
 
     async def get(self, kept: bytes, job: UUID, part: Part) -> bytes:
-        """The text that :meth:`put` was given.
+        """The text for which :meth:`put` returned ``kept``.
 
         :raises Unreadable: if it cannot be opened, or is of another job. :raises ArtifactMissing:
         :raises Unavailable: if the artifact store does not give it.
@@ -60,14 +61,14 @@ class PayloadStore:
         except ValueError:
             owner = None
         if owner != (job, part):
-            raise Unreadable(f"It does not refer to the {part} of this job.")
+            raise Unreadable(f"The reference does not name the {part} of this job.")
         content = await self._store.read_text(name)
         try:
             return AESGCM(key).decrypt(_NONCE, content, name.encode("ascii")) if key else content
         except (InvalidTag, ValueError):
-            raise Unreadable(f"What the artifact store has is not the {part} of this job.") from None
+            raise Unreadable(f"The text in the artifact store is not the {part} of this job.") from None
 
 
 def is_reference(text: bytes) -> bool:
-    """Whether an opened text stands for one in the artifact store."""
+    """Whether an opened text is a reference to one in the artifact store."""
     return len(text) > 1 and text[:1] == REFERENCE

@@ -47,10 +47,10 @@ def run(
 
 
 async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel ``tasks`` and wait until none of them runs; what they raise stays theirs.
+    """Cancel ``tasks`` and wait until none of them runs; ignores what they raise.
 
-    A cancellation can be lost, in a library that catches it or takes it for a time-out of its own. One that was
-    must not keep a process from stopping: it is cancelled again, and named.
+    A library can swallow a cancellation, by catching it or by taking it for its own time-out. That must not keep the
+    process from stopping: such a task is cancelled again, and a log line names it.
     """
     running = {task for task in tasks if not task.done()}
     while running:
@@ -62,5 +62,6 @@ async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def tell_if_stuck(within_s: float) -> None:
-    """From here on the process is stopping: if it has not after ``within_s``, say on stderr where its threads are."""
+    """Call this when the process begins to stop: if it still runs after ``within_s``, its threads' stacks go to
+    stderr."""
     faulthandler.dump_traceback_later(within_s, exit=False)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 class Scope(StrEnum):
     READ = "read"  # look at functions, jobs, records
-    INVOKE = "invoke"  # run functions; cancel and repeat what runs or ran
+    INVOKE = "invoke"  # run functions; cancel and repeat jobs
     DEPLOY = "deploy"  # make, change, stop and delete functions
     ADMIN = "admin"  # the account itself and its secrets
 

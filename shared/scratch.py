@@ -29,7 +29,7 @@ class Scratch:
         self._lock = -1
 
     async def open(self) -> None:
-        """Make this process's folder and clear away those of processes that died.
+        """Make this process's folder and remove those of processes that died.
 
         :raises Misconfigured: if the folder cannot be made.
         """
@@ -62,7 +62,7 @@ class Scratch:
 
     def _open(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Locked before it has its final name: a sweep never meets a folder of the living that it could lock.
+        # Locked before it gets its final name: so a sweep never finds a live process's folder unlocked.
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=self._root))
         self._lock = os.open(made / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

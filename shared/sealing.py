@@ -1,11 +1,10 @@
-"""Sealing: what callers send and get is unreadable in Redis and in Postgres to whoever has none of the keys.
+"""Sealing: without a key, the payloads, results and logs in Redis and Postgres cannot be read.
 
-A sealed text is the byte ``01``, the length of the key's id, the id, a salt of 16 bytes, a nonce of 12, and what
-AES-256-GCM makes of the text. No JSON text begins with that byte, so what was never sealed is told apart and read as it
-is. The cipher's key is HMAC-SHA256 of the configured key and the salt: each process draws a salt of its own, and a new
-one long before random nonces under one key could meet. The job's id, and what the text is of that job, are
-authenticated along, so that nothing can be moved to another job or another place. In columns of text, sealed texts
-stand in base64.
+A sealed text is the byte ``01``, the length of the key's id, the id, a salt of 16 bytes, a nonce of 12, and the output
+of AES-256-GCM. No JSON text begins with that byte, so a text that was never sealed is recognised and read as it is. The
+cipher's key is HMAC-SHA256 of the configured key and the salt: each process draws a salt of its own, and a new one long
+before two random nonces under one key could be equal. The job's id and the :class:`Part` are authenticated along, so
+that no sealed text can be moved to another job or another part. In columns of text, sealed texts stand in base64.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def new_key() -> str:
 
 
 class Part(StrEnum):
-    """What a text is of its job."""
+    """Which part of its job a text is."""
 
     PAYLOAD = "payload"
     RESULT = "result"
@@ -51,12 +50,12 @@ class Part(StrEnum):
     LOG = "log"
     PROGRESS = "progress"
     EVENT = "event"
-    SIGNING = "webhook secret"  # no job's: bound to its user
+    SIGNING = "webhook secret"  # belongs to a user, and is bound to the user's id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKey:
-    """``head`` is what everything that it sealed begins with."""
+    """``head`` is how all texts begin that this key sealed."""
 
     id: str
     secret: bytes = field(repr=False)
@@ -82,7 +81,7 @@ class Keyring:
         self._keys = {key.id: key for key in keys}
         self._first = keys[0] if keys else None
         self._left = 0  # seals until the next salt
-        # What the next text begins with, and the cipher that goes with it: one reference, as threads seal too.
+        # The beginning of the next text, and its cipher: one reference, since threads seal too.
         self._current: tuple[bytes, AESGCM]
 
     @classmethod
@@ -119,11 +118,11 @@ class Keyring:
 
     @property
     def first_head(self) -> bytes:
-        """What everything begins with that the first key sealed."""
+        """How all texts begin that the first key sealed."""
         return b"" if self._first is None else self._first.head
 
     def seal(self, text: bytes, job: UUID, part: Part) -> bytes:
-        """``text`` sealed with the first key; as it is if there is none, or nothing to seal."""
+        """``text`` sealed with the first key; unchanged if there is no key or ``text`` is empty."""
         if self._first is None or not text:
             return text
         if self._left <= 0:
@@ -136,9 +135,9 @@ class Keyring:
         return head + nonce + cipher.encrypt(nonce, text, _bound_to(job, part))
 
     def open(self, text: bytes, job: UUID, part: Part) -> bytes:
-        """What was sealed; ``text`` itself if it never was.
+        """The text that was sealed; ``text`` itself if it never was.
 
-        :raises Unreadable: if its key is not there, or it is not what was sealed as this part of this job.
+        :raises Unreadable: if its key is not there, or ``text`` was not sealed as this part of this job.
         """
         if not is_sealed(text):
             return text
@@ -167,7 +166,7 @@ class Keyring:
         return self.open(from_column(text), job, part).decode()
 
     def shown(self, text: str, job: UUID, part: Part) -> str:
-        """As :meth:`open_column`, but a sentence that says so where it cannot be opened."""
+        """As :meth:`open_column`; for a text that cannot be opened, a sentence that says so."""
         try:
             return self.open_column(text, job, part)
         except Unreadable as error:

@@ -222,7 +222,7 @@ class Settings(BaseModel):
     lease_seconds: PositiveSeconds = _setting(30, "Time without a heartbeat after which a worker is lost.")
     heartbeat_seconds: PositiveSeconds = _setting(10, "Time between a worker's heartbeats.")
     max_lost_deliveries: Positive = _setting(
-        3, "Deliveries that may be lost, with their worker or its engine, before a job ends as failed."
+        3, "Attempts that may be lost, with their worker or its engine, before a job ends as failed."
     )
     max_running_per_user: Positive = _setting(100, "Running attempts of one user.")
     max_queued_per_user: Positive = _setting(100_000, "Queued jobs of one user.")
@@ -265,13 +265,13 @@ class Settings(BaseModel):
         (), "Networks (IPv4 or IPv6) that callbacks may go to although they are not public, separated by commas."
     )
     callback_timeout_seconds: Annotated[float, Field(gt=0, le=15)] = _setting(
-        15, "Time of one attempt, from the look-up of the name to the end of the answer."
+        15, "Time of one try of a callback, from the look-up of the name to the end of the answer."
     )
-    callback_max_attempts: Positive = _setting(14, "Attempts after which a callback is dead.")
+    callback_max_attempts: Positive = _setting(14, "Tries after which a callback is dead.")
     callback_retry_seconds: PositiveSeconds = _setting(
-        5, "Wait after the first attempt; it is three times as long after each further one."
+        5, "Wait after the first try of a callback; it is three times as long after each further one."
     )
-    callback_retry_max_seconds: PositiveSeconds = _setting(14_400, "Longest wait between two attempts.")
+    callback_retry_max_seconds: PositiveSeconds = _setting(14_400, "Longest wait between two tries of a callback.")
     callback_concurrency: Positive = _setting(32, "Callbacks sent at a time, at most a fourth of them one user's.")
     callback_max_result_bytes: Positive = _setting(
         128 * KILOBYTE,

@@ -17,7 +17,7 @@ log = logging.getLogger("worker")
 
 
 async def serve(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT; then let what runs finish, and hand back what does not in time."""
+    """Work until SIGTERM or SIGINT; then let running attempts finish, and hand back those that do not end in time."""
     service = Service(settings)
     worker = service.worker
     loop = asyncio.get_running_loop()

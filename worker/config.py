@@ -1,4 +1,4 @@
-"""What an engine needs to know of the installation it serves."""
+"""The configuration of an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.network.outside import EgressPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerfileConfig:
-    """What tenants' own Dockerfiles may take.
+    """Bounds on builds of tenants' own Dockerfiles.
 
     :param base_images: what ``FROM`` may name; empty means the base images of the other runtimes.
     :param cgroup_parent: a cgroup of the operator's that bounds processes; empty where the worker can make its own.
@@ -40,7 +40,7 @@ class EngineConfig:
     :param index_hosts: ``host`` names a dependency install may reach on port 443; ``None`` asks the base image's own
         package manager; empty forbids all.
     :param max_container_changes: containers that are created, started and removed at a time; 0 for as many as the
-        engine's machine has processors. More at once hold up the calls that are running.
+        engine's machine has processors. More at once would slow down running calls.
     :param max_image_bytes: bound on what one version has of its own, and on a Dockerfile's image.
     :param egress: where functions with a network may go.
     :param dockerfile: ``None`` while tenants' Dockerfiles are not built.

@@ -1,4 +1,4 @@
-"""What goes wrong on the platform's side of a sandbox or a build."""
+"""Errors of the platform, not of the function, around sandboxes and builds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class EngineUnavailable(Unavailable):
 
 
 class NotRun(EngineUnavailable):
-    """As its parent, and surely nothing of the function ran."""
+    """The engine failed, and no code of the function ran."""
 
 
 class LayerUnavailable(EngineUnavailable):
-    """A layer is not on this machine, and the artifact store does not give it out.
+    """A layer is not on this machine, and the artifact store does not have it or does not answer.
 
     :param reason: ``artifact_missing`` if the store does not have it as it was, else ``dependency_down``.
     """

@@ -1,7 +1,7 @@
 """``python -m worker.health``: exit status 0 if a worker process of this machine lives, else 1 and the reason.
 
 In a container that is the one worker of that container. It lives if it has signed on and its event loop still writes
-arq's health record, which expires a second after the next one is due.
+arq's health key, which expires a second after the next write is due.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One worker process: its parts, opened in order, and how they are joined."""
+"""One worker process: opens its parts in order and connects them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Service:
         scratch = self._scratch
         await scratch.open()
         self._open.push_async_callback(scratch.close)
-        # Alive before the engine has anything of ours: a sweep of another worker must not take it for a dead one's.
+        # Beat before the engine has anything of this worker: another worker's sweep must not take it for a dead one's.
         await queue.beat(self.id)
         self._open.push_async_callback(self._retire)
         blobs, registry = Blobs(postgres), layer_registry(settings, scratch)
@@ -131,7 +131,7 @@ class Service:
         subscribers = Subscribers(self._redis, settings.keyring)
         serves_invokes = "invoke" in settings.worker_queues
 
-        async def start_ahead(version: RunnableVersion) -> None:
+        async def prewarm(version: RunnableVersion) -> None:
             # Where another process runs the functions, a sandbox of this one would wait for no call.
             if serves_invokes:
                 await pool.prewarm(specs.of(version))
@@ -144,7 +144,7 @@ class Service:
             store=store,
             queue=queue,
             scratch=scratch,
-            start_ahead=start_ahead,
+            prewarm=prewarm,
             limits=BuildLimits(
                 timeout_s=settings.build_timeout_seconds,
                 memory_mb=settings.build_memory_mb,
@@ -236,7 +236,7 @@ class Service:
         )
 
     def drain(self) -> None:
-        """Claim nothing more, and begin to destroy what stands idle: no call will use it any more."""
+        """Claim no more jobs, and begin to destroy idle sandboxes: no call will use them any more."""
         self.worker.stopping.set()
         if self._pool is not None:
             self._pool.drain()
@@ -272,11 +272,11 @@ class Service:
         }
 
     async def _sweep(self) -> int:
-        """Clear away what dead workers left on this engine, and unwanted images; how many things."""
+        """Remove what dead workers left on this engine, and images that are not needed; how many things."""
         now = asyncio.get_running_loop().time()
         joined = [dispatcher.joined_at for dispatcher in self.worker.dispatchers]
-        # After Redis was emptied, the living show up again with their next heartbeat, and one may be as late as a lease
-        # is long before its worker counts as dead.
+        # After Redis was emptied, live workers show up again with their next heartbeat, which may be up to
+        # LEASE_SECONDS late before its worker counts as dead.
         if any(at is None or now - at < self._settings.lease_seconds for at in joined):
             return 0
         living = frozenset(await self._queue.beats()) | {self.id}
@@ -308,7 +308,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         start_timeout_s=settings.sandbox_start_timeout_seconds,
         code_cache_bytes=settings.code_cache_bytes,
         image_disk_bytes=settings.image_disk_bytes,
-        # Others that use an image say so with every sweep of theirs: one may be late, and one be missed.
+        # Other workers write down the images that they use with each of their sweeps: one may be late, and one fail.
         image_in_use_s=3 * settings.sweep_seconds,
         egress=egress_policy(settings),
         dockerfile=dockerfile_config(settings),
@@ -332,7 +332,7 @@ def layer_registry(settings: Settings, scratch: Scratch) -> LayerRegistry | None
 
 
 def dockerfile_config(settings: Settings) -> DockerfileConfig | None:
-    """What tenants' Dockerfiles may take; None while the operator has not turned them on."""
+    """The bounds on builds of tenants' Dockerfiles; None while the operator has not turned them on."""
     if not settings.dockerfile_runtime:
         return None
     return DockerfileConfig(
@@ -344,7 +344,7 @@ def dockerfile_config(settings: Settings) -> DockerfileConfig | None:
 
 
 def function_environment(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """What functions get to know of their database, if they have one."""
+    """The variables with which functions find their database, if there is one."""
     url = settings.function_database_url.get_secret_value()
     if not url:
         return ()

@@ -27,8 +27,8 @@ _LEVELS = 2  # around an event: the list and the object that it is in
 async def invoke_batch(request: web.Request, call: Call) -> web.Response:
     """Accept a job for each item, all in one commit.
 
-    The answer has an entry an item, in their order: the job's id, or what is wrong with that item while the others are
-    accepted.
+    The answer has an entry for each item, in the same order: the job's id, or the error for which that item alone was
+    refused.
     """
     app = request.app
     caller = call.caller
@@ -46,7 +46,7 @@ async def invoke_batch(request: web.Request, call: Call) -> web.Response:
         raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     accepted_ms = now_ms()
-    # Jobs of a user wait in the order of their ids, and those of one millisecond come as they fall.
+    # A user's jobs wait in the order of their ids, and ids of one millisecond are in random order.
     ids = sorted(new_id() for _ in items)
     submissions: list[Submission] = []
     entries: list[dict[str, Any]] = []

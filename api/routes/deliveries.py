@@ -1,4 +1,4 @@
-"""Callbacks of finished jobs: listed, sent again, and what they are signed with."""
+"""Callbacks of finished jobs: list them, send them again, read and rotate the secret that signs them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def _page(request: web.Request, user: UUID, *, job: UUID | None) -> web.Re
 
 
 async def redeliver(request: web.Request, call: Call) -> web.Response:
-    """Send a callback once more, whatever became of it before; it keeps its id."""
+    """Send a callback once more, delivered or not; it keeps its id."""
     caller = call.caller
     identifier = params.uuid_in_path(request, "delivery")
     found = None if identifier is None else await request.app[DELIVERIES].redeliver(caller.user.id, identifier)
@@ -79,7 +79,8 @@ async def read_webhook_secret(request: web.Request, call: Call) -> web.Response:
 
 
 async def rotate_webhook_secret(request: web.Request, call: Call) -> web.Response:
-    """Another secret; the one before signs along for a while, so that receivers can be changed in peace."""
+    """Make a new secret. For a while callbacks are also signed with the old one, so that receivers have time to
+    change."""
     caller = call.caller
     overlap_s = request.app[SETTINGS].callback_secret_overlap_seconds
     return _secret_answer(await request.app[DELIVERIES].rotate_secret(caller.user.id, overlap_s=overlap_s))

@@ -1,4 +1,4 @@
-"""Deploy: an upload becomes an artifact, a version and a job, or is refused with nothing stored."""
+"""Deploy: turns an upload into an artifact, a version and a job, or refuses it and stores nothing."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
     try:
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
-            # A part more than there are fields is refused, so that their number is bounded too.
+            # Any part that is not one of the fields is refused, which bounds the number of parts, too.
             if not isinstance(part, BodyPartReader) or part.name not in _FIELDS:
                 raise BadRequest(f"A deploy has the fields {', '.join(_FIELDS)} and no others.", code="unknown_field")
             if part.name == "archive":
@@ -131,7 +131,7 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
 
 
 async def _rewrite(upload: Path, target: Path, limits: archive.ArchiveLimits) -> archive.CanonicalArchive:
-    """Rewrite off the event loop. When the caller goes away the thread is waited for: it writes to its folder."""
+    """Rewrite in a thread. If the caller goes away, wait for the thread, which still writes to the folder."""
     work = asyncio.ensure_future(asyncio.to_thread(archive.rewrite, upload, target, limits))
     try:
         return await asyncio.shield(work)

@@ -1,8 +1,7 @@
 """A job's events as they happen: states, log lines, progress, over Server-Sent Events.
 
-The stream begins with the job's state and ends with its final one, before which everything that it wrote was sent.
-Every event of a log says in its id how much was sent so far, so a client that comes back with ``Last-Event-ID`` goes on
-where it was.
+The stream begins with the job's state and ends with its final state, after all of the job's output. The id of every log
+event says how much was sent so far, so that a client which comes back with ``Last-Event-ID`` goes on where it was.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class _Sent:
         parts = last_id.split(":")
         if len(parts) == 4 and all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
             epoch, *counts = (int(part) for part in parts)
-            self.newest = self._oldest = epoch  # of earlier attempts all was sent
+            self.newest = self._oldest = epoch  # the output of earlier attempts was sent completely
             self._counts[epoch] = Counter(dict(zip(("stdout", "stderr", _LOGGER), counts, strict=True)))
 
     @property
@@ -53,12 +52,15 @@ class _Sent:
         return f"{self.newest}:{counts['stdout']}:{counts['stderr']}:{counts[_LOGGER]}"
 
     def missing(self, epoch: int, before: Counter[str]) -> bool:
-        """Whether something of an attempt between what was sent and ``before`` was not."""
+        """Whether output of an attempt before the position ``before`` was not sent yet."""
         sent = self._counts.get(epoch, Counter())
         return epoch >= self._oldest and any(count > sent[stream] for stream, count in before.items())
 
     def new(self, epoch: int, before: Counter[str], entries: Iterable[Sequence[str]]) -> Iterable[tuple[str, str, str]]:
-        """Of ``entries`` (stream, level, text), which follow ``before``, what was not sent; it counts as sent."""
+        """The parts of ``entries`` (stream, level, text) that were not sent yet; they count as sent from now on.
+
+        :param before: the position in the output at which ``entries`` begin.
+        """
         if epoch < self._oldest:
             return
         self.newest = max(self.newest, epoch)
@@ -94,14 +96,14 @@ async def read_events(request: web.Request, call: Call) -> web.StreamResponse:
             await _Stream(request, response, subscription, _Sent(last_id)).run()
         except _DoesNotRead:
             if request.transport is not None:
-                request.transport.abort()  # an orderly end would wait for it as well
+                request.transport.abort()  # an orderly close would wait for this client too
         return response
     finally:
         subscriptions.close(subscription)
 
 
 class _DoesNotRead(Exception):
-    """A client that takes nothing in: it would hold its stream for ever, whatever becomes of its session."""
+    """The client does not read: it would keep its stream open for ever, even after its session ended."""
 
 
 class _Stream:
@@ -118,7 +120,7 @@ class _Stream:
         self._progress: object = None
 
     async def run(self) -> None:
-        """Until the job's end was sent, the caller may not read it any more, or this process ends."""
+        """Send events until the job's end was sent, the caller may not read the job any more, or this process stops."""
         await self._app[SUBSCRIPTIONS].subscribe([self._subscription])
         while not self._app[SUBSCRIPTIONS].closing:
             events = self._subscription.take()
@@ -142,7 +144,7 @@ class _Stream:
                 async with asyncio.timeout(_BEAT_S):
                     await self._subscription.wait()
             except TimeoutError:
-                # A push may be lost with the worker that was about to send it; and who had a session may have none now.
+                # Look again now and then: a push may be lost with its worker, and the caller's session may have ended.
                 self._subscription.look = True
                 try:
                     await allowed(self._request, Scope.READ)
@@ -151,7 +153,7 @@ class _Stream:
                 await self._write(b": %d\n\n" % time.time())
 
     async def _tell(self, event: dict[str, Any]) -> None:
-        """Pass a push on."""
+        """Send the event in a push to the client."""
         if event["kind"] == "progress":
             progress = {name: event[name] for name in ("attempt", "fraction", "message")}
             if progress != self._progress:
@@ -160,21 +162,23 @@ class _Stream:
             return
         before = Counter(event["before"])
         if self._sent.newest and event["epoch"] > self._sent.newest:
-            await self._send_rest()  # the last words of the attempt before
+            await self._send_rest()  # the last output of the attempt before
         if self._sent.missing(event["epoch"], before):
             await self._app[SUBSCRIPTIONS].subscribe([self._subscription])
         else:
             await self._send_log(event["epoch"], event["attempt"], before, event["entries"])
 
     async def _look(self, heard: dict[str, Any] | None = None) -> bool:
-        """Send the job's state, which was ``heard`` if it is not final yet, unless it is what was sent last; whether
-        it is final, and all was sent."""
+        """Send the job's state unless it is the one that was sent last. Whether it is final, and all was sent.
+
+        :param heard: the state in a push, if the job is not final yet.
+        """
         job = (
             await self._recorded(heard)
             if heard
             else await self._app[JOBS].get(self._subscription.user, self._subscription.job)
         )
-        if job is None:  # it went with its function, or by its age
+        if job is None:  # deleted with its function, or by retention
             return True
         if job.final:
             await self._send_rest()
@@ -195,7 +199,7 @@ class _Stream:
         return job.final
 
     async def _recorded(self, heard: dict[str, Any]) -> Job | None:
-        """The job as it is once Postgres has the attempt after which it goes on as ``heard``."""
+        """The job, once Postgres has the record of the attempt that led to the state ``heard``."""
         attempt = 0 if heard["status"] == JobStatus.RUNNING else heard["attempt"]
         return await await_end(
             self._app,
@@ -206,19 +210,19 @@ class _Stream:
         )
 
     def _is_behind(self, view: dict[str, Any]) -> bool:
-        """Whether a state that nobody told of may lack the record of the attempt that was sent last; what can be said
-        without that is put right."""
+        """Whether Postgres may still lack the record of the attempt that was sent last, in a state that no push told.
+        Corrects in ``view`` what is certain without that record."""
         status, attempt, _ = self._shown
         if view["status"] == JobStatus.RUNNING:
             view["attempt"] = max(view["attempt"], attempt if status == JobStatus.RUNNING else attempt + 1)
             return False
-        # Or the attempt was given back, and the push that says so was lost: then it is the same at the next look.
+        # Or the attempt was handed back and the push of that was lost: then the next look finds the same state.
         behind = status == JobStatus.RUNNING and view["attempt"] < attempt and not self._doubted
         self._doubted = behind
         return behind
 
     async def _send_rest(self) -> None:
-        """What was written and not sent, as the records have it."""
+        """Send the output in the records that was not sent yet."""
         logs = await self._app[JOBS].logs(self._subscription.job)
         for epoch in dict.fromkeys(row.epoch for row in logs):
             mine = [row for row in logs if row.epoch == epoch]

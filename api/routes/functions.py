@@ -57,12 +57,12 @@ async def read_function(request: web.Request, call: Call) -> web.Response:
 
 
 async def stop_function(request: web.Request, call: Call) -> web.Response:
-    """New invokes are refused from here on, jobs that wait go on waiting, and idle sandboxes go."""
+    """Refuse new invokes from here on, let waiting jobs wait, and have workers destroy idle sandboxes."""
     return await _set_status(request, call.caller, "inactive")
 
 
 async def start_function(request: web.Request, call: Call) -> web.Response:
-    """Serve again, what waits first."""
+    """Serve calls again; jobs that wait go first."""
     return await _set_status(request, call.caller, "active")
 
 
@@ -79,7 +79,7 @@ async def _set_status(request: web.Request, caller: Caller, status: Literal["act
             await queue.stop_function(function.id)
         await queue.announce_change(change)
     except (Unavailable, QueueClosed):
-        pass  # the scheduler tells the queue, and others forget what they remember within seconds
+        pass  # the scheduler brings the queue in line, and cached copies of the function expire within seconds
     return params.answer(function_view(replace(function, status=status, updated_at=updated_at)))
 
 
@@ -95,7 +95,7 @@ async def delete_function(request: web.Request, call: Call) -> web.Response:
     try:
         await request.app[QUEUE].announce_change(change)
     except Unavailable:
-        pass  # it is deleted; others forget it within seconds, and at their reconnection
+        pass  # it is deleted; cached copies of it expire within seconds, and when a process reconnects to Redis
     return params.answer({"job_id": job.id}, status=202, headers={"Location": f"/api/jobs/{job.id}"})
 
 

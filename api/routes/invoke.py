@@ -1,4 +1,4 @@
-"""Invoke: at once and waited for, or accepted and answered with a job id."""
+"""Invoke: run a function and wait for its result, or accept a job and answer with its id."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ _LATE_REPLY_S = 1.0
 async def invoke(request: web.Request, call: Call) -> web.Response:
     """Run a function.
 
-    Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one; the job meets
-    Postgres with the record of its end, unless this process is told to stop meanwhile. With ``respond-async`` it is
-    committed first and answered with its id. With an ``Idempotency-Key`` it is committed first too, and a call that
-    repeats it waits for the same job. With ``delay`` or ``run_at`` it waits in Postgres until it is due.
+    Without ``Prefer`` the call waits for the function's timeout plus ``QUEUE_TIMEOUT_SECONDS`` plus one second.
+    Postgres gets the job with the record of its end, or before that if this process has to stop. With ``respond-async``
+    the job is committed first, and the answer is its id. With an ``Idempotency-Key`` the job is committed first too,
+    and a call with the same key waits for the same job. With ``delay`` or ``run_at`` the job waits in Postgres until it
+    is due.
     """
     app = request.app
     caller = call.caller
@@ -67,7 +68,7 @@ async def invoke(request: web.Request, call: Call) -> web.Response:
     if expires_at is not None:
         deadline_ms = round(expires_at.timestamp() * 1000)
     elif not durable and wait_s is None:
-        # A call that says how long it waits goes on as a durable job after that: nothing may drop it meanwhile.
+        # A call with Prefer: wait goes on as a durable job after its wait, so the queue must not drop it before.
         deadline_ms = accepted_ms + round(patience_s * 1000)
     submission = Submission(
         id=new_id(),
@@ -95,8 +96,8 @@ async def invoke(request: web.Request, call: Call) -> web.Response:
 
 
 def _event(data: bytes, *, max_depth: int) -> bytes:
-    """The event as JSON text. What it is parsed to takes many times its size, and is gone when this returns, not when
-    the call is answered."""
+    """The event as JSON text. The parsed event takes many times as much memory, and is freed when this returns, not
+    when the call is answered."""
     event = params.parse_json(data, max_depth=max_depth) if data else {}
     params.validate(models.InvokeBody, event)
     return complete(data, event)
@@ -128,7 +129,7 @@ async def _wait(app: web.Application, submission: Submission, wait_s: float, *, 
     except Leaving:
         return await _make_durable(app, submission)
     except asyncio.CancelledError:
-        # The client went away and reads no result: its slot goes to another call.
+        # The client went away: cancel its call, so that the slot goes to another one.
         app[SUBMITTER].abandon(submission)
         raise
     finally:
@@ -137,8 +138,8 @@ async def _wait(app: web.Application, submission: Submission, wait_s: float, *, 
 
 
 async def _make_durable(app: web.Application, submission: Submission) -> web.Response:
-    """The caller's wait is over, or this process ends; the job goes on: put it into Postgres, and answer what stands
-    there then."""
+    """Put the job into Postgres, since the caller's wait is over or this process stops, and answer with its state
+    there: the result if it has ended, else its id."""
     try:
         await app[SUBMITTER].keep(submission)
         job = await app[JOBS].get(submission.user_id, submission.id)
@@ -149,7 +150,7 @@ async def _make_durable(app: web.Application, submission: Submission) -> web.Res
 
 
 async def _give_up(app: web.Application, submission: Submission, reply: asyncio.Future[bytes]) -> web.Response:
-    """The wait ran out: end the job, and say whether it had started."""
+    """End a job whose caller's wait ran out, and raise the error that says whether it had started."""
     try:
         where = await app[QUEUE].cancel(
             submission.queue, submission.id, queued=("failed", "queue_timeout"), running=("cancelled", "")
@@ -166,7 +167,7 @@ async def _give_up(app: web.Application, submission: Submission, reply: asyncio.
             retry_after_s=1,
             extra=extra,
         )
-    # It ended in the very moment: its reply is here or about to be.
+    # The job ended at the same moment: its reply is here or on its way.
     try:
         async with asyncio.timeout(_LATE_REPLY_S):
             data = await reply
@@ -196,21 +197,21 @@ async def _reply_answer(app: web.Application, data: bytes) -> web.Response:
 def _job_answer(job: Job) -> web.Response:
     extra: dict[str, object] = {"job_id": str(job.id)}
     if job.missing is Missing.UNREADABLE:
-        raise Unreadable("What the job ended with is sealed with a key that the server does not have.", extra=extra)
+        raise Unreadable("The job's result is sealed with a key that the server does not have.", extra=extra)
     if job.missing is Missing.AWAY:
         raise Unavailable("The artifact store, which has the result, is away; read the job later.", extra=extra)
     return _answer(job.id, job.status, job.reason, job.result, job.error)
 
 
 def _answer(job: UUID, status: str, reason: str | None, result: bytes | None, error: bytes | None) -> web.Response:
-    """200, also when the function itself failed; a failure of the platform's is a 503 with the job's id."""
+    """200, also when the function itself failed; 503 with the job's id when the platform failed."""
     if status == "succeeded":
         return params.raw_answer(b'{"success":true,"result":%b,"job_id":"%b"}' % (result or b"null", str(job).encode()))
     if reason in PLATFORM_REASONS:
         raise Unavailable(
             _PLATFORM_SENTENCES.get(reason, "The platform could not run the function; try again."),
             code=reason,
-            retry_after_s=None if reason == Reason.EXPIRED else 1,  # its time does not come back
+            retry_after_s=None if reason == Reason.EXPIRED else 1,  # a retry after its expires_at makes no sense
             extra={"job_id": str(job)},
         )
     if status == "cancelled":

@@ -19,7 +19,7 @@ from api.operation import CURSOR, LIMIT, WAIT, Operation, Parameter, one_of
 from api.resolver import no_such_function
 from shared.errors import BadRequest, Conflict, NotFound, Unavailable
 from shared.ids import time_of
-from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, Run
+from shared.jobs import FINAL, Job, JobKind, JobStatus, Reason, RunningAttempt
 from shared.jobview import job_view
 from shared.postgres.jobs import HIGHEST_ID, JobFilter
 from shared.queue.message import queue_of
@@ -30,12 +30,12 @@ from shared.scopes import Scope
 RECORD_S = 1.0
 _FRESH_S = 60.0
 _AT_ONCE = 100
-_BETWEEN_LOOKS_S = 5.0  # a push may be lost with the worker that was about to send it
+_BETWEEN_LOOKS_S = 5.0  # a worker may die before it sends a push
 
 
 async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The views of jobs, with what Redis knows of those that run."""
-    runs: dict[UUID, Run] = {}
+    """The views of jobs; those of running jobs with the attempt and progress that Redis has."""
+    running: dict[UUID, RunningAttempt] = {}
     progress: dict[UUID, dict[str, Any]] = {}
     for kind in {queue_of(job.kind) for job in jobs if not job.final}:
         open_jobs = [job.id for job in jobs if not job.final and queue_of(job.kind) == kind]
@@ -43,14 +43,14 @@ async def job_views(queue: Queue, jobs: Sequence[Job]) -> list[dict[str, Any]]:
             found = await queue.running(kind, open_jobs)
         except Unavailable:
             continue
-        runs |= {job: run for job, run in zip(open_jobs, found, strict=True) if run is not None}
+        running |= {job: attempt for job, attempt in zip(open_jobs, found, strict=True) if attempt is not None}
     try:
-        for (job, run), said in zip(runs.items(), await queue.progress(list(runs)), strict=True):
-            if said is not None and said.pop("epoch", None) == run.epoch:  # else an attempt before this one said it
+        for (job, attempt), said in zip(running.items(), await queue.progress(list(running)), strict=True):
+            if said is not None and said.pop("epoch", None) == attempt.epoch:  # else an earlier attempt said it
                 progress[job] = said
     except Unavailable:
         pass
-    return [job_view(job, run=runs.get(job.id), progress=progress.get(job.id)) for job in jobs]
+    return [job_view(job, running=running.get(job.id), progress=progress.get(job.id)) for job in jobs]
 
 
 async def job_of(request: web.Request, user: UUID) -> Job:
@@ -70,10 +70,10 @@ async def job_of(request: web.Request, user: UUID) -> Job:
 async def await_end(
     app: web.Application, user: UUID, job_id: UUID, wait_s: float, *, until: Callable[[Job], bool] = lambda job: False
 ) -> Job | None:
-    """The job once it is final or ``until`` holds, or as it is when ``wait_s`` seconds are over or this process ends;
-    None if the user has none such by then.
+    """The job once it is final or ``until`` holds, or as it is after ``wait_s`` seconds or when this process stops;
+    None if the user has no such job by then.
 
-    Watches before it looks, so that no end falls between the two.
+    Watches for the end before it reads the job, so that it misses no end in between.
     """
     pending, jobs = app[PENDING_REPLIES], app[JOBS]
     event = pending.watch(job_id)
@@ -96,7 +96,7 @@ async def await_end(
 
 
 def _is_fresh(job: UUID) -> bool:
-    """Whether the id was made so lately that its record may still be on its way."""
+    """Whether the job is so young that its record may still be on its way to Postgres."""
     try:
         return abs((datetime.now(UTC) - time_of(job)).total_seconds()) < _FRESH_S
     except ValueError:
@@ -140,7 +140,7 @@ async def asked_for(request: web.Request, user: UUID) -> JobFilter:
     )
     if status not in (JobStatus.RUNNING, JobStatus.QUEUED):
         return where
-    # Postgres has both as queued; which of them run is known to Redis.
+    # Postgres has queued and running jobs as queued; Redis knows which of them run.
     queue = request.app[QUEUE]
     running = [job for name in QUEUES for job in await queue.running_of_user(name, user)]
     where = replace(where, statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
@@ -167,7 +167,7 @@ async def cancel_job(request: web.Request, call: Call) -> web.Response:
     wait_s = request.app[SETTINGS].dependency_timeout_seconds
     job = await await_end(request.app, caller.user.id, job.id, wait_s) or job
     if not job.final and not await request.app[QUEUE].records() and await request.app[JOBS].cancel(job.id):
-        # No end is on its way: a cancel before kept it off the queue, and did not reach Postgres.
+        # No record is on its way: an earlier cancel kept the job off the queue and did not reach Postgres.
         job = await request.app[JOBS].get(caller.user.id, job.id) or job
     if not job.final:
         raise Unavailable("The job's end is not recorded yet; look again.", retry_after_s=1)
@@ -177,7 +177,7 @@ async def cancel_job(request: web.Request, call: Call) -> web.Response:
 
 
 async def _cancel(app: web.Application, job: Job) -> bool:
-    """End a job wherever it is; False if it ended before. Its record may still be on its way to Postgres."""
+    """Cancel a job wherever it is; False if it ended before, though its record may still be on its way to Postgres."""
     try:
         where = await app[QUEUE].cancel(queue_of(job.kind), job.id)
     except QueueClosed as error:
@@ -191,14 +191,14 @@ async def _cancel(app: web.Application, job: Job) -> bool:
 
 
 async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
-    """End many jobs, the newest first, as far as a batch is long; the caller asks again while there are more."""
+    """Cancel the newest matching jobs, at most a batch; the answer says whether there are more."""
     caller = call.caller
     app, user = request.app, caller.user.id
     if request.query.get("status") in FINAL:
         raise BadRequest("Jobs that have ended cannot be cancelled.", code="invalid_parameter", field="status")
     where = await asked_for(request, user)
     if where.function is None and where.statuses is None:
-        raise BadRequest("Say which: by function, status or both.", code="invalid_parameter", field="function")
+        raise BadRequest("Name the jobs by function, status or both.", code="invalid_parameter", field="function")
     if where.statuses is None:
         where = replace(where, statuses=[status for status in JobStatus if status not in FINAL])
     most, wait_s = app[SETTINGS].max_batch, app[SETTINGS].dependency_timeout_seconds
@@ -207,7 +207,7 @@ async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     ends: list[bool] = []
     for start in range(0, len(chosen), _AT_ONCE):
         ends += await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
-    # The next page must not hold these again.
+    # Wait, so that the caller's next request does not find the same jobs again.
     await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen))
     return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
 

@@ -20,7 +20,7 @@ _PROCESS_NOTICE = "The process engine is for development only: functions are not
 
 
 async def health(request: web.Request, call: Call) -> web.Response:
-    """This process lives; says nothing of others."""
+    """Answer that this process lives; other processes are not asked."""
     settings = request.app[SETTINGS]
     document: dict[str, object] = {"status": "ok", "version": request.app[VERSION], "engine": settings.engine}
     if settings.engine == "process":
@@ -37,8 +37,8 @@ async def _outcome(check: Awaitable[bool], no: str) -> str:
 
 
 async def ready(request: web.Request, call: Call) -> web.Response:
-    """Calls can be served: Postgres and Redis answer, the queue is open, a worker beats, and this process was not told
-    to stop."""
+    """Answer 200 if calls can be served: Postgres and Redis answer, the queue is open, a worker beats, and this process
+    is not stopping."""
     app = request.app
     queue = app[QUEUE]
 
@@ -59,7 +59,7 @@ async def ready(request: web.Request, call: Call) -> web.Response:
         _outcome(listening(), "not listening yet"),
     )
     checks = dict(zip(("postgres", "queue", "workers", "push"), outcomes, strict=True))
-    # Looked up last: it may have been told while the others were asked.
+    # Read last: the process may have been told to stop during the other checks.
     checks["process"] = "stopping" if app[LEAVING].is_set() else "ok"
     good = all(outcome == "ok" for outcome in checks.values())
     return params.answer(

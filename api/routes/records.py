@@ -1,4 +1,4 @@
-"""What functions printed, and the record of every attempt."""
+"""The logs of functions, and the records of their attempts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def list_logs(request: web.Request, call: Call) -> web.Response:
 
 
 def _log_document(row: dict[str, Any]) -> dict[str, Any]:
-    """The log document of one attempt: what it printed, how it failed, under which limits."""
+    """The log document of one attempt: its output, its error, its limits."""
     streams: dict[str, list[str]] = {"stdout": [], "stderr": [], "logger": []}
     for stream, _, message in row["lines"]:
         streams[stream].append(message)

@@ -1,4 +1,4 @@
-"""Jobs that failed, repeated as new ones."""
+"""Redrive: repeats failed jobs as new ones."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from shared.submission.submission import Submission
 
 
 async def redrive_job(request: web.Request, call: Call) -> web.Response:
-    """Repeat a failed invoke as a new job. Asked again, it is the same new job."""
+    """Repeat a failed invoke as a new job. A second call for the same job answers with the same new one."""
     caller = call.caller
     app, user = request.app, caller.user.id
     job = await job_of(request, user)
     if job.kind is not JobKind.INVOKE or job.status is not JobStatus.FAILED:
         raise Conflict("Only an invoke that failed can be repeated.", code="not_redrivable")
     if job.payload is None:
-        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
+        raise Conflict("The job's payload is not kept any more.", code="not_redrivable")
     new = await app[JOBS].repetition_of(job.id)
     headers = {"Idempotent-Replayed": "true"}
     if new is None:
         repetitions = await _repetitions(app, user, [(job.id, job.function_id)])
         if accepted := await app[SUBMITTER].redrive(user, repetitions):
             new, headers = accepted[0].id, {}
-        else:  # another call was faster
+        else:  # another call has repeated it meanwhile
             new = await app[JOBS].repetition_of(job.id)
     if new is None:
-        raise Conflict("What the job was called with is not kept any more.", code="not_redrivable")
+        raise Conflict("The job's payload is not kept any more.", code="not_redrivable")
     headers["Location"] = f"/api/jobs/{new}"
     return params.answer({"job_id": new, "redrive_of": job.id}, status=202, headers=headers)
 
 
 async def redrive_jobs(request: web.Request, call: Call) -> web.Response:
-    """Repeat failed invokes that were not repeated yet, the oldest first, as far as a batch is long."""
+    """Repeat the oldest matching failed invokes that were not repeated yet, at most a batch."""
     caller = call.caller
     app, user = request.app, caller.user.id
     where = await asked_for(request, user)
@@ -59,7 +59,7 @@ async def redrive_jobs(request: web.Request, call: Call) -> web.Response:
 
 
 async def _repetitions(app: web.Application, user: UUID, failed: Sequence[tuple[UUID, UUID]]) -> list[Submission]:
-    """What repeats failed jobs, given with their functions, on the versions that are live now.
+    """Submissions that repeat failed jobs, given with their functions, on the versions that are live now.
 
     :raises NotFound: :raises Conflict: if a function is gone or cannot be called. :raises TooMany: beyond the quota.
     """

@@ -21,20 +21,20 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_d
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
-    """One run of the command: typer hands it to every command as ``ctx.obj``."""
+class CliContext:
+    """What typer hands to every command as ``ctx.obj``."""
 
     env: Environment
     as_json: bool = False
 
 
 def output_of(ctx: typer.Context, as_json: bool) -> Output:
-    """The output of this run; ``--json`` counts before the command's name and after it."""
-    run = ctx.obj
-    if not isinstance(run, Run):
-        raise TypeError("the command was started without a Run")
-    run.as_json = run.as_json or as_json
-    return Output(run.env, as_json=run.as_json)
+    """The output; ``--json`` counts before the command's name and after it."""
+    context = ctx.obj
+    if not isinstance(context, CliContext):
+        raise TypeError("the command was started without a CliContext")
+    context.as_json = context.as_json or as_json
+    return Output(context.env, as_json=context.as_json)
 
 
 def in_session(output: Output, action: Callable[[Session], Awaitable[ExitStatus]]) -> ExitStatus:

@@ -35,7 +35,7 @@ def run_check(output: Output, data: Path | None, *, patience_s: float, limit: in
     try:
         balance = asyncio.run(_check(database_url, redis_url, patience_s))
     except (ContainerPubError, QueueClosed) as error:
-        raise Unreachable(f"This cannot be told now: {error}.", hint="Try again in a minute.") from error
+        raise Unreachable(f"The check is not possible now: {error}.", hint="Try again in a minute.") from error
     _show(output, balance, limit)
     return ExitStatus.FAILED if balance.findings else ExitStatus.OK
 

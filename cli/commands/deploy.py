@@ -60,7 +60,7 @@ def deploy(
 
 
 class Following:
-    """The deploy job, once it is known, for whoever interrupts the wait."""
+    """The id of the deploy job once it is known, for the note that follows an interrupt."""
 
     job_id: str | None = None
 
@@ -162,5 +162,5 @@ def _finished(output: Output, project: Project, accepted: dict[str, Any], job: d
         if job.get("error") is not None:
             show_error(output, job["error"])
         if accepted.get("version") != 1:
-            output.note("What served before still serves.")
+            output.note("The version that was live before stays live.")
     return ExitStatus.OK if succeeded else ExitStatus.FAILED

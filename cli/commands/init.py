@@ -29,7 +29,7 @@ def init(
     name: Annotated[str | None, typer.Option("--name", help="The function's name; the folder's when left out.")] = None,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
-    """Make a project that deploys as it stands."""
+    """Make a new project, ready to deploy."""
     output = output_of(ctx, as_json)
     target = (output.env.cwd / folder).resolve()
     template = _template(runtime)

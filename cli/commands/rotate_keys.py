@@ -29,7 +29,8 @@ _MOST_NAMED = 20
 
 
 def run_rotate_keys() -> int:
-    """0 when everything is sealed with the first key and nothing sealed otherwise is on its way."""
+    """0 when the first key has sealed everything in Postgres, and no text that another key sealed is on its way
+    there."""
     try:
         settings = load(os.environ, dotenv=Path(".env"))
         if not settings.keyring.seals:
@@ -52,7 +53,7 @@ def run_rotate_keys() -> int:
 
 
 async def _rotate(settings: Settings) -> tuple[Rotated, bool]:
-    """What was done, and whether something may yet arrive in Postgres that another key sealed."""
+    """The rows that were sealed anew, and whether a text that another key sealed may still arrive in Postgres."""
     async with AsyncExitStack() as stack:
         pool = await open_pool(
             settings.database_url.get_secret_value(),
@@ -67,7 +68,7 @@ async def _rotate(settings: Settings) -> tuple[Rotated, bool]:
         redis = connect(settings.redis_url.get_secret_value(), timeout_s=settings.dependency_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         queue = await stack.enter_async_context(aclosing(Queue(redis)))
-        # What processes that had another first key sent off: calls that leave a record, and records.
+        # Wait for calls and records that processes with another first key sent: both end up in Postgres.
         calls = await _calls(redis, settings.keyring)
         settled = await _until(lambda: _gone(queue, calls))
         drain = Drain(redis, Jobs(pool), consumer="rotate-keys")
@@ -77,8 +78,8 @@ async def _rotate(settings: Settings) -> tuple[Rotated, bool]:
 
 
 async def _calls(redis: Redis, keyring: Keyring) -> list[JobMessage]:
-    """Calls on the queue that somebody waits for and that the first key did not seal. What was accepted by Postgres is
-    read from there if its key is gone."""
+    """Synchronous calls on the queue that the first key did not seal. A durable job's payload is read from Postgres if
+    its key is gone."""
     found = []
     with redis_errors():
         async for job, raw in redis.hscan_iter("cp:invoke:messages", count=100):
@@ -96,7 +97,7 @@ async def _gone(queue: Queue, calls: list[JobMessage]) -> bool:
 
 
 async def _until(holds: Callable[[], Awaitable[bool]]) -> bool:
-    """Whether it holds within the patience."""
+    """Whether ``holds`` becomes true within the patience."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while not await holds():
         if asyncio.get_running_loop().time() > deadline:

@@ -1,4 +1,4 @@
-"""One child that is kept running: started again when it ends, slower each time it does not last."""
+"""Keeps one child running: starts it again when it ends, after a longer delay each time that it did not last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything ``up`` shows: its own words and its children's lines, each behind the name of who said it."""
+"""The output of ``up``: its own lines and its children's, each behind the name of its process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Console:
                 if self._lines.empty():
                     self._stream.flush()
             except (OSError, ValueError):
-                continue  # nobody reads any more; the platform goes on, and the queue must not fill up
+                continue  # the reader is gone: the platform goes on, and the queue must not fill up
 
 
 class Feed(asyncio.Protocol):

@@ -1,4 +1,4 @@
-"""Which engine runs the functions: whatever speaks the Docker Engine API here, or child processes."""
+"""Chooses the engine that runs the functions: a server of the Docker Engine API on this machine, or child processes."""
 
 from __future__ import annotations
 

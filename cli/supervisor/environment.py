@@ -14,7 +14,7 @@ from shared.settings import load
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that holds the packages ``api``, ``worker``, … : a checkout, or where they were installed."""
 DRAIN_SECONDS = 15
-"""Less than what the supervisor waits, so that a worker gets to hand back what it could not finish."""
+"""Less than the supervisor waits, so that a worker has time to hand back its unfinished attempts."""
 PASSED_ON = (
     *("PATH", "HOME", "LANG", "TMPDIR", "DOCKER_HOST", "DOCKER_BASE_IMAGE"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT"),
@@ -36,7 +36,8 @@ def part_environment(
     database_url: str | None,
     redis_url: str | None,
 ) -> dict[str, str]:
-    """Everything of ``user``'s, what this installation is, and a default for whatever the user did not set.
+    """The environment of a part: the user's variables, the installation's own, and defaults for what the user did not
+    set.
 
     ``database_url`` and ``redis_url`` are those of the embedded servers, ``None`` where the user named others.
     """

@@ -1,4 +1,4 @@
-"""One data folder: whose it is right now, its identity and its secrets."""
+"""One data folder: the lock on it, its identity and its secrets."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Installation:
         return self.folder / "api.url"
 
     def release(self) -> None:
-        """Remove what has no use without a running process, and let go of the folder. Blocks."""
+        """Remove files that only a running process needs, and release the folder's lock. Blocks."""
         self.url_file.unlink(missing_ok=True)
         shutil.rmtree(self.socket_dir, ignore_errors=True)  # what is left in it is in use, or the next start's to find
         self.lock.release()
 
 
 def open_installation(folder: Path) -> Installation:
-    """Hold ``folder``, made when absent. Raises :class:`Misconfigured`, with the pid of whoever holds it. Blocks."""
+    """Lock ``folder``, made when absent. Raises :class:`Misconfigured` with the pid of another holder. Blocks."""
     try:
         folder = private_folder(folder.absolute())
         lock = FolderLock(folder)

@@ -28,9 +28,9 @@ class ModuleProcess:
     """``python -m MODULE``; ``-P`` keeps a package of the same name in the user's folder out of its way."""
 
     def __init__(
-        self, *command: str, environment: Mapping[str, str], output: int, working_folder: Path | None = None
+        self, *module: str, environment: Mapping[str, str], output: int, working_folder: Path | None = None
     ) -> None:
-        self._argv = [sys.executable, "-P", "-m", *command]
+        self._argv = [sys.executable, "-P", "-m", *module]
         self._environment = environment
         self._output = output
         self._working_folder = working_folder
@@ -81,9 +81,9 @@ class ModuleProcess:
 
 
 class Launcher:
-    """The parts of one platform by their names, none of which is started again unless it is asked for.
+    """The parts of one platform by their names. It starts a part again only when asked to.
 
-    A name begins with its module: ``api``, ``scheduler``, ``worker``, alone or as in ``worker-2``. What a part says
+    A name begins with its module: ``api``, ``scheduler``, ``worker``, alone or as in ``worker-2``. The output of a part
     goes to a file of its name in ``folder``, which is its working folder, too.
     """
 
@@ -92,7 +92,7 @@ class Launcher:
         self.environment = dict(environment)
         """Settings of parts that are started from now on."""
         self.processes: dict[str, ModuleProcess] = {}
-        """What was started and neither ended here nor forgotten."""
+        """The processes that were started here, without those that were stopped here or that :meth:`ended` returned."""
 
     def start(self, name: str, settings: Mapping[str, str] | None = None) -> ModuleProcess:
         """Start the part ``name``, with ``settings`` beside the others."""
@@ -155,7 +155,7 @@ class Launcher:
         return self.folder / f"{name}.log"
 
     def logs(self) -> str:
-        """The end of what each part said."""
+        """The end of each part's output."""
         return "\n".join(
             f"--- {path.stem}\n{path.read_text(errors='replace')[-LOG_TAIL_CHARS:]}"
             for path in sorted(self.folder.glob("*.log"))

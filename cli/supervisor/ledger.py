@@ -1,6 +1,7 @@
-"""Which processes we started, on disk: what a killed supervisor left running is found and ended by the next one.
+"""A list on disk of the processes that a supervisor started, so that the next one ends those that a killed one left.
 
-On Linux the kernel ends them with us, so that the ledger usually finds nothing; elsewhere it is the only way.
+On Linux the kernel ends them together with the supervisor, and the list usually names none that runs; elsewhere it is
+the only way.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Ledger:
         except FileNotFoundError:
             return []
         except (ValueError, TypeError, AttributeError):
-            entries = []  # torn: the folder's lock says that nobody minds
+            entries = []  # damaged: it names no process
         found = [(name, pid) for name, pid, started in entries if _is_same(pid, started)]
         victims = [process for _, pid in found for process in kill_tree(pid)]
         psutil.wait_procs(victims, timeout=GONE_TIMEOUT_S)

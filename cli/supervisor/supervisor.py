@@ -40,9 +40,9 @@ class Supervisor:
             for name, server in servers.items():
                 starting.create_task(self._add(name, server, self._servers), name=f"start {name}")
 
-    async def run_once(self, name: str, *command: str, environment: Mapping[str, str]) -> None:
+    async def run_once(self, name: str, *module: str, environment: Mapping[str, str]) -> None:
         """Run a module to its end; raises :class:`Unavailable` unless it ends with 0."""
-        process = ModuleProcess(*command, environment=environment, output=await self.feed(name))
+        process = ModuleProcess(*module, environment=environment, output=await self.feed(name))
         await process.start()
         try:
             code = await process.wait()

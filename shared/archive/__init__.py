@@ -1,4 +1,4 @@
-"""Uploaded archives: read with distrust, written again in one canonical form.
+"""Uploaded archives: read as hostile input, and written again in one canonical form.
 
 Nothing here ever unpacks an upload. :func:`rewrite` reads a tar.gz, tar or zip entry by entry and writes the one
 tar.gz that equal contents always give; :func:`read_entries` reads that form back on the worker.

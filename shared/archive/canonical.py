@@ -97,7 +97,7 @@ def _unpacks_to_more(limits: ArchiveLimits) -> TooLarge:
 
 
 def _members(upload: BinaryIO, file_bytes: int, limits: ArchiveLimits) -> Iterator[Member]:
-    """The entries of an upload, whose format its first bytes tell and never its name."""
+    """The entries of an upload. Its first bytes decide its format; its name does not."""
     head = upload.read(BLOCK_BYTES)
     upload.seek(0)
     if not head:
@@ -113,7 +113,8 @@ def _members(upload: BinaryIO, file_bytes: int, limits: ArchiveLimits) -> Iterat
 
 
 def _stage(members: Iterator[Member], spool: BinaryIO, limits: ArchiveLimits) -> list[Staged]:
-    """Check every entry and copy the contents to ``spool``; folders included, sorted as they are to be written."""
+    """Check every entry and copy the contents to ``spool``; files and folders in the order in which they are
+    written."""
     names = NameSet(limits)
     files: list[Staged] = []
     total = 0

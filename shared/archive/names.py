@@ -73,7 +73,7 @@ def _check_component(part: str, original: str) -> None:
 
 
 def _check_reserved(top: str, original: str) -> None:
-    """Refuse what would stand in for the runtime's own files: its SDK is imported as ``containerpub``."""
+    """Refuse names that an import would find in place of the runtime's SDK, ``containerpub``."""
     key = _folded(top)
     stem, _, rest = key.partition(".")
     if key.startswith(".containerpub") or (stem == "containerpub" and rest.rpartition(".")[2] in _IMPORTABLE):
@@ -82,7 +82,7 @@ def _check_reserved(top: str, original: str) -> None:
 
 @lru_cache(maxsize=4096)
 def _folded(part: str) -> str:
-    """Equal for spellings that some file system or import system takes for the same name."""
+    """A key that is equal for all spellings which some file system or import system takes for one name."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", part).casefold())
 
 

@@ -1,4 +1,4 @@
-"""What an upload is refused with: one place for codes, sentences and the safe display of hostile names."""
+"""Errors of refused uploads: their codes, their sentences, and the safe display of hostile names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A streaming tar reader: old, ustar, GNU long names and pax; plain files and folders only.
 
-The standard library's reader is not used: it holds whole pax headers in memory, skips over damage, and has had loops
-on negative sizes. Here every header is bounded before it is read, and what is malformed ends the reading.
+The standard library's reader is not used: it holds whole pax headers in memory, skips over damage, and has looped on
+negative sizes. This reader bounds every header before it reads it, and stops at the first malformed byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def looks_like_tar(block: bytes) -> bool:
 
 @dataclass(slots=True)
 class _Pending:
-    """What extension headers said about the entry that follows them."""
+    """The settings of extension headers for the entry that follows them."""
 
     path: bytes | None = None
     size: int | None = None

@@ -1,6 +1,6 @@
 """A streaming zip reader: stored and deflated files and folders, nothing that two readers could read differently.
 
-The directory at the end is walked one record at a time and must agree with the header before each entry's data;
+The directory at the end is walked one entry at a time and must agree with the header before each entry's data;
 entries must not overlap; nothing may stand behind the end.
 """
 
@@ -31,8 +31,8 @@ _STORED, _DEFLATED = 0, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Record:
-    """One record of the directory."""
+class _DirectoryEntry:
+    """One entry of the directory at the end."""
 
     name: bytes
     flags: int
@@ -49,18 +49,18 @@ def zip_members(file: BinaryIO, file_bytes: int, limits: ArchiveLimits) -> Itera
     start, end, count = _find_directory(file, file_bytes)
     if count > limits.max_entries:
         raise too_many_entries(limits)
-    records = sorted(_directory(file, start, end, count, limits), key=lambda record: record.offset)
-    if sum(record.size for record in records) > limits.max_unpacked_bytes:
+    entries = sorted(_directory(file, start, end, count, limits), key=lambda entry: entry.offset)
+    if sum(entry.size for entry in entries) > limits.max_unpacked_bytes:
         raise too_large("The archive unpacks to", limits.max_unpacked_bytes)
     position = 0
-    for record in records:
-        if record.offset < position:
+    for entry in entries:
+        if entry.offset < position:
             raise broken("two of its entries overlap")
-        data_start = _check_local(file, record, start)
-        position = data_start + record.packed
+        data_start = _check_local(file, entry, start)
+        position = data_start + entry.packed
         if position > start:
             raise broken("an entry reaches into the directory")
-        yield _member(file, record, data_start)
+        yield _member(file, entry, data_start)
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -72,7 +72,7 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _find_directory(file: BinaryIO, file_bytes: int) -> tuple[int, int, int]:
-    """Where the directory starts and ends, and how many records it has."""
+    """Where the directory starts and ends, and how many entries it has."""
     tail_start = max(0, file_bytes - _END.size - _FULL16)
     tail = _read(file, tail_start, file_bytes - tail_start)
     found = []
@@ -114,7 +114,7 @@ def _end64(file: BinaryIO, locator: bytes, locator_start: int) -> tuple[int, int
     return disk, start_disk, count_here, count, directory_size, start
 
 
-def _directory(file: BinaryIO, start: int, end: int, count: int, limits: ArchiveLimits) -> Iterator[_Record]:
+def _directory(file: BinaryIO, start: int, end: int, count: int, limits: ArchiveLimits) -> Iterator[_DirectoryEntry]:
     position = start
     for _ in range(count):
         if position + _CENTRAL.size > end:
@@ -134,7 +134,7 @@ def _directory(file: BinaryIO, start: int, end: int, count: int, limits: Archive
             size, packed, offset, disk = _widened(extra, (size, packed, offset, disk), wide)
         if disk:
             raise broken("it is one part of several")
-        yield _Record(
+        yield _DirectoryEntry(
             name=variable[:name_len],
             flags=flags,
             method=method,
@@ -167,28 +167,28 @@ def _widened(extra: bytes, values: tuple[int, int, int, int], wide: list[bool]) 
     raise broken("a zip64 field is missing")
 
 
-def _check_local(file: BinaryIO, record: _Record, directory_start: int) -> int:
+def _check_local(file: BinaryIO, entry: _DirectoryEntry, directory_start: int) -> int:
     """Where the entry's data starts, once its own header agrees with the directory."""
-    if record.offset + _LOCAL.size > directory_start:
+    if entry.offset + _LOCAL.size > directory_start:
         raise broken("an entry starts outside of the archive")
-    local = _LOCAL.unpack(_read(file, record.offset, _LOCAL.size))
+    local = _LOCAL.unpack(_read(file, entry.offset, _LOCAL.size))
     magic, _, flags, method, _, _, crc, packed, size, name_len, extra_len = local
-    if magic != b"PK\3\4" or _read(file, record.offset + _LOCAL.size, name_len) != record.name:
+    if magic != b"PK\3\4" or _read(file, entry.offset + _LOCAL.size, name_len) != entry.name:
         raise broken("an entry's header differs from the directory")
-    if (flags | record.flags) & (_FLAG_ENCRYPTED | _FLAG_STRONG | _FLAG_MASKED):
-        raise rejected("archive_encrypted", "The entry {name} is encrypted; pack it without a password.", record.name)
-    if method != record.method or flags & _FLAG_PATCH:
+    if (flags | entry.flags) & (_FLAG_ENCRYPTED | _FLAG_STRONG | _FLAG_MASKED):
+        raise rejected("archive_encrypted", "The entry {name} is encrypted; pack it without a password.", entry.name)
+    if method != entry.method or flags & _FLAG_PATCH:
         raise broken("an entry's header differs from the directory")
     if not flags & _FLAG_DESCRIPTOR and (
-        crc != record.crc or packed not in (record.packed, _FULL32) or size not in (record.size, _FULL32)
+        crc != entry.crc or packed not in (entry.packed, _FULL32) or size not in (entry.size, _FULL32)
     ):
         raise broken("an entry's header differs from the directory")
-    return int(record.offset + _LOCAL.size + name_len + extra_len)
+    return int(entry.offset + _LOCAL.size + name_len + extra_len)
 
 
-def _member(file: BinaryIO, record: _Record, data_start: int) -> Member:
-    name = decoded(record.name)
-    mode = record.attributes >> 16
+def _member(file: BinaryIO, entry: _DirectoryEntry, data_start: int) -> Member:
+    name = decoded(entry.name)
+    mode = entry.attributes >> 16
     kind = stat.S_IFMT(mode)
     if kind == stat.S_IFLNK:
         raise rejected("archive_link", "The entry {name} is a link; only plain files and folders are accepted.", name)
@@ -196,31 +196,31 @@ def _member(file: BinaryIO, record: _Record, data_start: int) -> Member:
         raise rejected(
             "archive_special_file", "The entry {name} is special; only plain files and folders are accepted.", name
         )
-    if record.method not in (_STORED, _DEFLATED):
+    if entry.method not in (_STORED, _DEFLATED):
         raise rejected(
             "archive_unknown_compression", "The entry {name} is compressed in an unusual way; use deflate.", name
         )
     is_folder = name.endswith("/")
     if (kind == stat.S_IFDIR and not is_folder) or (kind == stat.S_IFREG and is_folder):
         raise broken("an entry is both a file and a folder")
-    if is_folder and record.size:
+    if is_folder and entry.size:
         raise broken("a folder has content")
-    if record.method == _STORED and record.packed != record.size:
+    if entry.method == _STORED and entry.packed != entry.size:
         raise broken("a stored entry has two sizes")
     return Member(
         name=name[:-1] if is_folder and name != "/" else name,
         is_folder=is_folder,
         executable=bool(mode & 0o111) and not is_folder,
-        size=record.size,
-        content=() if is_folder else _content(file, record, data_start),
+        size=entry.size,
+        content=() if is_folder else _content(file, entry, data_start),
     )
 
 
-def _content(file: BinaryIO, record: _Record, data_start: int) -> Iterator[bytes]:
+def _content(file: BinaryIO, entry: _DirectoryEntry, data_start: int) -> Iterator[bytes]:
     """The entry's bytes; raises as soon as there are more than declared, and at the end unless all of it agrees."""
     file.seek(data_start)
-    chunks = _stored(file, record.packed) if record.method == _STORED else inflated(file, record.packed, wbits=-15)
-    left, crc = record.size, 0
+    chunks = _stored(file, entry.packed) if entry.method == _STORED else inflated(file, entry.packed, wbits=-15)
+    left, crc = entry.size, 0
     for chunk in chunks:
         left -= len(chunk)
         if left < 0:
@@ -229,7 +229,7 @@ def _content(file: BinaryIO, record: _Record, data_start: int) -> Iterator[bytes
         yield chunk
     if left:
         raise broken("an entry is smaller than it says")
-    if crc != record.crc:
+    if crc != entry.crc:
         raise broken("an entry has a wrong checksum")
 
 

@@ -52,7 +52,7 @@ async def open_store(config: StoreConfig) -> ArtifactStore:
         local = LocalStore(config.functions_dir, timeout_s=config.timeout_s)
         await local.open()
         return local
-    # Amazon's library takes a third of a second to load and some 20 MB: only those pay who use it.
+    # Amazon's library takes a third of a second to load and some 20 MB: only processes that use S3 load it.
     from shared.artifacts.s3 import S3Store
 
     remote = S3Store(

@@ -53,7 +53,7 @@ class LocalStore:
         self._timeout_s = timeout_s
 
     async def open(self) -> None:
-        """Make the folders, and remove what a killed process left half-written. Idempotent."""
+        """Make the folders, and remove half-written files of killed processes. Idempotent."""
         await self._run("open its folder", self._prepare)
 
     async def put(self, key: str, source: Source) -> None:
@@ -94,7 +94,7 @@ class LocalStore:
         await self._run("write to its folder", self._probe)
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: no file stays open."""
 
     def _path(self, key: str) -> Path:
         digest = key_digest(key)
@@ -110,7 +110,7 @@ class LocalStore:
             async with bounded(action, self._timeout_s * (TRANSFER_FACTOR if large else 1), ()):
                 return await asyncio.to_thread(step, abandoned)
         finally:
-            # A thread cannot be cancelled: it is told that nobody waits, and then leaves nothing behind.
+            # A thread cannot be cancelled. It reads this flag, stops, and removes what it wrote.
             abandoned.set()
 
     def _prepare(self, _: threading.Event) -> None:
@@ -152,12 +152,12 @@ class LocalStore:
             return path.read_bytes()
         except FileNotFoundError:
             (self._folder / "texts").stat()
-            raise ArtifactMissing("What is asked for is not in the artifact store any more.") from None
+            raise ArtifactMissing("The text is not in the artifact store any more.") from None
 
     def _exists(self, path: Path) -> bool:
         if path.is_file():
             return True
-        # Without its root the store is away (a volume not mounted), which must not look like "not there".
+        # Without its root the store is away (a volume is not mounted): that must not read as "the file is not there".
         (self._folder / "sha256").stat()
         return False
 

@@ -52,7 +52,7 @@ _ENCRYPTIONS_WITH_MD5_ETAGS = (None, "AES256")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Summary:
-    """What is known of a local file before it is sent."""
+    """Digests and size of a local file that is about to be sent."""
 
     sha256: str
     size: int
@@ -71,7 +71,7 @@ class S3Store:
         that a bucket of that name in foreign hands is refused. 32 hex digits are a Cloudflare account: they make
         R2's endpoint, unless ``endpoint`` is given. Anything else is a mistake.
 
-    A multipart upload that a killed process began is not visible to us; give the bucket a lifecycle rule for those.
+    The store cannot find multipart uploads that killed processes began; a lifecycle rule of the bucket has to end them.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class S3Store:
                 answer = await self._client.get_object(**self._object(name))
             except ClientError as error:
                 if _code(error) in _ABSENT:
-                    raise ArtifactMissing("What is asked for is not in the artifact store any more.") from error
+                    raise ArtifactMissing("The text is not in the artifact store any more.") from error
                 raise
             async with answer["Body"] as body:
                 content: bytes = await body.read()
@@ -259,7 +259,7 @@ class S3Store:
         head = await self._head(key)
         if head is None or head["ContentLength"] != summary.size:
             return False
-        # Where the ETag is no digest of the content, the size has to do.
+        # If the ETag is no digest of the content, equal sizes have to do.
         return head.get("ServerSideEncryption") not in _ENCRYPTIONS_WITH_MD5_ETAGS or head["ETag"] == summary.etag
 
     async def _send(self, key: str, content: Source, summary: _Summary) -> None:
@@ -312,7 +312,7 @@ def _code(error: ClientError) -> str:
 
 
 class _Taking:
-    """What arrives of an object, hashed and written as it was before it was packed. Its methods block."""
+    """Takes an object in as it arrives: unpacks it, hashes the content and writes it. Its methods block."""
 
     def __init__(self, file: BinaryIO, *, packed: bool) -> None:
         self._file = file

@@ -1,1 +1,1 @@
-"""Callbacks of finished jobs: which URLs may be one, and how what is sent is signed."""
+"""Callbacks of finished jobs: which URLs they may go to, and how they are signed."""

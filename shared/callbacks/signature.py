@@ -12,14 +12,14 @@ _SECRET_BYTES = 32
 
 
 def new_secret() -> str:
-    """A secret as receivers' libraries take it."""
+    """A new secret, in the format of Standard Webhooks."""
     return _PREFIX + b64encode(os.urandom(_SECRET_BYTES)).decode("ascii")
 
 
 def signed_headers(identifier: str, timestamp: int, body: bytes, secrets: Sequence[str]) -> dict[str, str]:
-    """What goes with ``body``: a signature a secret, any of which a receiver may hold.
+    """The headers for ``body``, with one signature for each of ``secrets``: a receiver checks by the one that it holds.
 
-    :param timestamp: of this attempt, in Unix seconds.
+    :param timestamp: of this try, in Unix seconds.
     """
     signed = b"%b.%d.%b" % (identifier.encode(), timestamp, body)
     signatures = (

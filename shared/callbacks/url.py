@@ -1,4 +1,4 @@
-"""Which URLs a callback may go to, as far as that can be told without asking anybody for an address."""
+"""Which URLs a callback may go to, as far as the text of the URL tells without a look-up of its name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 def checked_url(text: str, allow: Sequence[Network], *, field: str = "callback_url") -> URL:
-    """``text`` as a URL that a callback may go to; a name in it is judged when it is connected to.
+    """``text`` as a URL that a callback may go to. The addresses of a name in it are checked when a callback connects.
 
     :param allow: networks that may be called although they are not public.
     :raises Invalid: ``callback_refused``, saying why.
@@ -31,7 +31,7 @@ def checked_url(text: str, allow: Sequence[Network], *, field: str = "callback_u
         raise refused(f"a URL may have {MAX_CHARS} characters.")
     if not _PRINTABLE.fullmatch(text) or "\\" in text:
         raise refused("write it in ASCII, without spaces or backslashes; a name in its xn-- form.")
-    # Several parsers meet a URL on its way; where they could read one differently it is not taken at all.
+    # Several parsers read the URL on its way. Refuse a URL that two of them could read differently.
     authority = re.match(r"(?i:https?)://([^/?#]+)", text)
     if authority is None:
         raise refused("it must start with http:// or https:// and name a host.")
@@ -55,7 +55,7 @@ def checked_url(text: str, allow: Sequence[Network], *, field: str = "callback_u
 
 
 def _refused_host(host: str, allow: Sequence[Network]) -> str | None:
-    """Why a host may not be called; None if that is not known yet."""
+    """Why a host may not be called; None if it may, or if only a look-up can tell."""
     address: IPv4Address | IPv6Address
     if ":" in host:
         try:

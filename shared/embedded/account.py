@@ -44,7 +44,7 @@ class Account:
 
 
 def server_account() -> Account | None:
-    """Whom to run servers as; ``None`` means as we are. Makes a system account when root has none to give.
+    """The account to run servers as; ``None`` means this process's own. Makes a system account if root finds none.
 
     Blocks for as long as ``useradd`` takes. Raises :class:`Misconfigured`.
     """
@@ -61,10 +61,10 @@ def server_account() -> Account | None:
 
 
 def reachable(root: Path, parts: Sequence[str], account: Account | None) -> Path:
-    """``root``, or a copy of its folders ``parts`` (which find each other by their places) that ``account`` may run.
+    """``root``, or a copy of its folders ``parts``, side by side as they were, that ``account`` may run.
 
     Packages below a closed home, such as root's, are out of reach for every other account. Opening that home would
-    be worse than one copy below the system's cache folder, made once for each installed build. Blocks.
+    be worse than one copy below the system's cache folder, made once for each installed version. Blocks.
     """
     if account is None or all(_open_to_all(root / part) for part in parts):
         return root
@@ -108,7 +108,8 @@ def _lookup(name: str) -> Account | None:
 
 
 def _create(name: str) -> Account | None:
-    """Ask the system's tool, then look: another process may have been first, which fails here and is fine."""
+    """Make the account with the system's tool, then look it up. If another process made it first, the tool fails, and
+    the look-up finds the account."""
     for command in (
         ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", name],
         ["adduser", "-S", "-D", "-H", name],  # busybox

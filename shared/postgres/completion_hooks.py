@@ -1,4 +1,4 @@
-"""What the end of a job brings about, in the same transaction: a callback, and a job of another function."""
+"""Callbacks and following jobs, written in the transaction that ends the job which asks for them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _DELIVERIES = queries("deliveries")
 
 
 async def run_completion_hooks(connection: Connection, jobs: Sequence[UUID]) -> list[JobMessage]:
-    """Write what jobs that just ended ask for; those that follow them, to be put on the queue after the commit.
+    """Write the callbacks and following jobs that just ended ``jobs`` ask for; the following jobs, to be put on the
+    queue after the commit.
 
-    To be called once a job, in the transaction that makes it final.
+    Call it once for each job, in the transaction that makes it final.
     """
     rows = await connection.fetch(_SQL["completion_hooks"], jobs)
     called = [row for row in rows if row["callback_url"] is not None]

@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 class DeliveryStatus(StrEnum):
     PENDING = "pending"  # due at its next_at; the sender moves it on
     DELIVERED = "delivered"  # its receiver answered 2xx
-    DEAD = "dead"  # no attempt is left; its owner may have it sent again
+    DEAD = "dead"  # no try is left; its owner may have it sent again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One callback of one job. ``id`` is the ``webhook-id`` of every attempt."""
+    """One callback of one job. ``id`` is the ``webhook-id`` of every try. ``attempts`` counts the tries."""
 
     id: UUID
     job_id: UUID
@@ -39,7 +39,7 @@ class Delivery:
     status: DeliveryStatus
     attempts: int
     next_at: datetime
-    last_status: int | None  # HTTP's, of the last attempt that got an answer
+    last_status: int | None  # HTTP's, of the last try that got an answer
     last_error: str | None
     created_at: datetime
     attempted_at: datetime | None
@@ -55,7 +55,7 @@ class WebhookSecret:
 
     @property
     def signing(self) -> tuple[str, ...]:
-        """Those that sign now."""
+        """The secrets that sign a callback sent now."""
         if self.previous is None or self.previous_until is None or self.previous_until <= datetime.now(UTC):
             return (self.secret,)
         return self.secret, self.previous
@@ -71,9 +71,9 @@ class Deliveries:
     async def claim(
         self, *, most: int, most_per_user: int, hold_s: float, sending: Mapping[UUID, int]
     ) -> Sequence[Delivery]:
-        """Callbacks that are due, with this attempt counted; no other process gets them for ``hold_s`` seconds.
+        """Callbacks that are due, with this try counted; no other process gets them for ``hold_s`` seconds.
 
-        :param sending: how many of whom the caller is sending already; they count against ``most_per_user``.
+        :param sending: how many callbacks of each user the caller is sending; they count against ``most_per_user``.
         """
         with postgres_errors():
             rows = await self._pool.fetch(
@@ -90,7 +90,7 @@ class Deliveries:
         error: str | None = None,
         wait_s: float = 0,
     ) -> bool:
-        """Note what became of an attempt; False if it is not the last one any more."""
+        """Write down how a try ended; False if another try began since."""
         with postgres_errors():
             done: str = await self._pool.execute(
                 _SQL["end_delivery"], delivery.id, delivery.attempts, status.value, http_status, error, wait_s

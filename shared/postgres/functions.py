@@ -44,8 +44,8 @@ class Functions:
     ) -> Deploy:
         """Make the next version of a function and the job that builds it, in one commit.
 
-        The function is made if it is new. If the newest version has the same artifact and settings and is live, that
-        one is answered instead.
+        A new function is made. If the newest version is live and has the same artifact and settings, it is returned,
+        and nothing is made.
         """
         text = settings.model_dump_json()
         with postgres_errors():
@@ -76,7 +76,7 @@ class Functions:
         return Deploy(function_id=function["id"], version_id=version, version=number, job=job, status="building")
 
     async def delete(self, user: UUID, function: UUID) -> Submission | None:
-        """Take a function from its user and make the job that clears up; the job, or None if it was gone."""
+        """Delete a function for its user and make the job that clears up; the job, or None if it was gone."""
         job = _job(JobKind.DELETE, user, function, None)
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
@@ -89,7 +89,7 @@ class Functions:
         return job
 
     async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> tuple[UUID | None, datetime]:
-        """Start or stop a function; the version that is live, and when the function was changed.
+        """Start or stop a function; the live version, and the time of the change.
 
         :raises NotFound: if it was deleted.
         """
@@ -118,7 +118,7 @@ class Functions:
         return None if row is None else _function(row)
 
     async def resolve(self, user: UUID, reference: str) -> Target | None:
-        """What an invoke of ``reference`` runs now."""
+        """The function and version that an invoke of ``reference`` runs now."""
         if not _is_reference(reference):
             return None
         with postgres_errors():
@@ -142,7 +142,7 @@ def _job(kind: JobKind, user: UUID, function: UUID, version: UUID | None) -> Sub
 
 
 def _is_reference(text: str) -> bool:
-    """Whether a function could be called that: Postgres takes no NUL, and no bytes that are not UTF-8."""
+    """Whether Postgres takes ``text``: a text with a NUL or with bytes that are not UTF-8 names no function."""
     return re.fullmatch(NAME_PATTERN, text) is not None or _as_uuid(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""The records of attempts and what they printed, as their owner reads them."""
+"""The records and logs of attempts, opened for their owner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogLine:
 
 
 class Invocations:
-    """:param keyring: opens what is sealed; what it cannot open is shown as a sentence that says so."""
+    """:param keyring: opens sealed texts; in place of one that it cannot open stands a sentence that says why."""
 
     def __init__(self, pool: Pool, keyring: Keyring | None = None) -> None:
         self._pool = pool

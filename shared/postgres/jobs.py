@@ -1,4 +1,4 @@
-"""Jobs in Postgres: read by their users and by those that keep the queue whole, cancelled and expired."""
+"""Jobs in Postgres: read for their users, for the scheduler and for workers; cancelled, expired, settled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAGE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs; what is None matches all."""
+    """Selects jobs; a field that is None matches all."""
 
     function: UUID | None = None
     statuses: Sequence[str] | None = None
@@ -41,7 +41,7 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeatable:
-    """What the repetition of a failed job takes over from it; ``payload`` as it is kept."""
+    """All that the repetition of a failed job takes over from it; ``payload`` is as stored."""
 
     id: UUID
     payload: bytes
@@ -52,7 +52,7 @@ class Repeatable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLine:
-    """A stretch of what an attempt printed. ``epoch`` is a number, as :func:`epoch_number` makes it."""
+    """A stretch of an attempt's output. ``epoch`` is a number, as :func:`epoch_number` makes it."""
 
     epoch: int
     attempt: int
@@ -74,13 +74,14 @@ class Jobs:
         self._keyring = keyring if payload_store is None else payload_store.keyring
 
     async def fall_due(self, *, limit: int) -> Sequence[Job]:
-        """Move jobs whose time has come on to ``queued``: these, which must be put on the queue now."""
+        """Move jobs whose time has come to ``queued``; these jobs, which the caller puts on the queue."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["fall_due"], limit)
         return [_job(row) for row in rows]
 
     async def get(self, user: UUID, job: UUID) -> Job | None:
-        """The user's job, opened; without result and error, and with what is ``missing``, if they cannot be."""
+        """The user's job with result and error opened. If they cannot be opened they are None, and ``missing`` says
+        why."""
         with postgres_errors():
             row = await self._pool.fetchrow(_SQL["job_of_user"], job, user)
         return None if row is None else await self._opened(_job(row))
@@ -117,25 +118,25 @@ class Jobs:
         return job if result is job.result and error is job.error else replace(job, result=result, error=error)
 
     async def payload(self, job: UUID) -> bytes | None:
-        """What an accepted job was called with, as it stands now."""
+        """The payload of an accepted job, as Postgres has it now."""
         with postgres_errors():
             payload: bytes | None = await self._pool.fetchval(_SQL["payload_of_job"], job)
         return payload
 
     async def began_ms(self, job: UUID) -> float | None:
-        """When the first attempt of a job began, in Unix milliseconds, as far as its records know."""
+        """When the first attempt of a job began, in Unix milliseconds, by the records that Postgres has."""
         with postgres_errors():
             began: datetime | None = await self._pool.fetchval(_SQL["began"], time_of(job), job)
         return None if began is None else 1000 * began.timestamp()
 
     async def end_of(self, job: UUID) -> End | None:
-        """How a job ended, as it is kept; None if it was deleted."""
+        """How a job ended, sealed as it is stored; None if it was deleted."""
         with postgres_errors():
             row = await self._pool.fetchrow(_HOOKS["end_of_job"], job)
         return None if row is None else End(**dict(row))
 
     async def logs(self, job: UUID) -> Sequence[LogLine]:
-        """What the attempts of a job printed, in order."""
+        """The log lines of a job's attempts, in order."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["logs_of_job"], time_of(job), job)
         keyring = self._keyring or Keyring()
@@ -171,21 +172,21 @@ class Jobs:
         return found
 
     async def cancel(self, job: UUID) -> bool:
-        """End a job that is in no queue; False if it ended or started before."""
+        """Cancel a job that is on no queue; False if it ended or started before."""
         return await self._end("cancel_job", job)
 
     async def expired(self, *, after: UUID, limit: int) -> Sequence[tuple[UUID, JobKind]]:
-        """A page of jobs that have not ended and whose time to start is over, in the order of their ids."""
+        """A page of jobs that have not started by their ``expires_at``, in the order of their ids."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["expired"], after, limit)
         return [(row["id"], JobKind(row["kind"])) for row in rows]
 
     async def expire(self, job: UUID) -> bool:
-        """End a job that is in no queue and whose time to start is over; False if it ended before."""
+        """Fail a job that is on no queue and has not started by its ``expires_at``; False if it ended or started."""
         return await self._end("expire_job", job)
 
     async def _end(self, query: str, job: UUID) -> bool:
-        """What follows such a job is put on the queue by the reconciler."""
+        """End a job by ``query``. The reconciler puts the jobs that follow it on the queue."""
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 ended = await connection.fetchval(_SQL[query], job)
@@ -194,15 +195,15 @@ class Jobs:
         return ended is not None
 
     async def open_jobs(self, *, after: UUID, limit: int) -> Sequence[Job]:
-        """A page of the jobs that are not final and due, in order of arrival, not too large to be held at once."""
+        """A page of the jobs that are due and not final, in order of arrival, small enough to be held in memory."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["open_jobs"], after, limit, _PAGE_BYTES)
         return [_job(row) for row in rows]
 
     async def open_ids(self, *, after: UUID, limit: int, age_s: float) -> Sequence[tuple[UUID, JobKind]]:
-        """The same without those younger than ``age_s``, and only what they are.
+        """A page of the same jobs without those younger than ``age_s``, as ids and kinds.
 
-        Ages are by Postgres's clock; a job that is from its future is not young.
+        Ages are by Postgres's clock; a job from its future does not count as young.
         """
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["open_ids"], after, age_s, limit)

@@ -1,7 +1,7 @@
 """Schema migrations: plain SQL files, forward only, each applied once in its own transaction.
 
-A file whose first line is ``-- breaking`` cannot be served by processes that are older than it. A process refuses a
-schema that lacks a migration it knows, or has a breaking one that it does not know; newer additive ones are fine.
+Processes older than a file whose first line is ``-- breaking`` cannot serve its schema. A process refuses a schema that
+lacks a migration it knows, or has a breaking one that it does not know; newer additive ones are fine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncpg
 from shared.errors import Misconfigured
 from shared.postgres.pool import Connection, postgres_errors
 
-_LOCK_KEY = 0x636F6E74  # any number that nobody else locks
+_LOCK_KEY = 0x636F6E74  # any number that no other lock uses
 _FILE = re.compile(r"^(\d{4})_[a-z0-9]+(_[a-z0-9]+)+\.sql$")
 
 _LEDGER = """

@@ -51,8 +51,8 @@ _AWAY = (
 
 
 class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]
-    """One that nobody waits for longer than ``patience_s``: asyncpg's own methods wait for a connection for ever, and
-    a Postgres that hangs would be waited for by one group of callers after the other."""
+    """A pool in which a caller waits at most ``patience_s`` for a connection. asyncpg's own waits have no end: while
+    Postgres hangs, one group of callers after the other would wait."""
 
     patience_s: float
 
@@ -92,7 +92,8 @@ async def close_pool(pool: Pool) -> None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether Postgres will not take what caused ``error`` whenever it is asked again: the fault is in the values."""
+    """Whether Postgres would refuse the statement that raised ``error`` at every further try: its values are at
+    fault."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(
         error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | asyncpg.ProgramLimitExceededError
     )
@@ -100,7 +101,8 @@ def is_refusal(error: Exception) -> bool:
 
 @contextmanager
 def postgres_errors() -> Iterator[None]:
-    """Postgres's errors as ours; a violated constraint becomes the error of its name."""
+    """Turns Postgres's errors into ours; a violated constraint becomes the error that :data:`_CONSTRAINTS` has for
+    it."""
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError as error:

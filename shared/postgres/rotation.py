@@ -1,6 +1,7 @@
-"""Sealing anew whatever Postgres holds that the first key did not seal, in short steps while everything serves.
+"""Seals anew, in short steps while everything serves, each text in Postgres that the first key did not seal.
 
-Each step is a commit of its own, and what is done is passed over: stopped anywhere, it is started again and goes on.
+Each step is a commit of its own, and a rotation passes over rows that are done: one that was stopped is started again
+and goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _PARTS = (Part.PAYLOAD, Part.RESULT, Part.ERROR)
 
 @dataclass(slots=True)
 class Rotated:
-    """How many rows were sealed anew, and what could not be opened and stands as it was: job or user, part and why."""
+    """How many rows were sealed anew. ``unreadable`` names the texts that could not be opened and stay as they were:
+    the job's or user's id, the part, and why."""
 
     jobs: int = 0
     invocations: int = 0
@@ -40,7 +42,7 @@ class Rotated:
 
 
 class Rotation:
-    """:param keyring: has the key to seal with and those to open with."""
+    """:param keyring: its first key seals, all its keys open."""
 
     def __init__(self, pool: Pool, keyring: Keyring) -> None:
         self._pool = pool
@@ -48,7 +50,7 @@ class Rotation:
         self._rotated = Rotated()
 
     async def run_once(self) -> Rotated:
-        """Go through everything once. Raises ``Unavailable``, with what was done until then kept."""
+        """Go through all rows once. Raises ``Unavailable``; the rows that were done until then stay done."""
         self._rotated = Rotated()
         with postgres_errors():
             await self._jobs()
@@ -138,7 +140,7 @@ class Rotation:
         return None if resealed is None else to_column(resealed)
 
     def _resealed(self, text: bytes | None, job: UUID, part: Part) -> bytes | None:
-        """``text`` as the first key seals it; as it is where it did so already, or where it cannot be opened."""
+        """``text`` sealed by the first key; unchanged if that key sealed it before, or if it cannot be opened."""
         if not text or text.startswith(self._keyring.first_head):
             return text
         try:
@@ -149,7 +151,7 @@ class Rotation:
 
 
 def _portions(rows: Iterable[tuple[UUID, int]]) -> Iterable[list[UUID]]:
-    """Ids of rows that one transaction takes, by their number and what they hold."""
+    """The ids of rows in portions that one transaction takes, bounded by the number of rows and by their bytes."""
     portion: list[UUID] = []
     held = 0
     for identifier, size in rows:

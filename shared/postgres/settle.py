@@ -1,4 +1,4 @@
-"""Records of attempts in Postgres, and what they move: jobs, versions, invocations, logs, and the jobs that follow."""
+"""Writes records of attempts to Postgres: to jobs, versions, invocations, logs, and the jobs that follow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SQL = queries("jobs")
 async def settle(pool: Pool, records: Sequence[Record]) -> Sequence[JobMessage]:
     """Write records of attempts in one transaction. Repeating it changes nothing.
 
-    :returns: jobs that came into being because others ended, to be put on the queue.
+    :returns: the jobs that follow ended ones, to be put on the queue.
     """
     latest: dict[UUID, Record] = {}
     for record in records:
@@ -56,7 +56,8 @@ def _supersedes(record: Record, before: Record) -> bool:
 
 
 def _rounds(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """The same records, no attempt twice in a round: what is written of one a second time completes the first."""
+    """``records`` in rounds without two records of one attempt: the second one of an attempt completes the first, so it
+    is written after it."""
     while records:
         distinct: dict[tuple[UUID, str | None], Record] = {}
         again = [r for r in records if distinct.setdefault((r.id, r.epoch), r) is not r]
@@ -69,7 +70,7 @@ def from_unix_ms(value: float | None) -> datetime | None:
 
 
 async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> list[UUID]:
-    """:returns: jobs that ended by this and whose end brings something about."""
+    """:returns: the jobs that ended by this and that a callback or another job follows."""
     final = ("succeeded", "failed", "cancelled")
     records = [_unspent(r) if r.outcome == "handed_back" else r for r in records]
     rows = await connection.fetch(
@@ -80,7 +81,7 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> lis
         [r.function_id for r in records],
         [r.version_id for r in records],
         [r.status for r in records],
-        # Why an attempt was lost is in its own record; the job goes on.
+        # The reason of a lost attempt belongs into its own record: the job goes on and has none.
         [r.reason if r.status in final else None for r in records],
         [r.attempt for r in records],
         [r.lost for r in records],
@@ -101,7 +102,8 @@ async def _upsert_jobs(connection: Connection, records: Sequence[Record]) -> lis
 
 
 async def _fail_versions(connection: Connection, deploys: Sequence[Record]) -> None:
-    """With the end of their jobs, so that only the attempt whose end counts decides."""
+    """Fail the versions of deploys that ended without success, in the transaction that ends their jobs: only the
+    attempt whose end counts decides."""
     failed = [record for record in deploys if record.status in ("failed", "cancelled")]
     if failed:
         await connection.execute(
@@ -119,7 +121,7 @@ def _deploy_error(record: Record) -> str:
 
 
 def _unspent(record: Record) -> Record:
-    """What a job is told of an attempt that was handed back: it is as if that had not been."""
+    """The record of a handed-back attempt as it is applied to its job: as if the attempt had not been made."""
     before = max(0, record.attempt - 1)
     return replace(record, attempt=before, started_ms=None, queue_ms=None, sandbox_ms=None, run_ms=None, total_ms=None)
 
@@ -182,5 +184,5 @@ async def _insert_logs(connection: Connection, records: Sequence[Record]) -> Non
 
 
 def _text(text: str) -> str:
-    """Postgres text cannot hold U+0000; it is shown the way the log shows other bytes that are not text."""
+    """``text`` with U+0000, which Postgres cannot hold, escaped as the log escapes other bytes that are not text."""
     return text.replace("\x00", "\\x00")

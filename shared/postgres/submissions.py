@@ -1,6 +1,6 @@
-"""New jobs in Postgres: the one INSERT that every job goes through, whatever asked for it.
+"""New jobs in Postgres: the one INSERT that every accepted job goes through, whichever code made it.
 
-A job that is waited for meets Postgres with the record of its end instead (``settle_jobs``).
+The row of a synchronous job is inserted with the record of its end instead (``settle_jobs``).
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _SELDOM = (
     (_Given(name="chained_from", type="uuid"),),
     (_Given(name="chain_depth", type="smallint"),),
 )
-"""What most jobs leave at the column's default, None or 0. A statement none of whose jobs has it leaves it out, so that
-a column that few jobs need costs the others nothing."""
+"""Columns that most jobs leave at their default, None or 0. A statement leaves out those that none of its jobs sets, so
+that a column which few jobs need costs the others nothing."""
 
 
 @cache
@@ -82,8 +82,8 @@ def _insert(given: tuple[_Given, ...]) -> str:
 
 @cache
 def insert_statement(given: tuple[_Given, ...]) -> str:
-    """Accept jobs in one commit, without those whose id is there, and those that repeat or follow a job that another
-    one repeats or follows."""
+    """Insert jobs, except a job whose id exists, and one that repeats or follows a job which another job repeats or
+    follows already."""
     return f"{_insert(given)} ON CONFLICT DO NOTHING"
 
 
@@ -105,12 +105,12 @@ UNION ALL
 SELECT job_id, fingerprint FROM idempotency_keys
 WHERE user_id = {_USER}::uuid AND key = {_KEY}::text AND NOT EXISTS (SELECT FROM claimed)
 """  # noqa: S608 - names of ours
-"""Accept a job unless its caller used the key before; the job that has the key, and what it was asked for. No row if
-another call took the key in this moment."""
+"""Insert a job unless its caller used the key before; the job that has the key, and the fingerprint of its call. No row
+if another call took the key at the same moment."""
 
 
 async def insert(connection: Connection | Pool, submissions: Sequence[Submission]) -> Sequence[Submission]:
-    """Insert jobs whose payloads are stored, with one statement; those of them that are in Postgres then.
+    """Insert jobs whose payloads are stored, with one statement; those of ``submissions`` that are in Postgres then.
 
     To be called within :func:`postgres_errors`.
     """
@@ -124,7 +124,7 @@ async def insert(connection: Connection | Pool, submissions: Sequence[Submission
 
 
 def _needed(submissions: Sequence[Submission]) -> tuple[tuple[_Given, ...], list[list[Any]]]:
-    """What of :data:`ALL_GIVEN` these jobs need, and the values."""
+    """The columns of :data:`ALL_GIVEN` that these jobs need, and their values."""
     given, values = _ALWAYS, [one.values(submissions) for one in _ALWAYS]
     for group in _SELDOM:
         columns = [one.values(submissions) for one in group]
@@ -141,7 +141,7 @@ class Submissions:
     async def insert(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
         """Commit jobs together; those that are in Postgres when this returns.
 
-        :raises Unavailable: if Postgres does not take them. Nothing was accepted then, or it is not known.
+        :raises Unavailable: if Postgres does not answer. The jobs may have been accepted all the same.
         """
         with postgres_errors():
             return await insert(self._pool, submissions)
@@ -175,7 +175,7 @@ class Submissions:
         return job
 
     async def expire_keys(self) -> None:
-        """Forget idempotency keys whose time is over."""
+        """Delete idempotency keys whose time is over."""
         with postgres_errors():
             await self._pool.execute(_SQL["expire_idempotency_keys"])
 

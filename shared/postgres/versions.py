@@ -38,7 +38,7 @@ class Versions:
         return _runnable(row)
 
     async def kept_warm(self) -> Sequence[RunnableVersion]:
-        """Live versions whose settings ask for sandboxes that are kept ready."""
+        """Live versions with ``min_warm``."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["versions_kept_warm"])
         return [_runnable(row) for row in rows]
@@ -48,9 +48,9 @@ class Versions:
             await self._pool.execute(_SQL["append_build_log"], version, text)
 
     async def activate(self, version: UUID, *, layers: VersionLayers, analysis: Mapping[str, object]) -> bool:
-        """The version can serve, and ``live`` moves to it unless a newer one serves; False if it had failed or is gone.
+        """Make a version active, and ``live`` unless a newer one is; False if it had failed or is gone.
 
-        One that is active already, by another attempt, stays as it is.
+        A version that another attempt has made active stays as it is.
         """
         text = orjson.dumps(analysis).decode()
         with postgres_errors():
@@ -66,9 +66,9 @@ class Versions:
             await self._pool.execute(_SQL["fail_version"], version, reason, error)
 
     async def record_layers(self, version: UUID, *, layers: VersionLayers, instead_of: str | None) -> bool:
-        """What an active version consists of that was built again; False if another was faster.
+        """Replace the layers of an active version that was built again; False if another worker did before.
 
-        :param instead_of: the base that the version stood on before.
+        :param instead_of: the base that the version had before.
         """
         with postgres_errors():
             async with self._pool.acquire() as connection, connection.transaction():
@@ -79,14 +79,14 @@ class Versions:
         return True
 
     async def forget_built(self, function: UUID) -> int:
-        """The versions of a deleted function run no more; how many that were."""
+        """Mark the versions of a deleted function as not built; how many there were."""
         with postgres_errors():
             done: str = await self._pool.execute(_SQL["forget_built_versions"], function)
         return int(done.rpartition(" ")[2])
 
     async def standing(self, versions: Iterable[UUID]) -> Mapping[UUID, str | None]:
-        """Those of ``versions`` that are known, did not fail, and whose function was not deleted: with what they stand
-        on, None before they are built."""
+        """Those of ``versions`` that exist, did not fail, and whose function was not deleted, each with its base: None
+        before it is built."""
         with postgres_errors():
             rows = await self._pool.fetch(_SQL["standing_versions"], list(versions))
         return {row["id"]: row["base"] for row in rows}

@@ -1,4 +1,4 @@
-"""What goes in and out of the steps of the queue: what became of an enqueue, claims, ends of attempts, cancels."""
+"""Arguments and answers of the queue's steps: results of enqueues, claims, settles, results of cancels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ENQUEUED = {1: Enqueued.QUEUED, 0: Enqueued.THERE, -1: Enqueued.BACKLOG}
 class Verb(StrEnum):
     FINAL = "final"
     HAND_BACK = "hand_back"  # back to the queue, unspent
-    RETRY = "retry"  # off the queue until it is due again, which is Postgres's to know
-    LOSE = "lose"  # back to the queue: the attempt died with what ran it
-    NOTE = "note"  # ends nothing: more about an attempt that another process ended
+    RETRY = "retry"  # off the queue until it is due again; Postgres keeps when that is
+    LOSE = "lose"  # back to the queue: the attempt died with its worker or the container engine
+    NOTE = "note"  # ends nothing: adds to the record of an attempt that another process ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,4 +54,4 @@ class CancelledWhere(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     ENDED = "ended"  # a moment ago; its record may still be on its way to Postgres
-    ABSENT = "absent"  # not on the queue, and not let in any more if it is on its way there
+    ABSENT = "absent"  # not on the queue; an enqueue that is on its way there does nothing

@@ -1,4 +1,4 @@
-"""A connection to the queue, over which its scripts are run."""
+"""A connection to Redis that runs the queue's scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.queue.names import GENERATION
 from shared.queue.scripts import QueueClosed, Script
 
 _STEP_S = 5.0
-"""Bound on a step, where the client names none."""
+"""Time-out of a step if the Redis client has none."""
 
 
 class Client:
@@ -36,22 +36,23 @@ class Client:
             return await self._link.call("EVALSHA", script.sha, 0, *args)
 
     async def _make_known(self, script: Script) -> bool:
-        """Load a script of this release into a queue that another release's leader opened; whether it can be used."""
+        """Load a script of this release if another release's leader opened the queue; whether it can be used."""
         with redis_errors():
             state = await self.redis.hmget(GENERATION, ["open", "layout", "run"])  # type: ignore[misc]
             run = (await self.redis.info("server"))["run_id"]
             if state != [b"1", scripts.LAYOUT.encode(), run.encode()]:
                 return False
-            # Whether that is still so is told together with the loading.
+            # Another rebuild may have begun since: the script answers, as it is loaded, whether the queue is still
+            # open.
             return bool(await self.redis.eval(script.source, 0) == scripts.USABLE)  # type: ignore[misc]
 
     async def evaluate(self, script: str, *args: str | bytes | int | float) -> Any:
-        """Run a script that is not one of the queue's steps, over the connection of these."""
+        """Run a script that is no step of the queue, over the same connection as the steps."""
         with redis_errors():
             return await self._link.call("EVAL", script, 0, *args)
 
     async def aclose(self) -> None:
-        """Let go of the connection; the client that the queue was given stays open. Idempotent."""
+        """Close this connection; the Redis client that the queue was made with stays open. Idempotent."""
         await self._link.close()
 
     async def generation(self) -> tuple[str, bool] | None:

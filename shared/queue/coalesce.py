@@ -1,4 +1,4 @@
-"""Many callers, one round trip: what arrives while a call is in flight goes out together as the next one."""
+"""Many callers, one round trip: items that arrive while a call is in flight go out together as the next call."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Coalescer(Generic[Item, Answer]):
             self._task = None
 
     async def close(self) -> None:
-        """Wait for what is in flight."""
+        """Wait until all submitted items are answered."""
         if self._task is not None:
             await asyncio.wait([self._task])
 

@@ -17,8 +17,8 @@ from shared.queue.scripts import QueueClosed
 
 
 class _Pool(ConnectionPool):
-    """One whose callers connect side by side: redis-py's own connects one after the other, so that callers of a Redis
-    that hangs would wait for each other's time-outs."""
+    """A pool whose callers connect side by side. In redis-py's own pool they connect one after the other, so while
+    Redis hangs each would wait for the time-outs of those before."""
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:
         connection: AbstractConnection = self.get_available_connection()  # type: ignore[no-untyped-call]
@@ -37,7 +37,7 @@ def connect(url: str, *, timeout_s: float) -> Redis:
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         health_check_interval=0,
-        # A step that was sent may have run: whether to send it again is for its caller to know.
+        # A step that was sent may have run: only its caller can decide whether to send it again.
         retry=Retry(NoBackoff(), 0),
     )
     client: Redis = Redis.from_pool(pool)
@@ -46,13 +46,13 @@ def connect(url: str, *, timeout_s: float) -> Redis:
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Redis's errors as ours: :class:`QueueClosed` while the queue is rebuilt, else :class:`Unavailable`."""
+    """Turns Redis's errors into ours: :class:`QueueClosed` while the queue is rebuilt, else :class:`Unavailable`."""
     try:
         yield
     except redis.exceptions.NoScriptError as error:
         raise QueueClosed("Redis was restarted or is new; the queue is being rebuilt") from error
     except (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError) as error:
-        # redis-py makes these of an answer's first word, and takes it off the text.
+        # redis-py chooses these classes by an answer's first word, and takes it off the text.
         raise Unavailable(f"Redis cannot take writes: {error}", retry_after_s=1) from error
     except redis.exceptions.ResponseError as error:
         text = str(error)
@@ -66,7 +66,7 @@ def redis_errors() -> Iterator[None]:
 
 
 async def refuse_evicting_policy(client: Redis) -> None:
-    """An evicting Redis drops queued jobs silently: refuse to work with one.
+    """Refuse a Redis that is set to evict keys: it would drop queued jobs silently.
 
     :raises Misconfigured: saying which setting to change.
     """

@@ -1,12 +1,12 @@
 """Conservation: every open job of Postgres is in exactly one place of the queue or due later, and no place holds
 anything else.
 
-What contradicts itself within the queue is seen a page at a time, each in one atomic step, so that nothing moves
-meanwhile. What Postgres and the queue say differently may be on its way from one to the other: it is a finding only if
-it still is so after a while in which neither of the two changed it and all records of before were written.
+Contradictions within the queue are found a page at a time, each page in one atomic step, so that nothing moves
+meanwhile. A difference between Postgres and the queue may be a job on its way from one to the other. It is a finding
+only if it is still there after all earlier records were written, and neither side has changed the job meanwhile.
 
-Everything is read in pages, and what is suspected is bounded, so that a queue of any length can be looked at while it
-serves.
+Everything is read in pages, and the number of suspected jobs is bounded, so that a queue of any length can be checked
+while it serves.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True)
 class Balance:
-    """What was counted on the way, and what is out of place, of which there may be more than is named if ``cut``."""
+    """Counts of jobs by place, and the findings. ``cut``: there may be more findings than these."""
 
     open: int = 0
     later: int = 0
@@ -75,7 +75,8 @@ class Balance:
 
 
 class Conservation:
-    """:param database: a pool, or a connection. :param share: how much of its time a look takes; the rest it rests."""
+    """:param database: a pool, or a connection. :param share: the part of its time that a check works; it rests for the
+    remaining part."""
 
     def __init__(self, redis: Redis, queue: Queue, database: Pool | Connection, *, share: float = 1.0) -> None:
         self._redis = redis
@@ -85,7 +86,7 @@ class Conservation:
         self._records = Drain(redis, Jobs(database), consumer="conservation")
 
     async def run_once(self, *, patience_s: float = 10.0) -> Balance:
-        """Look at everything once, and again, for at most ``patience_s``, at what may only be on its way.
+        """Check everything once, then check again, for at most ``patience_s``, the jobs that may only be on their way.
 
         :raises QueueClosed: while the queue is rebuilt. :raises Unavailable: also if records do not get written.
         """
@@ -99,7 +100,7 @@ class Conservation:
         return balance
 
     async def look(self) -> Balance:
-        """What is out of place at a glance; what moves meanwhile may seem so."""
+        """Check everything once. The findings may include jobs that moved meanwhile."""
         balance = Balance()
         for queue in QUEUES:
             await self._look_at_queue(queue, balance)
@@ -167,7 +168,7 @@ class Conservation:
             after = page[-1]["id"]
 
     async def _present(self, queue: str, jobs: Sequence[UUID]) -> set[UUID]:
-        """Those on the queue. Asks without reading the messages, which may be large."""
+        """Those of ``jobs`` that are on the queue. Does not read their messages, which may be large."""
         if not jobs:
             return set()
         with redis_errors():
@@ -178,7 +179,7 @@ class Conservation:
         return {job for job, there in zip(jobs, flags, strict=True) if there}
 
     async def _still(self, doubtful: Collection[Finding], patience_s: float) -> set[Finding]:
-        """Of what seemed out of place, what stays exactly so."""
+        """Those of ``doubtful`` that stay exactly as they were."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         left = set(doubtful)
@@ -187,7 +188,7 @@ class Conservation:
             present: set[UUID] = set()
             for queue in QUEUES:
                 present |= await self._present(queue, [UUID(one.subject) for one in left if one.queue == queue])
-            # What ended before that look is in Postgres once these are.
+            # Once these records are in Postgres, so are all jobs that ended before that look.
             await self._records_written()
             now = await self._must_be_queued([UUID(one.subject) for one in left])
             left = {one for one in left if _stays(one, present, now, before)}
@@ -198,7 +199,7 @@ class Conservation:
         return left
 
     async def _must_be_queued(self, jobs: Sequence[UUID]) -> dict[UUID, str]:
-        """Those that Postgres has as open and not due later, each with what changes whenever it moves."""
+        """Those of ``jobs`` that are open and due in Postgres, each with a text that changes whenever the job moves."""
         if not jobs:
             return {}
         with postgres_errors():
@@ -210,7 +211,7 @@ class Conservation:
         deadline = asyncio.get_running_loop().time() + _RECORDS_BOUND_S
         while not await self._records.written_up_to(last):
             if asyncio.get_running_loop().time() > deadline:
-                raise Unavailable("records wait for Postgres; what they tell cannot be compared")
+                raise Unavailable("records wait for Postgres; until they are written, nothing can be compared")
             await asyncio.sleep(0.05)
 
     async def _open_generation(self) -> str:
@@ -225,12 +226,12 @@ class Conservation:
 
 
 def _subject(text: str) -> str:
-    """A job, or a user, whom the queue knows by the short name."""
+    """A job's id, or a user's with the id in its long form: the queue has short names."""
     kind, space, name = text.rpartition(" ")
     try:
         return f"{kind}{space}{from_short(name)}" if space else text
     except ValueError:
-        return text  # a damaged name is told as it is
+        return text  # a damaged name is shown as it is
 
 
 def _stays(one: Finding, present: Collection[UUID], now: Mapping[UUID, str], before: Mapping[UUID, str]) -> bool:

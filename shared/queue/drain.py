@@ -1,4 +1,4 @@
-"""Records on their way from the Redis stream to Postgres: in batches, at least once, each with one effect."""
+"""Writes records from the Redis stream to Postgres: in batches, at least once, each with one effect."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 BATCH = 500
 BLOCK_MS = 1000
 GATHER_S = 0.01
-"""After a batch that was not full, time for the next one to gather: a transaction a record would cost each call of a
-single client a third of its time. As many times as there are workers, so that together they read as often as one does:
-else each worker more would make everybody's batches smaller, until their number is all that Postgres is busy with."""
+"""How long a drain waits after a batch that was not full, so that more records gather: a transaction for each record
+would cost each call of a single client a third of its time. The drain multiplies it by the number of workers, so that
+all of them together read as often as one: else each further worker would make all batches smaller, until Postgres did
+nothing but commit them."""
 RETRY_S = 0.5
 STRANDED_MS = 5000
 LOOK_FOR_STRANDED_S = 1.0
@@ -40,9 +41,9 @@ Entry = tuple[bytes, bytes]
 class Drain:
     """One consumer of the stream. Every worker has one; the entries of one that died are taken over by the others.
 
-    An entry is acknowledged only after its batch was committed, and waiters are told only after that.
+    The drain acknowledges an entry only after its batch was committed, and notifies waiters only after that.
 
-    :param queue: where jobs go that follow others; without it the reconciler puts them there.
+    :param queue: takes the jobs that follow ended ones; without it the reconciler puts them on the queue.
     """
 
     def __init__(self, redis: Redis, jobs: Jobs, *, consumer: str, queue: Queue | None = None) -> None:
@@ -60,7 +61,7 @@ class Drain:
         return Loop(name="records", run_once=self.step, interval_s=0, retry_s=RETRY_S)
 
     async def step(self) -> int:
-        """Wait for records and write them, and now and then those that a dead consumer had read; how many arrived."""
+        """Wait for records and write them; now and then also those that a dead consumer had read. How many arrived."""
         written = await self.run_once(block_ms=BLOCK_MS)
         if 0 < written < BATCH:
             await asyncio.sleep(GATHER_S * self._consumers)
@@ -74,7 +75,7 @@ class Drain:
     async def run_once(self, *, block_ms: int | None = None) -> int:
         """Write what has arrived; how many records. Raises :class:`Unavailable`, with nothing lost.
 
-        After such a failure, what was read then comes first.
+        After such a failure the next call writes first the records that this one had read.
         """
         behind = self._behind
         try:
@@ -98,7 +99,7 @@ class Drain:
         return written
 
     async def take_over(self) -> int:
-        """Write what a consumer read and never acknowledged; how many records."""
+        """Write records that a dead consumer read and never acknowledged; how many."""
         try:
             with redis_errors():
                 answer = await self._redis.xautoclaim(
@@ -129,7 +130,7 @@ class Drain:
             return not await self._redis.xrange(RECORDS, "-", entry, count=1)
 
     async def leave(self) -> None:
-        """Write what was read, then forget this consumer."""
+        """Write the records that this consumer has read, then remove it from the group."""
         try:
             with redis_errors():
                 answer = await self._redis.xreadgroup(RECORDS_GROUP, self._consumer, {RECORDS: "0"}, count=BATCH)
@@ -183,7 +184,8 @@ class Drain:
         await self._follow(following)
 
     async def _write_bare(self, entry: Entry, record: Record, error: Exception) -> None:
-        """End a job whose record Postgres refuses: without what may be wrong with it, and the record put aside."""
+        """End a job whose record Postgres refuses by a bare record, without the parts that may be at fault; the full
+        one is put aside."""
         bare = replace(
             record,
             status=JobStatus.FAILED if record.status in FINAL else record.status,
@@ -223,14 +225,14 @@ class Drain:
         ids = [entry[0] for entry, _ in written]
         with redis_errors():
             pipe = self._redis.pipeline(transaction=False)
-            # Also of jobs that go on: subscribers are told when one is due again.
+            # Ids of jobs that go on, too: their subscribers then read when the job is due again.
             pipe.publish(FINAL_CHANNEL, "".join(str(record.id) for _, record in written))
             pipe.xack(RECORDS, RECORDS_GROUP, *ids)
             pipe.xdel(RECORDS, *ids)
             await pipe.execute()
 
     async def _reject(self, entry: Entry, why: str) -> None:
-        """Put a record aside that cannot be written, where an operator finds it."""
+        """Put a record that cannot be written into the stream of rejected ones, where an operator finds it."""
         log.error("a record cannot be written", extra={"entry": entry[0].decode(), "error": why[:500]})
         with redis_errors():
             pipe = self._redis.pipeline(transaction=True)
@@ -241,6 +243,6 @@ class Drain:
 
 
 def _only_refusals(error: Exception) -> None:
-    """A record whose values are at fault is put aside; whatever else is wrong may pass, and records wait for that."""
+    """Raise ``Unavailable`` unless a record's values are at fault: any other error may pass, and the records wait."""
     if not is_refusal(error):
         raise Unavailable(f"Postgres cannot write records: {type(error).__name__}: {error}") from error

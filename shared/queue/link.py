@@ -1,8 +1,8 @@
-"""One connection to Redis that a whole process talks over: commands go out as they come, answers come back in order.
+"""One connection to Redis for a whole process: commands go out as they come, answers come back in order.
 
-redis-py makes the connection (addresses, TLS, log-in, database); after that the queue's steps are spoken directly,
+redis-py makes the connection (addresses, TLS, log-in, database). After that this module sends the queue's steps itself,
 packed and parsed by hiredis. A client that takes a connection from a pool, guards every read with a timeout and parses
-a line at a time costs a call more than the step itself takes in Redis.
+a line at a time costs more time than the step itself takes in Redis.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Wire(asyncio.Protocol):
 
 
 class Link:
-    """Commands over one connection, which comes back by itself after a loss.
+    """Sends commands over one connection, which it makes again after a loss.
 
     :param timeout_s: an answer that takes longer ends the connection: it would shift all later ones.
     """
@@ -85,7 +85,7 @@ class Link:
             last case the command may have run.
         """
         wire = self._wire or await self._open()
-        if wire is not self._wire:  # lost already, before the task that waited for it had a turn
+        if wire is not self._wire:  # lost before this task ran again
             raise redis.exceptions.ConnectionError("the connection was lost")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -148,7 +148,7 @@ class Link:
                 one.set_exception(error)
 
     def _look(self) -> None:
-        """One timer for all calls: it looks at the one that waits longest."""
+        """One timer for all calls: it checks the call that waits longest."""
         self._watch = None
         if not self._waiting or self._wire is None:
             return

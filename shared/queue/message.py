@@ -1,7 +1,7 @@
 """A job as it travels through Redis.
 
-A line of fields, then the payload, which is not opened on the way to the worker. The Lua scripts read the first fields
-(see ``lua/prelude.lua``). A million of them may wait in memory, so identifiers are written short.
+A message is a line of fields, then the payload, which only the worker opens. The Lua scripts read the first fields (see
+``lua/prelude.lua``). A million messages may wait in memory, so identifiers are written short.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UnreadableMessage(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobMessage:
-    """What a worker gets to know of a job without asking Postgres.
+    """All that a worker knows of a job without asking Postgres.
 
     :param concurrency: most attempts of its function at a time over all workers; 0: no limit.
     :param attempt: number of the attempt that the next claim starts, from 1.

@@ -10,13 +10,13 @@ WORKERS = "cp:workers"
 OUT_OF_PLACE = "cp:out-of-place"
 FINAL_CHANNEL = "cp:final"
 EVENTS_CHANNEL = "cp:events"
-"""What happens to jobs that have subscribers: a job's id, a space, a JSON object with its ``kind``."""
+"""Events of jobs that have subscribers: a job's id, a space, a JSON object with its ``kind``."""
 WATCHED = "cp:watched"
 CHANGED_CHANNEL = "cp:changed"
 REBUILT_CHANNEL = "cp:rebuilt"
-"""A new generation begins: workers tell it what they run."""
+"""A new generation begins: workers register their running attempts with it."""
 OPENED_CHANNEL = "cp:opened"
-"""It is complete: what it does not hold was lost."""
+"""The new generation is open: a synchronous job that it does not hold is lost."""
 
 
 def progress_key(job: str) -> str:

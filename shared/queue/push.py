@@ -1,7 +1,6 @@
-"""Push: one subscription connection a process, that comes back by itself and says so.
+"""Push: one subscription connection a process, which connects again after a loss and tells its owner.
 
-A push is a hint, never the only copy: after a loss ``on_standing`` tells the owner to look again at whatever it is
-waiting for.
+A push is a hint, never the only copy: after a loss ``on_standing`` has the owner look again at all that it waits for.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Push:
                         await lost.wait()
                     raise redis.exceptions.ConnectionError("the connection was lost")
                 except TimeoutError:
-                    # A connection that says nothing may be dead without a word: ask, and give up if it stays mute.
+                    # A silent connection may be dead: send a ping, and give up if no answer comes.
                     if self._heard:
                         probed = False
                         continue
@@ -101,5 +100,5 @@ class Push:
     def _hear(self, channel: bytes, message: bytes) -> None:
         try:
             self._channels[channel](message)
-        except Exception:  # the connection, which every waiting call needs, must not be lost for one bad message
+        except Exception:  # one bad message must not end the connection, which every waiting call needs
             log.exception("a push cannot be read", extra={"channel": channel.decode("utf-8", "replace")})

@@ -1,4 +1,4 @@
-"""The queue in Redis, as processes use it: its steps, its workers, and the view on it, over one connection."""
+"""The client of the queue in Redis: its steps, its workers and its views, over one connection."""
 
 from __future__ import annotations
 

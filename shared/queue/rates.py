@@ -52,13 +52,14 @@ class Bucket:
 
     @classmethod
     def of(cls, name: str, per_s: float, burst: int) -> Bucket:
-        """One that lets a second's calls come at once where ``burst`` is 0."""
+        """A bucket; with ``burst`` 0 the calls of one second may come at once."""
         return cls(name=name, per_s=per_s, burst=burst or max(1, math.ceil(per_s)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What buckets answered. ``wait_s`` is 0 if the calls are let through; the rest is about the tightest of them."""
+    """The answer of the buckets. ``wait_s`` is 0 if the calls are let through; the rest is about the tightest
+    bucket."""
 
     wait_s: float
     bucket: Bucket

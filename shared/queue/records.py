@@ -1,4 +1,4 @@
-"""What an attempt leaves behind, on its way through the Redis stream to Postgres.
+"""The record of an attempt, on its way through the Redis stream to Postgres.
 
 A record is a line of JSON, then the result, the error, the payload and the log entries as they are: their lengths
 stand in the line. The same bytes answer a waiting API process, which reads only what it needs. The Lua scripts write
@@ -25,7 +25,7 @@ def epoch_number(epoch: str) -> int:
 
 
 def epoch_text(number: int) -> str:
-    """What :func:`epoch_number` was made of."""
+    """The reverse of :func:`epoch_number`."""
     return f"{number >> EPOCH_COUNTER_BITS}-{number & ((1 << EPOCH_COUNTER_BITS) - 1)}"
 
 
@@ -33,10 +33,10 @@ def epoch_text(number: int) -> str:
 class Record:
     """The end of an attempt, or of a job that had none.
 
-    ``status`` is where the job is now; ``running`` says nothing of that, but more about an attempt that somebody else
-    ended. ``outcome`` is the attempt's (``None`` if there was none); one that was handed back does not count for its
-    job, whatever its number. Times are Unix milliseconds, durations milliseconds. The next attempt is due as long after
-    this record is written to Postgres as ``run_at_ms`` is after ``at_ms``, whatever the worker's clock said.
+    ``status`` is the job's state from now on; with ``running`` the record does not change the job, but adds to that of
+    an attempt which another process ended. ``outcome`` is the attempt's (``None`` if there was none). A handed-back
+    attempt does not count for its job, whatever its number. Times are Unix milliseconds, durations milliseconds. The
+    next attempt is due ``run_at_ms - at_ms`` after Postgres gets this record, whatever the worker's clock says.
     ``request`` describes the call without its body. With keys, result, error and payload are sealed
     (:mod:`shared.sealing`), and so are, in base64, ``request`` and the messages within ``logs``.
     """

@@ -1,11 +1,11 @@
 """The queue's atomic steps as Lua, and how they get into Redis.
 
-Redis forgets scripts when it restarts, so an unknown script is how everybody notices that the queue's fast copy may
-have lost writes. Then every step answers :class:`QueueClosed` until the leader has opened a new generation and loaded
-the scripts (``scheduler/rebuild.py``). A script may also be unknown because it is another release's than the leader's,
-while one replaces the other: a process loads its own into a queue that is open, in a Redis that was not started since,
-and whose data is laid out as it knows it. Scripts are loaded by calling them without arguments: what ``SCRIPT LOAD``
-loads, Redis before version 7 writes to its file and knows after a restart.
+Redis forgets scripts when it restarts. So a process whose script is unknown knows that the queue in Redis may have lost
+writes, and every step raises :class:`QueueClosed` until the leader has opened a new generation and loaded the scripts
+(``scheduler/rebuild.py``). While one release replaces another, a script may also be unknown because the leader is of
+the other release. Then a process loads its own, if the queue is open, Redis did not restart since it was opened, and
+the layout of its data is the one that the process knows. Scripts are loaded by a call without arguments, not by
+``SCRIPT LOAD``: before version 7, Redis writes the latter to its file and still knows the script after a restart.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 LAYOUT = "2"
-"""Another one when scripts of two releases could not work on the same data: then the older one's steps fail until its
-process is replaced."""
+"""Change it when scripts of two releases cannot work on the same data: then the steps of older processes fail until
+these are replaced."""
 USABLE = b"usable"
 
 
@@ -49,4 +49,4 @@ START = _load("start")
 SCRIPTS = (ENQUEUE, EXCHANGE, CANCEL, EXPIRE_WORKER, REGISTER, HELD, STOP, START)
 
 INSPECT = _load("inspect")
-"""No step, so Redis may not know it while the queue is open (see ``shared/queue/conservation.py``)."""
+"""Not a step: the queue is open whether Redis knows it or not (see ``shared/queue/conservation.py``)."""

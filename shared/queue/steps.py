@@ -1,4 +1,4 @@
-"""The steps of jobs: enqueue, exchange (settle and claim), cancel, and what a rebuild and a lost worker need.
+"""The steps of jobs: enqueue, exchange (settle and claim), cancel, those for rebuilds, lost workers, stopped functions.
 
 Each is one atomic round trip.
 """
@@ -55,13 +55,13 @@ class Steps(Client):
         queued: tuple[str, str] = ("cancelled", ""),
         running: tuple[str, str] | None = ("cancelled", ""),
     ) -> CancelledWhere:
-        """End ``job`` with the given (status, reason), depending on whether it had started; ``running=None`` lets one
-        that runs go on."""
+        """End ``job`` with the (status, reason) in ``queued`` or, if it runs, in ``running``; ``running=None`` lets a
+        job that runs go on."""
         answer = await self._run(scripts.CANCEL, queue, str(job), *queued, *(running or ("", "")))
         return CancelledWhere(answer.decode())
 
     async def expire_worker(self, worker: str, *, seen: int, max_lost: int) -> tuple[int, int] | None:
-        """Requeue what a silent worker ran, unless its heartbeat moved past ``seen``.
+        """Requeue the jobs that a silent worker ran, unless its heartbeat moved past ``seen``.
 
         :returns: (requeued, given up), or None if it beat.
         """
@@ -76,27 +76,27 @@ class Steps(Client):
         return requeued, given_up
 
     async def register(self, queue: str, worker: str, claims: Sequence[Claim]) -> int:
-        """Tell a queue that is being rebuilt what ``worker`` still runs."""
+        """Register the attempts that ``worker`` still runs with a queue that is being rebuilt; how many it took."""
         args: list[str | bytes | int] = []
         for claim in claims:
             args += (claim.id, claim.epoch, claim.raw, claim.claimed_ms)
         return int(await self._run(scripts.REGISTER, queue, worker, *args))
 
     async def held(self, queue: str, worker: str, *, generation: str) -> list[Claim]:
-        """What Redis holds ``worker`` to be running, in the generation that it has joined."""
+        """The attempts that ``worker`` runs as far as Redis knows, in the generation that the worker has joined."""
         answer = await self._run(scripts.HELD, queue, worker, generation)
         return _claims(answer)
 
     async def stop_function(self, function: UUID) -> None:
-        """Let the jobs of a function wait; those that run go on."""
+        """Have the jobs of a function wait; those that run go on."""
         await self._run(scripts.STOP, "invoke", short(function))
 
     async def start_function(self, function: UUID) -> bool:
-        """Let the jobs of a function run again; False if many wait and this is to be called again."""
+        """Let the jobs of a function run again; False if some still wait: then call it again."""
         return int(await self._run(scripts.START, "invoke", short(function), _MOST_STARTED)) == 0
 
     async def stopped_functions(self) -> tuple[set[UUID], set[UUID]]:
-        """The functions whose jobs wait, and those that were started and have jobs that wait still."""
+        """The stopped functions, and those that were started again and still have parked jobs."""
         with redis_errors():
             pipe = self.redis.pipeline(transaction=False)
             pipe.smembers("cp:invoke:stopped")

@@ -1,4 +1,4 @@
-"""What is on the queue, for those who look at it, and what they are told when something happens there."""
+"""Reads of the queue that change no job, subscriptions to jobs, and announcements to all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 
 from shared.errors import Unreadable
 from shared.ids import short
-from shared.jobs import Run
+from shared.jobs import RunningAttempt
 from shared.queue.client import Client
 from shared.queue.connection import redis_errors
 from shared.queue.message import NO_VERSION
@@ -49,7 +49,7 @@ return depth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A function changed; ``live`` is the version that serves it now, None if it serves nothing any more."""
+    """A function changed; ``live`` is its live version now, None if it serves no calls any more."""
 
     function: UUID
     live: UUID | None
@@ -69,18 +69,18 @@ class Views(Client):
     _keyring: Keyring
 
     async def subscribe(self, queue: str, jobs: Sequence[UUID]) -> None:
-        """Have what happens to ``jobs`` told on :data:`EVENTS_CHANNEL` for the next minute, and what those of them
-        wrote so far that run."""
+        """Have the events of ``jobs`` published on :data:`EVENTS_CHANNEL` for the next minute, and the output so far of
+        those that run."""
         if jobs:
             await self.evaluate(_LOOK_ON, queue, WATCHED, _WATCHED_S, *(str(job) for job in jobs))
 
     async def watch(self, worker: str, job: UUID) -> None:
-        """Have ``worker`` tell what ``job`` writes, from its beginning."""
+        """Have ``worker`` publish the output of ``job``, from its beginning."""
         with redis_errors():
             await self.redis.publish(f"cp:worker:{worker}", f"watch {job}")
 
     async def progress(self, jobs: Sequence[UUID]) -> list[Any]:
-        """What each job said last of its progress: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
+        """The last report of progress of each job: ``epoch``, ``attempt``, ``fraction`` and ``message``, or None."""
         if not jobs:
             return []
         with redis_errors():
@@ -94,7 +94,7 @@ class Views(Client):
             return None
 
     async def depth(self, queue: str, user: UUID) -> int:
-        """Jobs of ``user`` that wait, for a slot or for what they are parked for."""
+        """How many jobs of ``user`` wait: runnable ones and parked ones."""
         return int(await self.evaluate(_DEPTH, queue, short(user)))
 
     async def present(self, queue: str, jobs: Sequence[UUID]) -> list[bool]:
@@ -103,13 +103,13 @@ class Views(Client):
             return []
         return [flag == 1 for flag in await self.evaluate(_PRESENT, queue, *(str(job) for job in jobs))]
 
-    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[Run | None]:
-        """The run of each job that is under way right now."""
+    async def running(self, queue: str, jobs: Sequence[UUID]) -> list[RunningAttempt | None]:
+        """The attempt of each job that is under way right now; None for a job without one."""
         if not jobs:
             return []
         with redis_errors():
             answer = await self.redis.hmget(f"cp:{queue}:running", [str(job) for job in jobs])  # type: ignore[misc]
-        return [None if entry is None else _run_of(entry) for entry in answer]
+        return [None if entry is None else _running_attempt(entry) for entry in answer]
 
     async def running_of_user(self, queue: str, user: UUID) -> list[UUID]:
         with redis_errors():
@@ -122,13 +122,13 @@ class Views(Client):
             return int(await self.redis.xlen(RECORDS))
 
     async def announce_change(self, change: Change) -> None:
-        """Tell every process to drop what it remembers of a function."""
+        """Have every process drop its cached copies of a function."""
         with redis_errors():
             await self.redis.publish(CHANGED_CHANNEL, change.encode())
 
 
-def _run_of(entry: bytes) -> Run:
-    """An older release tells no more than worker and epoch."""
+def _running_attempt(entry: bytes) -> RunningAttempt:
+    """The entry of an older release has no more than epoch, worker, user and function."""
     epoch, _, _, _, *rest = entry.decode().split(" ")
     claimed_ms, attempt = (int(part) for part in rest) if rest else (None, None)
-    return Run(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)
+    return RunningAttempt(epoch=epoch, attempt=attempt, claimed_ms=claimed_ms)

@@ -1,4 +1,4 @@
-"""Workers as the queue knows them: heartbeats, what they hold, the figures that they report."""
+"""Workers as the queue knows them: their heartbeats, their attempts, the figures that they report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shared.queue.client import Client
 from shared.queue.connection import redis_errors
 from shared.queue.names import OUT_OF_PLACE, QUEUES, RECORDS, WORKERS
 
-# A Redis without memory refuses commands that may need some, unless their script has written before: the living must
-# not look dead because of it.
+# A Redis that is out of memory refuses commands that may need some, unless their script has written before. Live
+# workers must not look dead because of it: so the script deletes first.
 _BEAT = "redis.call('HDEL', ARGV[1], '') return redis.call('HINCRBY', ARGV[1], ARGV[2], 1)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueFigures:
-    """Jobs on each queue, those of them that run, records that wait for Postgres, what workers reported, and how much
-    was out of place at the leader's last check, if that is not long ago."""
+    """Jobs on each queue, how many of them run, records that wait for Postgres, the workers' reports, and the findings
+    of the leader's last check of conservation; None if that is long ago."""
 
     jobs: Mapping[str, int]
     running: Mapping[str, int]
@@ -38,12 +38,12 @@ class Workers(Client):
             await self.redis.eval(_BEAT, 0, WORKERS, worker)  # type: ignore[misc]
 
     async def report(self, worker: str, figures: Mapping[str, object]) -> None:
-        """Leave a worker's figures for ``/metrics``; they go a minute after the last report."""
+        """Leave a worker's figures for ``/metrics``; they expire a minute after the last report."""
         with redis_errors():
             await self.redis.set(f"cp:figures:{worker}", orjson.dumps(figures), ex=60)
 
     async def report_out_of_place(self, count: int, *, keep_s: float) -> None:
-        """Leave what a check found for ``/metrics``."""
+        """Leave the number of findings of a check for ``/metrics``."""
         with redis_errors():
             await self.redis.set(OUT_OF_PLACE, count, px=round(1000 * keep_s))
 
@@ -76,7 +76,7 @@ class Workers(Client):
         return {worker.decode(): int(count) for worker, count in answer.items()}
 
     async def holders(self) -> set[str]:
-        """The workers that hold attempts, whether they have ever beaten or not."""
+        """The workers that run attempts as far as Redis knows, whether they have ever beaten or not."""
         with redis_errors():
             pipe = self.redis.pipeline(transaction=False)
             for queue in QUEUES:

@@ -1,1 +1,1 @@
-"""How a job comes into being: what is asked for, and the one way from there into Postgres and onto the queue."""
+"""Submissions: the type of a job that is to be made, and the one way into Postgres and onto the queue."""

@@ -1,4 +1,4 @@
-"""What is asked for when a job is submitted: all that its row in Postgres and its message in Redis are made of."""
+"""A submitted job: all that its row in Postgres and its message in Redis are made of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.queue.message import NO_REPLY, NO_VERSION, JobMessage, queue_of
 class IdempotencyKey:
     """A caller's key for one call.
 
-    :param fingerprint: of what is asked for: the same key with another fingerprint is a mistake of the caller's.
+    :param fingerprint: of the call; the same key with another fingerprint is the caller's mistake.
     :param keep_s: seconds after which the key is free again.
     """
 
@@ -32,16 +32,16 @@ class Submission(NamedTuple):
 
     :param version_id: None for a job that is about its function as a whole.
     :param concurrency: most attempts of its function at a time over all workers; 0: no limit.
-    :param payload: the event as JSON text; as the caller gave it until the submitter stored it, from then on what is
-        kept in its place. Empty for a job whose arguments are in Postgres.
+    :param payload: the event as JSON text, as the caller gave it; after the submitter stored it, the sealed text or
+        reference in its place. Empty for a job whose arguments are in Postgres.
     :param priority: -1, 0 or 1, among the jobs of its user.
-    :param accepted_ms: Unix time at which it was asked for.
+    :param accepted_ms: Unix time of the call.
     :param deadline_ms: Unix time by which it must have started; 0: never too late.
     :param run_at: when it is due; None for now.
-    :param counted: ``run_at`` was counted from the time in ``id``; Postgres counts as long by its own clock, which
-        decides what is due.
-    :param callback_url: where its end is told; its function's settings may name another address.
-    :param redrive_of: the failed job that it repeats. :param chained_from: the job whose end brought it about.
+    :param counted: ``run_at`` is a delay after the time in ``id``; Postgres then counts that delay by its own clock,
+        which decides when the job is due.
+    :param callback_url: address of the callback; the function's settings may name another one.
+    :param redrive_of: the failed job that it repeats. :param chained_from: the job that it follows.
     :param chain_depth: how many jobs of its chain came before it.
     :param reply: channel of the API process that waits for the outcome, ``-`` for none.
     :param idempotency: the key that its caller gave, if any.
@@ -81,7 +81,7 @@ class Submission(NamedTuple):
     def message(self, stored: bytes | None = None) -> JobMessage:
         """The job on its way to the queue.
 
-        :param stored: what is kept in the place of the payload, if the submission has it as it was given.
+        :param stored: the stored payload, if the submission still has it as the caller gave it.
         """
         return JobMessage(
             id=self.id,

@@ -1,6 +1,6 @@
-"""The way of a job onto the queue: by Postgres when it is durable, straight to Redis when its caller waits for it.
+"""The way of a job onto the queue: a durable job by way of Postgres, a synchronous one straight to Redis.
 
-Concurrent callers share commits and round trips. A job that was not put on the queue is put there by the reconciler.
+Concurrent callers share commits and round trips. The reconciler enqueues durable jobs that this code could not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLOSE_S = 5.0
 
 
 class Submitter:
-    """Takes jobs in. Payloads are sealed and stored here, before Postgres or Redis get them.
+    """Accepts jobs. It seals and stores payloads before Postgres or Redis get them.
 
     Every call raises ``Unavailable``, with nothing accepted, if the artifact store does not take a large payload.
 
@@ -49,10 +49,10 @@ class Submitter:
         self._later: set[asyncio.Task[None]] = set()
 
     async def submit(self, submission: Submission) -> UUID:
-        """Commit a durable job; it is accepted when this returns, whatever becomes of Redis. If it is due later, the
+        """Commit a durable job; it is accepted when this returns, even if Redis is away. If it is due later, the
         scheduler puts it on the queue then.
 
-        :returns: the job's id: of the job that was accepted before, if its idempotency key was used already.
+        :returns: the job's id; if its idempotency key was used before, the id of the job that has the key.
         :raises Conflict: if the key stands for another call.
         :raises Unavailable: if Postgres cannot take it. Nothing was accepted then, or it is not known.
         """
@@ -79,9 +79,9 @@ class Submitter:
         self.hand_over([one for one in stored if one.run_at is None])
 
     async def redrive(self, user: UUID, repetitions: Sequence[Submission]) -> Sequence[Submission]:
-        """Commit jobs that repeat failed ones, together; these. What a job takes over from the one that it repeats is
-        filled in here. One that is repeated already is left out, and so is one whose payload cannot be read, while
-        there are others.
+        """Commit jobs that repeat failed ones, together; the committed ones. Fills in all that a job takes over from
+        the one that it repeats. Leaves out a job that another one repeats already, and one whose payload cannot be
+        read.
 
         :raises Unavailable: as :meth:`submit`. :raises Unreadable: if no payload can be read.
         """
@@ -124,7 +124,7 @@ class Submitter:
                 answer = await self._send.submit(message)
                 break
             except Unavailable as error:
-                # The call may have arrived and only its answer been lost: take it back if that can be done.
+                # The enqueue may have arrived and only its answer been lost: try to cancel the job.
                 self.abandon(submission)
                 raise Unavailable(error.message, retry_after_s=1, extra={"may_have_run": True}) from error
             except QueueClosed as error:
@@ -135,14 +135,14 @@ class Submitter:
             raise Unavailable("Records wait for Postgres; try again.", code="backlog", retry_after_s=1)
 
     async def keep(self, submission: Submission) -> None:
-        """Make a job durable that went to the queue without Postgres; one whose record is there already stays as it is.
+        """Make a synchronous job durable: insert it into Postgres, unless the record of its end is there already.
 
         :raises Unavailable: if Postgres cannot take it.
         """
         await self._submissions.insert([await self._stored(submission)])
 
     def hand_over(self, submissions: Sequence[Submission]) -> None:
-        """Put committed jobs of one queue there without anybody waiting; the reconciler does it if this fails."""
+        """Put committed jobs of one queue there in the background; the reconciler does it if this fails."""
         if submissions:
             self._hold(self._hand_over([submission.message() for submission in submissions]))
 
@@ -157,7 +157,7 @@ class Submitter:
             await asyncio.wait(self._later, timeout=_CLOSE_S)
 
     async def _stored(self, submission: Submission) -> Submission:
-        """The same with what is kept in the place of its payload."""
+        """``submission`` with its payload sealed and stored."""
         if not submission.payload:
             return submission
         payload = await self._payload_store.put(submission.payload, submission.id, Part.PAYLOAD)
@@ -183,7 +183,7 @@ class Submitter:
             log.warning("queue away; left to the reconciler", extra={"jobs": len(messages), "error": str(error)})
 
     async def _abandon(self, submission: Submission) -> None:
-        try:  # one that is only on its way to the queue is not let in any more
+        try:  # a cancel that comes before its job's enqueue keeps the job off the queue
             await self._queue.cancel(submission.queue, submission.id)
         except (Unavailable, QueueClosed) as error:
             log.warning("an abandoned call was not cancelled", extra={"job": str(submission.id), "error": str(error)})

@@ -1,13 +1,13 @@
--- What the artifact store keeps by digest: who needs it, and what was made only once.
+-- What the artifact store keeps by digest: which versions need it, and what was made once for all workers.
 
 -- name: claim_blob
--- Somebody is about to use this digest: it is not collected for a while. Waits for a collection that is at it.
+-- Keep a digest that is about to be used from being collected for a while. Waits for a collection that is removing it.
 INSERT INTO blobs (digest, kind, bytes) VALUES ($1, $2, $3)
 ON CONFLICT (digest) DO UPDATE SET claimed_at = now()
 
 -- name: resolved
--- What a key was resolved to, if it was; it counts as used and claimed now. The blob is locked first, as a collection
--- does it.
+-- The layer that a key was resolved to, if any; marks it as used and claimed now. Locks the blob first, in the order in
+-- which a collection locks.
 WITH claimed AS (
     UPDATE blobs SET claimed_at = now() WHERE digest = (SELECT digest FROM resolutions WHERE key = $1)
     RETURNING digest, kind, bytes
@@ -17,16 +17,16 @@ WITH claimed AS (
 SELECT digest, kind, bytes FROM claimed
 
 -- name: resolve
--- Note what a key was resolved to, unless another was faster.
+-- Write down what a key was resolved to, unless another worker did before.
 INSERT INTO resolutions (key, digest) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING
 
 -- name: resolve_again
--- Note what a key is resolved to from now on: what it was before is lost.
+-- Replace what a key was resolved to, because the store has lost it.
 UPDATE resolutions SET digest = $2, used_at = now() WHERE key = $1 AND digest = $3
 
 -- name: unneeded_blobs
--- Digests that were not claimed since $1, that no version needs which can still run, and that no resolution used since $2
--- stands for.
+-- Digests that were not claimed since $1, that no version which can still run needs, and that are not the answer of a
+-- resolution used since $2.
 SELECT digest FROM blobs b
 WHERE b.claimed_at < $1 AND NOT EXISTS (
     SELECT 1 FROM version_layers l JOIN versions v ON v.id = l.version_id JOIN functions f ON f.id = v.function_id
@@ -40,9 +40,9 @@ WHERE b.claimed_at < $1 AND NOT EXISTS (
 ORDER BY b.claimed_at LIMIT $3
 
 -- name: lock_unclaimed_blob
--- Hold off those who would claim a digest while it is removed from the store; no row if it was claimed since $2.
+-- Block claims of a digest while it is removed from the store; no row if it was claimed since $2.
 SELECT kind FROM blobs WHERE digest = $1 AND claimed_at < $2 FOR UPDATE SKIP LOCKED
 
 -- name: delete_blob
--- The store does not have it any more.
+-- Forget a digest that was removed from the store.
 DELETE FROM blobs WHERE digest = $1

@@ -1,7 +1,7 @@
--- What the end of a job brings about.
+-- What follows the end of a job: callbacks, and jobs of other functions.
 
 -- name: completion_hooks
--- What jobs that ended ask for: a callback, and a job of another function on the version that is live now.
+-- The callback and the following job, on the version that is live now, that each of these ended jobs asks for.
 SELECT j.id, j.user_id, j.function_id, j.status, j.chain_depth,
        coalesce(j.callback_url, v.settings ->> 'callback_url') AS callback_url,
        next.name AS next_name, t.id AS next_id, a.version_id AS next_version,
@@ -23,6 +23,6 @@ SELECT j.id AS job, f.name AS function, j.status, j.reason, j.result, j.error
 FROM jobs j LEFT JOIN functions f ON f.id = j.function_id WHERE j.id = $1
 
 -- name: refuse_chains
--- Note on jobs why nothing follows them although their function asks for it.
+-- Write into jobs why no job follows them although their function asks for one.
 UPDATE jobs SET chain_refused = refused.why
 FROM unnest($1::uuid[], $2::text[]) AS refused (id, why) WHERE jobs.id = refused.id

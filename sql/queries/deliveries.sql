@@ -1,4 +1,4 @@
--- Callbacks on their way, and what they are signed with.
+-- Callbacks that wait to be sent, and the secrets that sign them.
 
 -- name: insert_deliveries
 -- Callbacks that jobs which just ended ask for, within the transaction that ends them.
@@ -6,8 +6,8 @@ INSERT INTO deliveries (id, job_id, user_id, url, event)
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[])
 
 -- name: claim_deliveries
--- Take up to $1 callbacks that are due, at most $2 at a time of one user, for $3 seconds. $4 and $5: users of whom so
--- many are being sent already. Users take turns; whoever has the fewest comes first.
+-- Claim up to $1 callbacks that are due, at most $2 at a time of one user, for $3 seconds. $4 and $5: users, and how
+-- many callbacks of each are being sent already. The user with the fewest of these comes first.
 WITH RECURSIVE owner AS (
     (SELECT user_id FROM deliveries WHERE status = 'pending' ORDER BY user_id LIMIT 1)
     UNION ALL
@@ -30,7 +30,7 @@ FROM due WHERE deliveries.id = due.id AND deliveries.status = 'pending' AND deli
 RETURNING deliveries.*
 
 -- name: end_delivery
--- What became of attempt $2 of a callback: delivered, dead, or pending again in $6 seconds.
+-- How try $2 of a callback ended: delivered, dead, or pending again in $6 seconds.
 UPDATE deliveries SET status = $3, last_status = $4, last_error = $5, next_at = now() + make_interval(secs => $6),
     delivered_at = CASE WHEN $3 = 'delivered' THEN now() END
 WHERE id = $1 AND attempts = $2 AND status = 'pending'
@@ -42,7 +42,7 @@ WHERE user_id = $1 AND id < $2 AND ($3::uuid IS NULL OR job_id = $3) AND ($4::te
 ORDER BY id DESC LIMIT $5
 
 -- name: redeliver
--- Send a callback once more, with all its attempts anew; it keeps its id.
+-- Send a callback once more, with all its tries anew; it keeps its id.
 UPDATE deliveries SET status = 'pending', attempts = 0, next_at = now(), delivered_at = NULL
 WHERE id = $1 AND user_id = $2
 RETURNING *
@@ -55,7 +55,7 @@ WITH made AS (
 SELECT * FROM made UNION ALL SELECT * FROM webhook_secrets WHERE user_id = $1 LIMIT 1
 
 -- name: rotate_webhook_secret
--- Another secret for a user; the one before signs along for $3 seconds.
+-- Give a user a new secret; for $3 seconds callbacks carry a signature by the old one too.
 INSERT INTO webhook_secrets AS known (user_id, secret) VALUES ($1, $2)
 ON CONFLICT (user_id) DO UPDATE SET
     previous = known.secret, previous_until = now() + make_interval(secs => $3), secret = excluded.secret,

@@ -7,7 +7,7 @@ ON CONFLICT (user_id, name) WHERE deleted_at IS NULL DO UPDATE SET name = exclud
 RETURNING id, last_number
 
 -- name: newest_version
--- What the newest deploy of a function was made of, to tell whether another changes anything.
+-- Artifact and settings of a function's newest version, to tell whether another deploy changes anything.
 SELECT v.id, v.number, v.status, v.artifact_sha256, v.settings, a.version_id = v.id AS live
 FROM versions v LEFT JOIN aliases a ON a.function_id = v.function_id AND a.name = 'live'
 WHERE v.function_id = $1 ORDER BY v.number DESC LIMIT 1
@@ -41,7 +41,7 @@ LEFT JOIN versions n ON n.function_id = f.id AND n.number = f.last_number
 WHERE f.user_id = $1 AND f.deleted_at IS NULL AND (f.id = $2 OR f.name = $3)
 
 -- name: resolve_live
--- What an invoke needs to know: the function and its live version.
+-- The function that an invoke names, and its live version.
 SELECT f.id, f.name, f.status, v.id AS version_id, v.number, v.settings
 FROM functions f
 LEFT JOIN aliases a ON a.function_id = f.id AND a.name = 'live'
@@ -49,7 +49,7 @@ LEFT JOIN versions v ON v.id = a.version_id
 WHERE f.user_id = $1 AND f.deleted_at IS NULL AND (f.id = $2 OR f.name = $3)
 
 -- name: set_function_status
--- Stop or start a function; the version that is live, and when the function was changed.
+-- Stop or start a function; returns the live version and the time of the change.
 UPDATE functions f SET status = $2 WHERE f.id = $1 AND f.deleted_at IS NULL
 RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.name = 'live') AS live, updated_at
 
@@ -58,5 +58,5 @@ RETURNING (SELECT version_id FROM aliases a WHERE a.function_id = f.id AND a.nam
 SELECT id FROM functions WHERE status = 'inactive' AND deleted_at IS NULL
 
 -- name: delete_function
--- Take a function from its user at once; a delete job clears up behind it.
+-- Delete a function for its user at once; a delete job removes its sandboxes and versions.
 UPDATE functions SET deleted_at = now(), status = 'inactive' WHERE id = $1 AND deleted_at IS NULL

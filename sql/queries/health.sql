@@ -1,5 +1,5 @@
--- What health checks ask.
+-- Queries of the health checks.
 
 -- name: is_led
--- Whether somebody holds a lease that has not run out.
+-- Whether a process leads task $1.
 SELECT EXISTS (SELECT FROM leases WHERE name = $1 AND expires_at > now())

@@ -1,7 +1,7 @@
 -- Jobs and the records of their attempts.
 
 -- name: fall_due
--- Let jobs whose time has come wait for a slot.
+-- Move jobs whose time has come from scheduled to queued.
 WITH due AS (
     SELECT id FROM jobs WHERE status = 'scheduled' AND run_at <= now() ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ), moved AS (
@@ -24,13 +24,13 @@ WHERE j.user_id = $1 AND j.id < $2
 ORDER BY j.id DESC LIMIT $8
 
 -- name: to_repeat
--- Those of jobs $2 of a user that failed and may be repeated, with what their repetitions take over from them.
+-- Those of the user's jobs $2 that failed and can be repeated, with all that a repetition takes over from each.
 SELECT id, payload, priority, callback_url, chain_depth FROM jobs
 WHERE user_id = $1 AND id = ANY ($2) AND status = 'failed' AND kind = 'invoke' AND payload IS NOT NULL
 
 -- name: redrivable
--- A page of a user's failed invokes that no job repeats yet, oldest first; filters that are null match everything. Without
--- those whose function cannot be called.
+-- A page of a user's failed invokes that no job repeats yet, oldest first, without those whose function cannot be
+-- called. Filters that are null match everything.
 SELECT id, function_id FROM jobs j
 WHERE user_id = $1 AND status = 'failed' AND kind = 'invoke' AND payload IS NOT NULL
   AND ($2::uuid IS NULL OR function_id = $2) AND ($3::text IS NULL OR reason = $3)
@@ -39,15 +39,15 @@ WHERE user_id = $1 AND status = 'failed' AND kind = 'invoke' AND payload IS NOT 
 ORDER BY id LIMIT $4
 
 -- name: payload_of_job
--- What a job was called with.
+-- The payload of a job.
 SELECT payload FROM jobs WHERE id = $1
 
 -- name: began
--- When the first attempt of job $2, accepted at $1, began, as far as its records know.
+-- When the first attempt of job $2, accepted at $1, began, by the records that Postgres has.
 SELECT min(started_at) FROM invocations WHERE accepted_at = $1 AND job_id = $2
 
 -- name: parts_that_stand
--- Of which of these jobs payload and result are kept.
+-- For each of these jobs, whether its row still has a payload and a result.
 SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM jobs WHERE id = ANY ($1)
 
 -- name: repetition_of
@@ -55,11 +55,11 @@ SELECT id, payload IS NOT NULL AS payload, result IS NOT NULL AS result FROM job
 SELECT id FROM jobs WHERE redrive_of = $1
 
 -- name: settle_jobs
--- Move jobs forward to what their records say; a final job, and one that a later epoch holds, stay as they are. A record
--- that comes again must not take a job back to where it was: an epoch's end counts once, unless it is final.
--- A synchronous job meets Postgres here for the first time, and only at its end: before, it could not be run from here.
--- A further attempt is due $21 seconds from now: its worker's clock may be wrong.
--- Returns the jobs that ended now and whose end is to bring something about.
+-- Move jobs forward to the state in their records. A final job, and one that a later epoch holds, stay as they are. A
+-- record that comes a second time must not move a job back: an epoch's end counts once, unless it is final.
+-- The row of a synchronous job is inserted here, and only at its end: before that, Postgres could not have it run.
+-- A further attempt is due $21 seconds from now by this clock, since its worker's clock may be wrong.
+-- Returns the jobs that ended now and that a callback or another job follows.
 WITH settled AS (
 INSERT INTO jobs AS j (id, kind, user_id, function_id, version_id, status, reason, attempt, lost, epoch, payload, result,
                        error, queue_ms, sandbox_ms, run_ms, total_ms, created_at, started_at, finished_at, run_at)
@@ -91,17 +91,17 @@ WHERE settled.status IN ('succeeded', 'failed', 'cancelled') AND settled.kind = 
   AND (settled.callback_url IS NOT NULL OR v.id IS NOT NULL)
 
 -- name: fail_versions
--- Versions whose deploys $1 have ended without success: they failed for reasons $2, with messages $3.
+-- Make the versions failed whose deploys $1 ended without success, for reasons $2, with messages $3.
 UPDATE versions v SET status = 'failed', reason = new.reason, error = new.error
 FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (job, reason, error)
 JOIN jobs j ON j.id = new.job AND j.kind = 'deploy' AND j.status IN ('failed', 'cancelled')
 WHERE v.id = j.version_id AND v.status = 'building'
 
 -- name: insert_invocations
--- The records of attempts. An attempt that succeeded when its job had ended by another one (its worker slept beyond its
--- lease and told a rebuilt queue of it) was lost all the same: its result counts nowhere.
--- One that is there already stays, but for an attempt that did not end by itself: who ended it and who ran it each tell
--- what they know, in any order. What is known stays; that it was lost holds only until somebody knows better.
+-- Insert the records of attempts. An attempt that succeeded after another one had ended its job is recorded as lost:
+-- its worker had slept beyond its lease and registered the attempt with a rebuilt queue. Its result counts nowhere.
+-- A record that is there already stays. An attempt that another process ended has two records, in any order: that
+-- process's and its worker's. The second one fills in what the first one lacks, and replaces the outcome "lost".
 INSERT INTO invocations AS known
                         (accepted_at, job_id, attempt, user_id, function_id, version_id, worker_id, epoch, outcome,
                          reason, error, start_kind, exit_code, queue_ms, sandbox_ms, run_ms, total_ms, cpu_ms,
@@ -137,14 +137,14 @@ ON CONFLICT (accepted_at, job_id, epoch) DO UPDATE SET
 WHERE known.outcome IN ('lost', 'cancelled')
 
 -- name: insert_logs
--- What attempts printed.
+-- Insert the log lines of attempts.
 INSERT INTO logs (accepted_at, job_id, epoch, seq, attempt, function_id, stream, level, message, logged_at, sealed)
 SELECT * FROM unnest($1::timestamptz[], $2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::uuid[], $7::text[],
                      $8::text[], $9::text[], $10::timestamptz[], $11::bool[])
 ON CONFLICT (accepted_at, job_id, epoch, seq) DO NOTHING
 
 -- name: cancel_job
--- End a job that is in no queue: the reconciler had not put it there yet.
+-- Cancel a job that is on no queue, because the reconciler has not put it there yet.
 UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = $1 AND status IN ('scheduled', 'queued')
 RETURNING id
 
@@ -154,19 +154,19 @@ UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE function_id = $1
 RETURNING id
 
 -- name: expired
--- A page of jobs that have not started and whose time to start is over, in the order of their ids.
+-- A page of jobs that have not started by their expires_at, in the order of their ids.
 SELECT id, kind FROM jobs
 WHERE expires_at <= now() AND status IN ('scheduled', 'queued') AND attempt = 0 AND id > $1 ORDER BY id LIMIT $2
 
 -- name: expire_job
--- End a job that is in no queue and whose time to start is over.
+-- Fail a job that is on no queue and has not started by its expires_at.
 UPDATE jobs SET status = 'failed', reason = 'expired', finished_at = now()
 WHERE id = $1 AND status IN ('scheduled', 'queued') AND attempt = 0
 RETURNING id
 
 -- name: open_jobs
--- A page of the jobs that must be on the queue, in order of arrival, for a rebuild: $2 of them, and what they were called
--- with no longer than $3 bytes together, unless it is one.
+-- A page of the jobs that must be on the queue, in order of arrival, for a rebuild: at most $2 of them, with payloads
+-- of at most $3 bytes together. A single job may have a larger one.
 SELECT j.*, v.number AS version
 FROM (
     SELECT id, sum(coalesce(pg_column_size(payload), 0)) OVER (ORDER BY id) - coalesce(pg_column_size(payload), 0) AS before
@@ -178,8 +178,8 @@ WHERE sized.before < $3
 ORDER BY j.id
 
 -- name: open_ids
--- A page of the jobs that must be on the queue, in order of arrival, for the reconciler; without those accepted within the
--- last $2 seconds. One of the future was accepted by a clock that is wrong, and may be of any age.
+-- A page of the jobs that must be on the queue, in order of arrival, for the reconciler; without those accepted within
+-- the last $2 seconds. A job from the future was accepted by a wrong clock: it may be of any age and is not left out.
 SELECT j.id, j.kind FROM jobs j
 WHERE j.status IN ('queued', 'running') AND j.id > $1
   AND (j.created_at < now() - make_interval(secs => $2) OR j.created_at > now() + make_interval(secs => $2))
@@ -205,11 +205,11 @@ WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND (accepted_at, j
 ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
 
 -- name: logs_of_job
--- What the attempts of a job printed, in order.
+-- The log lines of all attempts of a job, in order.
 SELECT epoch, attempt, stream, level, message, sealed FROM logs
 WHERE accepted_at = $1 AND job_id = $2 ORDER BY epoch, seq
 
 -- name: logs_of_invocations
--- What some attempts printed, in order.
+-- The log lines of these attempts, in order.
 SELECT job_id, epoch, stream, level, message, sealed FROM logs
 WHERE accepted_at = ANY ($1) AND job_id = ANY ($2) ORDER BY job_id, epoch, seq

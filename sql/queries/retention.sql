@@ -1,21 +1,21 @@
--- What is not kept any longer, in portions of $2 rows. Times are counted in seconds before now.
+-- Deletes what is not kept any longer, in portions of $2 rows. Times are in seconds before now.
 
 -- name: drop_results
--- What jobs ended with that are over for longer than $1.
+-- Results and errors of jobs that ended longer than $1 ago.
 UPDATE jobs SET result = NULL, error = NULL
 WHERE id IN (SELECT id FROM jobs
              WHERE finished_at < now() - make_interval(secs => $1) AND (result IS NOT NULL OR error IS NOT NULL)
              ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)
 
 -- name: drop_payloads
--- What jobs were called with that are over for longer than $1.
+-- Payloads of jobs that ended longer than $1 ago.
 UPDATE jobs SET payload = NULL
 WHERE id IN (SELECT id FROM jobs
              WHERE finished_at < now() - make_interval(secs => $1) AND payload IS NOT NULL
              ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)
 
 -- name: delete_jobs
--- Jobs that are over for longer than $1; those with an id from $3 on are younger for certain.
+-- Jobs that ended longer than $1 ago; jobs with an id from $3 on are younger and not looked at.
 DELETE FROM jobs
 WHERE id IN (SELECT id FROM jobs
              WHERE id < $3 AND finished_at < now() - make_interval(secs => $1)
@@ -33,7 +33,7 @@ WHERE (accepted_at, job_id, epoch) IN (
     WHERE accepted_at < now() - make_interval(secs => $1) ORDER BY accepted_at LIMIT $2)
 
 -- name: delete_logs
--- What attempts printed of jobs that were accepted longer than $1 ago.
+-- Log lines of jobs that were accepted longer than $1 ago.
 DELETE FROM logs
 WHERE (accepted_at, job_id, epoch, seq) IN (
     SELECT accepted_at, job_id, epoch, seq FROM logs

@@ -1,7 +1,7 @@
--- About jobs that are submitted; their INSERT is made of the columns that shared/postgres/submissions.py lists.
+-- Queries beside the INSERT of jobs, which shared/postgres/submissions.py makes of its list of columns.
 
 -- name: there
--- Which of these jobs there are.
+-- Those of these jobs that exist.
 SELECT id FROM jobs WHERE id = ANY ($1)
 
 -- name: count_scheduled
@@ -9,5 +9,5 @@ SELECT id FROM jobs WHERE id = ANY ($1)
 SELECT count(*) FROM (SELECT FROM jobs WHERE user_id = $1 AND status = 'scheduled' LIMIT $2) AS found
 
 -- name: expire_idempotency_keys
--- Make keys free again whose time is over.
+-- Delete idempotency keys whose time is over.
 DELETE FROM idempotency_keys WHERE expires_at <= now()

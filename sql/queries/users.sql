@@ -8,15 +8,15 @@ WHERE $5::int = 0 OR (SELECT count(*) FROM users) < $5::int
 RETURNING id, email, username, created_at
 
 -- name: lock_registration
--- Let one registration at a time count the accounts.
+-- Hold a lock until the transaction ends, so that only one registration at a time counts the accounts.
 SELECT pg_advisory_xact_lock(7265677)
 
 -- name: user_by_email
--- The account that logs in.
+-- The account of an e-mail address, with its password hash.
 SELECT id, email, username, password_hash, created_at FROM users WHERE lower(email) = lower($1)
 
 -- name: insert_session
--- A log-in.
+-- Open a session.
 INSERT INTO sessions (id, user_id, refresh_hash, expires_at) VALUES ($1, $2, $3, now() + make_interval(secs => $4))
 
 -- name: session_user

@@ -17,7 +17,7 @@ SELECT id, number, status, artifact_sha256, artifact_bytes, settings, base, anal
 FROM versions v WHERE function_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3
 
 -- name: version_to_run
--- What a worker must know of a version to build or start it.
+-- All that a worker needs to build or start a version.
 SELECT v.id, v.function_id, v.number, v.status, v.artifact_sha256, v.settings, v.base, v.image IS NOT NULL AS built,
        f.name, f.user_id,
        ARRAY(SELECT b.kind || ' ' || b.digest || ' ' || b.bytes FROM version_layers l JOIN blobs b ON b.digest = l.digest
@@ -26,12 +26,12 @@ FROM versions v JOIN functions f ON f.id = v.function_id
 WHERE v.id = $1
 
 -- name: append_build_log
--- Add to the log of a build that runs.
+-- Append to the log of a build that is under way.
 UPDATE versions SET build_log = build_log || $2 WHERE id = $1 AND status = 'building'
 
 -- name: activate_version
--- A build succeeded: the version can serve. Its status then, and whether it was this build that made it serve. What
--- stands for an image tells a worker of an older release that it has none.
+-- Make a version that was built active. Returns its status then, and whether this build made it active. The text in
+-- place of an image tells a worker of an older release that there is none.
 WITH activated AS (
     UPDATE versions SET status = 'active', base = $2, image = 'layers:' || id::text, image_bytes = $3, analysis = $4,
                         activated_at = now()
@@ -42,7 +42,7 @@ SELECT coalesce((SELECT status FROM activated), (SELECT status FROM versions WHE
        EXISTS (SELECT 1 FROM activated) AS by_this_build
 
 -- name: insert_version_layers
--- What a version consists of, from the bottom up.
+-- Write down the layers of a version, from the bottom up.
 INSERT INTO version_layers (version_id, position, digest)
 SELECT $1, place - 1, digest FROM unnest($2::text[]) WITH ORDINALITY AS given (digest, place)
 
@@ -55,24 +55,25 @@ ON CONFLICT (function_id, name) DO UPDATE SET version_id = excluded.version_id
 WHERE (SELECT number FROM versions WHERE id = aliases.version_id) < (SELECT number FROM versions WHERE id = excluded.version_id)
 
 -- name: fail_version
--- A build failed; whatever is live stays live.
+-- Make a version whose build failed failed; the live version stays live.
 UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND status = 'building'
 
 -- name: set_version_base
--- A version that was built without layers, or by another kind of engine ($3), was built again: the first to say so wins.
+-- Set the base of a version that was built again because it had none, or that of another kind of engine ($3). The first
+-- worker to do so wins.
 UPDATE versions SET base = $2 WHERE id = $1 AND status = 'active' AND image IS NOT NULL AND base IS NOT DISTINCT FROM $3
 
 -- name: delete_version_layers
--- What it consisted of before.
+-- Drop the layers that a version had before it was built again.
 DELETE FROM version_layers WHERE version_id = $1
 
 -- name: forget_built_versions
--- The versions of a deleted function run no more.
+-- Mark the versions of a deleted function as not built, so that none of them runs any more.
 UPDATE versions SET image = NULL, base = NULL WHERE function_id = $1 AND image IS NOT NULL
 
 -- name: standing_versions
--- Which of these versions may be called, or will be once they are built, and what each stands on; the images of all
--- others are waste.
+-- Those of these versions that may be called now or once they are built, each with its base. Images of other versions
+-- can go.
 SELECT v.id, v.base FROM versions v JOIN functions f ON f.id = v.function_id
 WHERE v.id = ANY ($1) AND v.status <> 'failed' AND f.deleted_at IS NULL
 

@@ -155,7 +155,7 @@ async def run(docker: Docker, image: str, code: str, folders: Mapping[str, str] 
     """What ``code`` prints in a container as hardened as a sandbox, from ``image``."""
     settings = container_config(
         image=image,
-        command=["python3", "-c", code],
+        argv=["python3", "-c", code],
         working_dir="/function",
         env={"PYTHONPATH": "/dependencies:/function:/containerpub/sdk"},
         labels={},
@@ -636,7 +636,7 @@ async def test_the_process_engine_installs_equal_dependencies_once(
     code = config.data_dir / "code"
     assert next(code.glob("*/*/tree/main.py")).read_bytes() == HANDLER
     assert list(code.glob("*/*/tree/idna/__init__.py"))
-    await process._code.close()  # links are made ahead meanwhile
+    await process._code.close()  # spares are made meanwhile
     assert list(code.glob("*/.making-*")) == []
 
 

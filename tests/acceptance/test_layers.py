@@ -78,7 +78,7 @@ class Machine:
     def forget_code(self) -> None:
         """As an operator's hand would."""
         for tree in (self.config.data_dir / "code").glob("*/*/tree"):
-            shutil.rmtree(tree.parent, ignore_errors=True)  # links may be made ahead there meanwhile
+            shutil.rmtree(tree.parent, ignore_errors=True)  # spares may be made there meanwhile
 
     def code(self) -> dict[str, str]:
         """Digests of all files of versions on this machine."""

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.errors import Unavailable
 from shared.ids import new_id, short
-from shared.jobs import JobKind, Run
+from shared.jobs import JobKind, RunningAttempt
 from shared.postgres.pool import Pool
 from shared.queue import scripts
 from shared.queue.message import JobMessage, now_ms
@@ -698,7 +698,7 @@ async def test_reads_tell_running_from_waiting(queue: Queue) -> None:
     await queue.enqueue("invoke", jobs)
     (one,) = await claim(queue)
     runs = await queue.running("invoke", [job.id for job in jobs])
-    run = Run(epoch=one.epoch, attempt=1, claimed_ms=one.claimed_ms)
+    run = RunningAttempt(epoch=one.epoch, attempt=1, claimed_ms=one.claimed_ms)
     assert runs == [run if str(job.id) == one.id else None for job in jobs]
     assert abs(one.claimed_ms - now_ms()) < 60_000
     assert await queue.running_of_user("invoke", one.decode().user_id) == [UUID(one.id)]
@@ -796,7 +796,9 @@ async def test_an_attempt_that_an_older_release_began_ends_without_its_times(que
     for held in (one, other):
         entry = (await redis.hget("cp:invoke:running", held.id)).split(b" ")  # type: ignore[misc]
         await redis.hset("cp:invoke:running", held.id, b" ".join(entry[:4]))  # type: ignore[misc]
-    assert await queue.running("invoke", [UUID(one.id)]) == [Run(epoch=one.epoch, attempt=None, claimed_ms=None)]
+    assert await queue.running("invoke", [UUID(one.id)]) == [
+        RunningAttempt(epoch=one.epoch, attempt=None, claimed_ms=None)
+    ]
     assert {held.claimed_ms for held in await queue.held("invoke", W, generation=await generation(queue))} == {0}
     await queue.cancel("invoke", UUID(one.id))
     assert await queue.expire_worker(W, seen=0, max_lost=3) == (1, 0)

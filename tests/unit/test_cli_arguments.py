@@ -193,9 +193,9 @@ def test_logs_are_oldest_first_whichever_way_they_are_listed() -> None:
 
 
 def test_retries_are_further_apart_each_time_and_never_sooner_than_asked() -> None:
-    for attempt in range(3):
-        shortest, longest = (retry_delay_s(attempt, jitter=jitter) for jitter in (0.0, 0.999))
-        assert shortest < longest <= retry_delay_s(attempt + 1, jitter=0.0)
+    for retries in range(3):
+        shortest, longest = (retry_delay_s(retries, jitter=jitter) for jitter in (0.0, 0.999))
+        assert shortest < longest <= retry_delay_s(retries + 1, jitter=0.0)
     assert retry_delay_s(0, jitter=0.5, retry_after_s=7.0) == 7.0
 
 

@@ -48,7 +48,7 @@ def test_an_entry_is_linked_not_copied(tmp_path: Path) -> None:
     assert (tmp_path / "a/package").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_large_entry_is_linked_ahead_once_and_handed_on(tmp_path: Path) -> None:
+def test_a_large_entry_is_linked_as_a_spare_once_and_handed_on(tmp_path: Path) -> None:
     cache, other = opened(tmp_path, "one"), opened(tmp_path, "two")
 
     def fill(tree: Path) -> int:
@@ -65,14 +65,14 @@ def test_a_large_entry_is_linked_ahead_once_and_handed_on(tmp_path: Path) -> Non
             one.spare("small")
             one.spare("absent")
     assert [folder.parent.name for folder in tmp_path.glob("code/*/*/spare")] == ["large"]
-    for round in ("ahead", "now"):
+    for round in ("spare", "now"):
         target = tmp_path / round
         target.mkdir()
         cache.link("large", target)
         assert len(list(target.rglob("file"))) == 100
         assert (target / "1/1/file").samefile(next(tmp_path.glob("code/*/large/tree/1/1/file")))
         assert not list(tmp_path.glob("code/*/*/spare"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ahead", "code", "now"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "now", "spare"]
     assert sorted(path.name for path in tmp_path.glob("code/*/*")) == ["large", "small"]
 
 

@@ -12,7 +12,7 @@ def test_the_python_recipe_is_complete() -> None:
     recipe = load_recipe("python")
     assert recipe.contract is Contract.HANDLER
     assert recipe.base_image
-    assert recipe.command[-1] == "/containerpub/serve.py"
+    assert recipe.argv[-1] == "/containerpub/serve.py"
     assert recipe.manifests == ("requirements.txt",)
     assert recipe.install is not None
     assert recipe.analyze is not None

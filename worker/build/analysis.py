@@ -1,6 +1,6 @@
 """Static analysis of an artifact, in a child process that a hostile source may crash.
 
-What only another language's own parser can tell is asked for where that runs: see :func:`read_sources`.
+Source that only another language's own parser can check is checked inside the base image: see :func:`read_sources`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def analyze(plan: BuildPlan, recipe: Recipe) -> Mapping[str, object]:
 
 
 def read_sources(artifact: Path, recipe: Recipe) -> str:
-    """What a recipe's check script is given: a JSON object of texts by path. Packages that came along are left out,
+    """The input of a recipe's check script: a JSON object of texts by path, without packages that the archive brings,
     since they may hold anything. Blocking.
 
     :raises BuildRejected: it is too much.

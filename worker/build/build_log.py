@@ -1,4 +1,4 @@
-"""The log of one build: what a hostile installation prints, made safe to store and to show."""
+"""The log of one build: makes the output of a hostile installation safe to store and to show."""
 
 from __future__ import annotations
 

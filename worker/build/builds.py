@@ -38,7 +38,7 @@ class Builds:
 
     @asynccontextmanager
     async def single_flight(self, key: str) -> AsyncIterator[None]:
-        """One at a time for a key; a lock lives as long as someone holds or awaits it."""
+        """Let one task at a time in for a key; a lock lives as long as a task holds or awaits it."""
         lock, users = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = (lock, users + 1)
         try:
@@ -52,7 +52,7 @@ class Builds:
                 self._locks[key] = (lock, users - 1)
 
     async def close(self) -> None:
-        """Cancel the builds that run, and return when nothing of them is left. Idempotent."""
+        """Cancel the builds that run, and return when they have cleaned up. Idempotent."""
         running = [task for task in self._running if task is not asyncio.current_task()]
         for task in running:
             task.cancel()

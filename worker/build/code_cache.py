@@ -1,12 +1,12 @@
 """The code of versions as plain files on this machine, from where sandboxes get theirs by hard links.
 
 ``<root>/<boot>/<name>`` holds one folder of a version: ``tree`` with its files, and ``size`` with what they take. Large
-ones have ``spare`` too, a tree of links made ahead, which is handed on by a few renames. An entry appears when it is
-complete, and none outlives a restart of the machine, since what a crash leaves of files that were never synced is
-anyone's guess. Workers may share a root.
+ones have ``spare`` too, a tree of links to the same files, which a few renames give to the next sandbox. An entry
+appears when it is complete. None is used after a restart of the machine: its files were never synced, so a crash may
+have left anything of them. Workers may share a root.
 
-A name begins with its owner: hard links share the file itself, and whoever can open a file can see by inotify, and by
-locks, who else does. So users share no files, be their contents ever so equal.
+A name begins with its owner: hard links share the file itself, and a process that can open a file learns by inotify,
+and by locks, when others do. So users share no files, even with equal contents.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TREE = "tree"
 _SIZE = "size"
 _SPARE = "spare"
 _FEW_FILES = 64
-"""So many are linked as fast as a spare's are handed on."""
+"""An entry of up to so many files has no spare: linking them takes no longer than the renames would."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 _UNUSED_S = 86_400.0
-"""What was not used for so long goes, be there ever so much room: its function may be gone."""
+"""An entry that was not used for so long goes even if there is room: its function may be gone."""
 
 
 def entry_name(user_id: UUID, content: str) -> str:
@@ -44,14 +44,14 @@ class CodeCache:
     """Every method blocks: call them in a thread."""
 
     def __init__(self, root: Path, worker_id: str, budget_bytes: int) -> None:
-        """:param budget_bytes: of all entries; past it those go that were not used for longest."""
+        """:param budget_bytes: of all entries; past it the least recently used go."""
         self._root = root
         self._folder = root
         self._prefix = _prefix(worker_id)
         self._budget_bytes = budget_bytes
 
     def open(self) -> None:
-        """Make its folder, closed to other users of the machine, and drop what is of an earlier boot."""
+        """Make its folder, closed to other users of the machine, and drop the entries of earlier boots."""
         boot = _boot()
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = self._root / boot
@@ -66,7 +66,7 @@ class CodeCache:
     def add(self, name: str, fill: Callable[[Path], int], beside: Collection[str] = ()) -> None:
         """Make an entry of what ``fill`` puts into the folder it is given; it returns the bytes that takes.
 
-        :param beside: entries that are wanted together with this one, and stay however much all of them take.
+        :param beside: entries that are needed together with this one, and stay even past the budget.
         """
         scratch = self.scratch()
         try:
@@ -103,7 +103,7 @@ class CodeCache:
             taken.rmdir()
 
     def spare(self, name: str) -> None:
-        """Make the links of a large entry ahead, if there are none; an absent entry is fine."""
+        """Make the spare of a large entry if it has none; an absent entry is fine."""
         entry = self._folder / name
         if (entry / _SPARE).exists():
             return
@@ -122,17 +122,17 @@ class CodeCache:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def scratch(self) -> Path:
-        """A new folder for what is on its way into the cache; the caller removes it, or a sweep after a crash."""
+        """A new folder for files on their way into the cache; the caller removes it, or a sweep after a crash."""
         try:
             return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
         except FileNotFoundError:
-            # Somebody removed the whole cache: it fills again.
+            # The cache's folder was removed: make it again.
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._folder))
 
     def sweep(self, live_workers: frozenset[str]) -> int:
-        """Remove what workers that are gone left half made or half removed, and what was not used for a day; how many
-        folders that were."""
+        """Remove folders that dead workers left half made or half removed, and entries that were not used for a day;
+        how many."""
         live = (*(_prefix(worker) for worker in live_workers), self._prefix)
         stale = [path for path in self._folder.glob(f"{_SCRATCH}*") if not path.name.startswith(live)]
         for path in stale:

@@ -1,4 +1,4 @@
-"""What a project asks its package manager for, after our own policy has read it."""
+"""The dependencies of a project, after our own grammar has read and accepted its manifests."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def read_dependency_manifest(artifact: Path, recipe: Recipe) -> DependencyManife
 
 
 def dependency_key(manifest: DependencyManifest) -> str:
-    """Changes whenever something else is asked for."""
+    """A key that changes whenever the accepted dependencies do."""
     return "\0".join(part for file in manifest.files.items() for part in file)

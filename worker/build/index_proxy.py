@@ -1,8 +1,8 @@
 """The one way out of a build: a proxy that passes on TLS to the hosts of a package index and nothing else.
 
-It listens on a Unix socket that is mounted into a container without any network. It knows only ``CONNECT``,
-resolves names itself, and refuses whatever does not lead to a public address, so that an allowed name that someone
-points inwards opens nothing.
+It listens on a Unix socket that is mounted into a container without any network. It serves only ``CONNECT``, resolves
+names itself, and refuses a name that does not lead to a public address. So an allowed name whose owner points it at an
+internal address opens nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _HEAD_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 15.0
 _CHUNK = 64 * 1024
 
-# Addresses for documentation belong to no machine. Machines that are let out through an intercepting gateway see it
-# there, and a build on such a machine has no other way to its index.
+# Addresses for documentation belong to no machine. Some intercepting gateways answer at them, and behind such a gateway
+# a build has no other way to its index.
 _NOBODYS = tuple(
     ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 )
@@ -58,7 +58,7 @@ class EgressProxy:
 
     :param path: the Unix socket to make; anyone who reaches it may use it.
     :param hosts: names that may be reached, on ``port`` only.
-    :param log: told about every refusal, and why.
+    :param log: gets every refusal, with the reason.
     :param max_bytes: both directions of all connections together.
     :param max_connections: at a time; further ones are refused.
     :param may_reach: judges a resolved address.

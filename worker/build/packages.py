@@ -1,9 +1,9 @@
 """What a ``package.json`` and its lock may say.
 
-What reaches npm is written anew from the members that this module has understood, so that nothing else in these files
-can mean anything: no scripts, no workspaces, no settings. Every package has to come from the registry. A lock names the
-places that packages were once fetched from; these are dropped, and a package is then looked up by name and version and
-held to the checksum that the lock has for it.
+npm gets files that are written anew from the members which this module knows, so that no other member has an effect: no
+scripts, no workspaces, no settings. Every package has to come from the registry. A lock has the addresses that packages
+were fetched from. This module drops them, so that npm looks a package up by name and version and checks it against the
+lock's checksum.
 """
 
 from __future__ import annotations

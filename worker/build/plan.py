@@ -1,4 +1,4 @@
-"""What a build is given, and what it ends with."""
+"""The input of a build, and its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """What is to be built. ``artifact`` is the canonical tar.gz (plain files and folders only, names vetted)."""
+    """The version to build. ``artifact`` is the canonical tar.gz (plain files and folders only, names vetted)."""
 
     version_id: UUID
     function_id: UUID
@@ -33,7 +33,7 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltVersion:
-    """What a version consists of from now on; all of it is in the artifact store."""
+    """The layers of a version that was built; all of them are in the artifact store."""
 
     layers: VersionLayers
     analysis: Mapping[str, object] = field(default_factory=dict)

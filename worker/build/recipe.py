@@ -1,4 +1,4 @@
-"""A runtime's recipe: what its folder in ``runtimes/`` says about building and starting functions."""
+"""A runtime's recipe: how to build and start functions, as its folder in ``runtimes/`` describes it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PLATFORM = "containerpub"
 FUNCTION = "function"
 """The folder at the root that holds a version's code."""
 COMPILED = "compiled"
-"""The folder at the root that holds what was compiled out of it."""
+"""The folder at the root that holds the compiler's output."""
 
 
 class Contract(StrEnum):
-    """How a sandbox of the runtime is spoken to; DESIGN calls these the function contracts."""
+    """How the worker talks to a sandbox of the runtime."""
 
     HANDLER = "handler"
     COMMAND = "command"
@@ -42,19 +42,19 @@ class RuntimeFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """A program of a runtime's that runs inside its base image, and the command that takes it as text."""
+    """A program of a runtime's that runs inside its base image, and the command line that takes it as text."""
 
     source: str
-    command: tuple[str, ...]  # in which ``{script}`` stands for the source
+    argv: tuple[str, ...]  # in which ``{script}`` stands for the source
 
     def arguments(self, *more: str) -> tuple[str, ...]:
         """The whole command line."""
-        return (*(self.source if one == "{script}" else one for one in self.command), *more)
+        return (*(self.source if one == "{script}" else one for one in self.argv), *more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhaustion:
-    """How a runtime ends that has used up a limit of its own before it meets the sandbox's."""
+    """How a runtime ends that has reached a limit of its own before the sandbox's."""
 
     exit_code: int
     says: str  # on stderr
@@ -67,7 +67,7 @@ class Recipe:
     name: str
     contract: Contract
     base_image: str  # pulled unless the installation names another
-    command: tuple[str, ...]  # what a sandbox runs, inside the image; empty if the image was built to say so
+    argv: tuple[str, ...]  # of a sandbox, inside the image; empty if the image brings its own
     dockerfile: bool  # images are built by the Dockerfile of the project, and the rest of this is not used
     default_handler: str  # what a project that names no handler means
     files: tuple[RuntimeFile, ...]  # the in-sandbox side
@@ -77,12 +77,12 @@ class Recipe:
     analyze: str | None  # source of the script that checks an artifact, run by the worker's own Python
     compile: Script | None  # makes what is run out of an artifact's code
     check: Script | None  # checks source files whose language only the base image can parse
-    check_files: tuple[str, ...]  # ends of the names of files that it is given
+    check_files: tuple[str, ...]  # suffixes of the files that it checks
     address_space_extra_mb: int  # what a process of the runtime maps beside the function's memory
     data_extra_mb: int  # what of that is private and writable; a function that hoards memory meets this limit
     exhaustion: Exhaustion | None
     generics: bool  # its in-sandbox side can be started before the function is known
-    start_variables: tuple[str, ...]  # patterns of variables that a generic sandbox cannot take over any more
+    start_variables: tuple[str, ...]  # patterns of variables that the runtime reads only at its start
     fingerprint: str  # changes whenever anything that shapes an image does
 
     @property
@@ -137,7 +137,7 @@ def load_recipe(runtime: str) -> Recipe:
         name=table["name"],
         contract=Contract(table["contract"]),
         base_image=table.get("base_image", ""),
-        command=tuple(table.get("command", ())),
+        argv=tuple(table.get("command", ())),
         dockerfile=table.get("dockerfile", False),
         default_handler=table.get("default_handler", ""),
         files=inside,
@@ -155,7 +155,7 @@ def load_recipe(runtime: str) -> Recipe:
         start_variables=tuple(table.get("start_variables", ())),
         fingerprint=_fingerprint(inside),
     )
-    if not recipe.dockerfile and not (recipe.base_image and recipe.command):
+    if not recipe.dockerfile and not (recipe.base_image and recipe.argv):
         raise ValueError(f"runtimes/{runtime}/runtime.toml lacks base_image or command")
     if recipe.name != runtime:
         raise ValueError(f"runtimes/{runtime}/runtime.toml calls itself {recipe.name!r}")
@@ -165,7 +165,7 @@ def load_recipe(runtime: str) -> Recipe:
 def _script(folder: Traversable, table: Mapping[str, Any] | None) -> Script | None:
     if table is None:
         return None
-    return Script(source=(folder / table["script"]).read_text("utf-8"), command=tuple(table["command"]))
+    return Script(source=(folder / table["script"]).read_text("utf-8"), argv=tuple(table["command"]))
 
 
 def _inside(name: str) -> str:

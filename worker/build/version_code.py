@@ -1,4 +1,4 @@
-"""A version's layers, materialised: fetched from the store once a machine, and linked into the folders of sandboxes."""
+"""Fetches a version's layers from the store, once a machine, and links their files into the folders of sandboxes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VersionCode:
     async def prepare(self, user_id: UUID, recipe: Recipe, layers: VersionLayers) -> None:
         """Have the version's code in the cache. Raises :class:`EngineUnavailable`.
 
-        Cancelling it leaves the transfer, which others may be waiting for.
+        If it is cancelled the transfer goes on, since other callers may wait for it.
         """
         parts = parts_of(user_id, recipe, layers)
         if await asyncio.to_thread(self._missing, parts):
@@ -60,7 +60,7 @@ class VersionCode:
     async def place(self, user_id: UUID, recipe: Recipe, layers: VersionLayers, home: Path) -> None:
         """Link the version's code into its empty folders below ``home``.
 
-        :raises NotHere: it is not in the cache, where it is brought now.
+        :raises NotHere: it is not in the cache; a transfer into it begins.
         :raises EngineUnavailable: it cannot be linked.
         """
         parts = parts_of(user_id, recipe, layers)
@@ -78,7 +78,7 @@ class VersionCode:
     async def add(self, user_id: UUID, recipe: Recipe, layers: VersionLayers, files: Mapping[str, IO[bytes]]) -> None:
         """As :meth:`prepare`, for a version that was just built: ``files`` are its layers that are at hand, by digest.
 
-        What goes wrong here is left to the first start.
+        An error is only logged: the first start fetches the code then.
         """
         parts = parts_of(user_id, recipe, layers)
         try:
@@ -112,7 +112,7 @@ class VersionCode:
     def _fetched(self, parts: tuple[_Part, ...], task: asyncio.Task[None]) -> None:
         self._fetching.pop(parts, None)
         if not task.cancelled():
-            task.exception()  # who awaits it is told; without anybody, the next one tries again
+            task.exception()  # marks it as read: callers that await the task get it, and a later call tries again
 
     async def _bring(self, parts: tuple[_Part, ...], files: Mapping[str, IO[bytes]]) -> None:
         """Make the entries that the cache lacks, of ``files`` or else of what the store has."""
@@ -149,7 +149,7 @@ class VersionCode:
             self._cache.add(part.entry, fill, beside)
 
     def _spare(self, parts: tuple[_Part, ...]) -> None:
-        """Begin to make ahead what the next sandbox will want."""
+        """Begin to make the spares that the next sandbox will take."""
         for part in parts:
             if part.entry not in self._sparing:
                 self._sparing[part.entry] = asyncio.get_running_loop().create_task(
@@ -160,7 +160,7 @@ class VersionCode:
         try:
             await asyncio.to_thread(self._cache.spare, entry)
         except OSError as error:
-            _log.warning("code is not linked ahead", extra={"error": str(error)})
+            _log.warning("no spare of the code was made", extra={"error": str(error)})
         finally:
             del self._sparing[entry]
 

@@ -1,6 +1,6 @@
 """arq's worker with our queue in the place of its own.
 
-Kept of arq: the registry of job functions, the context and its start-up and shutdown hooks, and the health record in
+Kept of arq: the registry of job functions, the context and its start-up and shutdown hooks, and the health key in
 Redis. Replaced: the format of jobs, polling, claiming, retries and results, for the reasons in ``docs/decisions/0001``.
 """
 

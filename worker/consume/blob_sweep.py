@@ -1,9 +1,9 @@
-"""Artifacts and layers in the artifact store that no version needs any more.
+"""Deletes artifacts and layers from the artifact store that no version needs any more.
 
-One worker an hour looks through what Postgres knows of them. What was claimed within the last day stays, since the
-deploy that claimed it may be under way; what dependencies were resolved to stays for a month after its last use, since
-the next deploy may ask for the same. See :mod:`shared.postgres.blobs` for why none of that can take a blob from
-a deploy that is about to use it.
+One worker an hour goes through the blobs that Postgres knows. A blob that was claimed within the last day stays, since
+the deploy that claimed it may be under way. A layer of resolved dependencies stays for a month after its last use,
+since the next deploy may need it. :mod:`shared.postgres.blobs` explains why a sweep cannot take a blob from a deploy
+that is about to use it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 EVERY_S = 3600.0
 YOUNG = timedelta(days=1)
 RESOLVED = timedelta(days=30)
-_LEASE = "blobs"
+_SWEEP = "blobs"
 _PORTION = 500
 
 
 class BlobSweep:
-    """:param second: where layers are kept once more, if they are.
+    """:param second: where layers have a second copy, if anywhere.
     :param holder: this worker.
     """
 
@@ -56,7 +56,7 @@ class BlobSweep:
         return Loop(name="blobs", run_once=self._for_all, interval_s=EVERY_S)
 
     async def _for_all(self) -> int:
-        """Look once if it is this worker's turn; how many blobs were removed."""
+        """Sweep if this worker leads the sweep of this hour; how many blobs were removed."""
         swept = await self.run_once() if await self._is_ours() else 0
         if swept:
             log.info("removed artifacts and layers", extra={"blobs": swept})
@@ -84,7 +84,7 @@ class BlobSweep:
             await self._second.delete(digest)
 
     async def _is_ours(self) -> bool:
-        """Whether this worker sweeps for the hour."""
+        """Whether this worker leads the sweep of this hour."""
         with postgres_errors():
-            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+            took = await self._pool.fetchrow(queries("leases")["take_leadership"], _SWEEP, self._holder, EVERY_S * 0.9)
         return took is not None

@@ -1,4 +1,4 @@
-"""Deploy and delete jobs: an artifact becomes layers, a version becomes active, a deleted function runs no more."""
+"""Deploy jobs, which make layers of an artifact and a version active, and delete jobs, which clear up a function."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BuildLimits:
 class Deployer:
     """Runs deploy and delete jobs. Repeating either changes nothing: a lost attempt is simply run again.
 
-    :param start_ahead: called with a version that is about to become active, so that its first call finds it warm.
+    :param prewarm: starts a first sandbox of a version that is about to become active.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Deployer:
         store: ArtifactStore,
         queue: Queue,
         scratch: Scratch,
-        start_ahead: Callable[[RunnableVersion], Awaitable[None]],
+        prewarm: Callable[[RunnableVersion], Awaitable[None]],
         limits: BuildLimits,
         outage: Outage,
     ) -> None:
@@ -66,7 +66,7 @@ class Deployer:
         self._store = store
         self._queue = queue
         self._scratch = scratch
-        self._start_ahead = start_ahead
+        self._prewarm = prewarm
         self._limits = limits
         self._outage = outage
         self._rebuilding = Builds()
@@ -123,8 +123,8 @@ class Deployer:
         return record
 
     async def suited(self, version: RunnableVersion) -> RunnableVersion:
-        """The version with layers that this worker's engine can use. One that an older release built, or another kind
-        of engine, is built again, once for all who ask. Raises what a build raises."""
+        """The version with layers that this worker's engine can use. If an older release or another kind of engine
+        built it, builds it again, once for all callers. Raises the errors of a build."""
         async with self._rebuilding.single_flight(str(version.id)):
             known = await self._versions.runnable(version.id) or version
             if known.layers is not None and await self._engine.suits(known.settings.runtime, known.layers):
@@ -133,7 +133,7 @@ class Deployer:
             built = await self._build(version, lambda _: None)
             before = None if known.layers is None else known.layers.base
             await self._versions.record_layers(version.id, layers=built.layers, instead_of=before)
-            # Of several workers that built it, all go by what the first one recorded.
+            # If several workers built it, all use the layers that the first one wrote to Postgres.
             recorded = await self._versions.runnable(version.id)
             return recorded or replace(version, layers=built.layers)
 
@@ -152,7 +152,7 @@ class Deployer:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
                 await lines.flush()
-            await self._start_ahead(replace(version, layers=built.layers))
+            await self._prewarm(replace(version, layers=built.layers))
             if not await self._versions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
         # Before the job ends: a caller that sees it ended is served by the new version.
@@ -182,7 +182,7 @@ class Deployer:
             return await self._engine.build(plan, add)
 
     async def _delete(self, message: JobMessage) -> dict[str, object]:
-        """Its sandboxes go; what it had in the artifact store is collected once nothing else may need it."""
+        """Have workers destroy the function's sandboxes and forget its versions; a sweep deletes its blobs later."""
         await self._queue.announce_change(Change(function=message.function_id, live=None))
         versions = await self._versions.forget_built(message.function_id)
         return {"function_id": str(message.function_id), "versions": versions}

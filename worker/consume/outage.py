@@ -1,4 +1,4 @@
-"""What a worker does while its container engine does not answer: it leaves the queue's jobs to others."""
+"""Keeps a worker from claiming jobs while its container engine does not answer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PAUSE_S = 1.0
 
 
 class Outage:
-    """Judges attempts that the engine failed, and watches for the engine's return.
+    """Decides on jobs whose attempt the engine failed, and watches for the engine's return.
 
     :param hold: called with True when the engine does not answer, with False when it does again.
-    :param max_lost: after so many lost deliveries a job ends.
+    :param max_lost: after so many lost attempts a job ends.
     """
 
     def __init__(self, engine: Engine, hold: Callable[[bool], None], *, max_lost: int) -> None:
@@ -33,9 +33,9 @@ class Outage:
     async def again(self, message: JobMessage) -> bool:
         """Whether a job whose attempt the engine failed is to be delivered again; returns when it may be.
 
-        If the engine does not answer, this worker claims nothing from here on, so that the job's next deliveries are
-        not used up in the time that an engine takes to restart. One that still answers may be about to stop, and other
-        workers of an engine that does not may not have noticed yet: so the job waits a little, longer each time.
+        If the engine does not answer, this worker claims nothing from here on, so that the job's next attempts are not
+        used up in the time that an engine takes to restart. An engine that still answers may be about to stop, and
+        other workers of a stopped engine may not have noticed yet. So the job waits a little, longer each time.
         """
         if message.lost + 1 >= self._max_lost:
             return False

@@ -1,7 +1,7 @@
-"""Payloads in the artifact store whose jobs do not need them any more.
+"""Deletes payloads and results from the artifact store whose jobs do not have them any more.
 
-One worker an hour looks through them: Postgres says of which jobs payload or result still stand. What was written
-within the last day is left alone, since the job that it is of may not have met Postgres yet.
+One worker an hour lists them and asks Postgres which jobs still have a payload or result. Texts written within the last
+day stay, since Postgres may not have their job yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 3600.0
 YOUNG = timedelta(days=1)
-_LEASE = "payloads"
+_SWEEP = "payloads"
 
 
 class PayloadSweep:
@@ -36,16 +36,16 @@ class PayloadSweep:
         return Loop(name="payloads", run_once=self.run_in_turn, interval_s=EVERY_S)
 
     async def run_in_turn(self) -> int:
-        """Sweep, if no other worker has within the hour; how many were deleted."""
+        """Sweep if this worker leads the sweep of this hour; how many were deleted."""
         swept = await self.run_once() if await self._is_ours() else 0
         if swept:
             log.info("removed payloads of jobs", extra={"payloads": swept})
         return swept
 
     async def _is_ours(self) -> bool:
-        """Whether this worker sweeps for the hour."""
+        """Whether this worker leads the sweep of this hour."""
         with postgres_errors():
-            took = await self._pool.fetchrow(queries("leases")["take_lease"], _LEASE, self._holder, EVERY_S * 0.9)
+            took = await self._pool.fetchrow(queries("leases")["take_leadership"], _SWEEP, self._holder, EVERY_S * 0.9)
         return took is not None
 
     async def run_once(self) -> int:
@@ -62,7 +62,7 @@ class PayloadSweep:
         return swept
 
     async def _standing(self, jobs: Sequence[UUID]) -> set[tuple[UUID, str]]:
-        """Which parts of these jobs are there."""
+        """Which of these jobs' rows still have a payload, and which a result."""
         with postgres_errors():
             rows = await self._pool.fetch(queries("jobs")["parts_that_stand"], jobs)
         return {(row["id"], part) for row in rows for part in ("payload", "result") if row[part]}

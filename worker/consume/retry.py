@@ -24,8 +24,9 @@ def next_try_ms(
 ) -> float | None:
     """When the job is due again, in Unix milliseconds, whatever its age; None if this attempt was its last.
 
-    A function's own failures are retried as its settings say, within these as it asks for itself; a dependency of ours
-    that was down, for any accepted job. A call that is waited for is not retried: its caller knows best.
+    A function's own failures are retried by its settings, and within these as the function asked. An accepted job is
+    retried whenever a dependency of the platform was down. A call that is waited for is not retried: its caller
+    decides.
 
     :param settings: of the version; None if they could not be read.
     :param draw: of a uniform distribution from 0 to 1: a wait is drawn from its upper half, so that jobs which failed

@@ -1,4 +1,4 @@
-"""What of an attempt's record is its owner's alone, sealed before it leaves the worker, and apart where it is large."""
+"""Seals the private parts of an attempt's record before it leaves the worker, and stores a large result apart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from worker.sandbox.log import LogEntry
 log = logging.getLogger(__name__)
 
 _MANY_ENTRIES = 1000
-"""Of the log: from here on, sealing them would hold up the event loop for milliseconds."""
+"""A log of more entries is sealed in a thread: it would hold up the event loop for milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ async def sealed_parts(job: UUID, event: bytes, outcome: CallOutcome, payload_st
         try:
             result = await payload_store.put(result, job, Part.RESULT)
         except Unavailable as error:
-            # The function ran: that its result is in the wrong place is better than that it has to run again.
+            # The function ran: a large result in the record is better than a second run.
             log.warning("a large result stays in the record", extra={"job": str(job), "error": error.message})
             result = payload_store.keyring.seal(result, job, Part.RESULT)
     if len(outcome.logs) >= _MANY_ENTRIES:

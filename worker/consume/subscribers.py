@@ -1,8 +1,8 @@
-"""Tells subscribers what running calls write, and how far they are.
+"""Publishes the output and the progress of running calls to subscribers.
 
-An API process asks for a job when it hears that the job runs (``watch`` on the worker's channel). From then on what
-the call writes is published in small batches, each saying how much came before it: whoever missed one sees that, and
-asks again. The record that ends the attempt has everything, so nothing here must arrive.
+An API process asks for a job's output when it hears that the job runs (``watch`` on the worker's channel). From then on
+the worker publishes the output in small batches, each with the position at which it begins: a subscriber that missed
+one sees that and asks again. The attempt's record has all of the output, so these pushes may be lost.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Subscribers:
             del self._calls[call.job]
 
     def watch(self, job: str) -> None:
-        """A client subscribed to a job, or missed something of it: tell it from its beginning."""
+        """Publish a job's output from its beginning: a client subscribed to it, or missed a part."""
         call = self._calls.get(job)
         if call is None:
             # The API process heard of the claim before this worker did.
@@ -98,8 +98,8 @@ class Subscribers:
         return Loop(name="subscribers", run_once=self.run_once, interval_s=None, wake=self._wake)
 
     async def run_once(self) -> int:
-        """Tell what changed, after a moment in which more may; of how many calls. After a failure, subscribers
-        ask again once Redis is back."""
+        """Publish the changes of calls, after a moment in which more may gather; of how many calls. After a failure,
+        subscribers ask again once Redis is back."""
         await asyncio.sleep(_GATHER_S)
         changed, self._changed = self._changed, set()
         await self._tell(changed)

@@ -17,8 +17,8 @@ from worker.build.plan import BuildPlan, BuiltVersion
 from worker.sandbox.contract import SandboxStarter
 
 Standing = Callable[[frozenset[UUID]], Awaitable[Mapping[UUID, str | None]]]
-"""Which of these versions stand: they are known, their build did not fail, and their function was not deleted. Answers
-what each stands on, ``None`` while it is being built."""
+"""Which of these versions stand: they exist, their build did not fail, and their function was not deleted. Answers the
+base of each, ``None`` while it is being built."""
 
 
 class Engine(SandboxStarter, Protocol):
@@ -28,7 +28,7 @@ class Engine(SandboxStarter, Protocol):
         """Check that the engine answers; raises :class:`EngineUnavailable` with what to do."""
 
     async def answers(self) -> bool:
-        """Whether the engine serves requests just now; asked with a short bound."""
+        """Whether the engine serves requests just now, by a request with a short time-out."""
 
     async def build(self, plan: BuildPlan, log: Callable[[str], None]) -> BuiltVersion:
         """Make the layers of ``plan`` and put them into the artifact store. ``log`` takes output line by line.
@@ -42,12 +42,12 @@ class Engine(SandboxStarter, Protocol):
         ``live_workers``; their count. Raises :class:`EngineUnavailable`."""
 
     async def collect_garbage(self, standing: Standing) -> int:
-        """Remove images of this installation's versions that do not stand; then, while what is left takes more disk
-        than it may, the images that were not used for longest: of versions, then of runtimes. How many went.
+        """Remove images of this installation's versions that do not stand; then, while the rest takes more disk than it
+        may, the least recently used images: first of versions, then of runtimes. How many went.
 
-        What a sandbox or a running build uses stays, whoever's worker it is; another installation's too. What went is
-        fetched or put together again when it is wanted. Raises :class:`EngineUnavailable`, and what ``standing``
-        raises."""
+        An image that a sandbox or a running build of any worker uses stays, and so do those of other installations. A
+        removed image is fetched or put together again when it is needed. Raises :class:`EngineUnavailable`, and the
+        errors of ``standing``."""
 
     async def close(self) -> None:
         """Destroy every sandbox of this worker and let go of the engine."""

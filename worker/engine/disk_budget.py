@@ -1,7 +1,7 @@
-"""What is kept of versions on a machine's disk, and what of it goes when it takes more than it may.
+"""Keeps images on a machine's disk within a budget.
 
-An engine that keeps layers says of each image which layers it is made of, and how much it takes with all of them. What
-two images share is counted once: an image's own part is what it takes beyond the largest one that it stands on.
+An engine that keeps layers reports for each image its layers, and the bytes of all of them. Bytes that two images share
+count once: an image's own part is its size beyond that of the largest image that it stands on.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ async def shrink(
 ) -> int:
     """Remove of ``kept`` until it takes at most ``budget_bytes``; how many went.
 
-    Versions go before runtimes, and those before what they stand on, each kind in the order of its last use. What was
-    used after ``idle_since`` stays, and so does what another stands on.
+    Versions go before runtimes, and runtimes before base images, each kind in the order of its last use. An image that
+    was used after ``idle_since`` stays, and so does one that another image stands on.
 
-    :param sizes: bytes of everything that there is with its layers, whoever it belongs to: that tells who shares what.
-    :param remove: answers False if it cannot go, because it is in use after all.
+    :param sizes: bytes of all images of the engine by their layers, also of other owners: images of any owner may share
+        layers.
+    :param remove: returns False if an image cannot go because it is in use after all.
     """
     own = _own_bytes(sizes)
     alike = Counter(one.layers for one in kept)

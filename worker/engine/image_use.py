@@ -52,7 +52,7 @@ class ImageUse:
         return found
 
     def forget(self, images: Iterable[str]) -> None:
-        """These are gone. Blocking."""
+        """Drop these images, which are gone. Blocking."""
         for image in images:
             self._file(image).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What the settings say of the network that functions may have."""
+"""The policy for functions with a network, from the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.network.outside import EgressPolicy
 
 
 def egress_policy(settings: Settings) -> EgressPolicy:
-    """Every server that the settings name is the platform's own, but for the functions' database."""
+    """The policy. All servers in the settings count as the platform's own, except the functions' database."""
     urls = (
         settings.database_url.get_secret_value(),
         settings.redis_url.get_secret_value(),

@@ -1,4 +1,4 @@
-"""What is outside: the addresses that a function with ``network = "egress"`` may reach."""
+"""The addresses outside: those that a function with ``network = "egress"`` may reach."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(one) for one in text.split())
 
 
-# What no setting can allow: this machine, all who are on the same link, and where clouds tell a machine its secrets: at
-# link-local addresses, and at those that three of them have elsewhere.
+# No setting can allow these: this machine, machines on the same link, and the addresses at which clouds answer a
+# machine with its secrets: link-local ones, and the other ones that three clouds use.
 _NEVER = _networks(
     "0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 169.254.0.0/16 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32"
 )
@@ -27,7 +27,7 @@ _NEVER = _networks(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressPolicy:
-    """What the operator says of the network of functions.
+    """The operator's rules for the network of functions.
 
     :param permitted: whether a function gets one if it asks for it.
     :param allow: networks that are reached although they are not public.
@@ -44,8 +44,8 @@ class EgressPolicy:
 
 
 def outside(policy: EgressPolicy, own: Iterable[IPv4Network]) -> list[Range]:
-    """What may be reached, in order, without overlaps: public addresses and ``allow``, less ``deny``, ``own``
-    and what no setting can allow."""
+    """The ranges that functions may reach, in order, without overlaps: public addresses and ``allow``, without
+    ``deny``, ``own`` and the ranges that no setting can allow."""
     ranges = [_ALL]
     for network in NOT_PUBLIC:
         ranges = _without(ranges, network)

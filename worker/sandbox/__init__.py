@@ -1,1 +1,1 @@
-"""Sandboxes of one worker between calls: who gets which, what is started, what goes."""
+"""Sandboxes of one worker: starts them, hands them to calls, keeps them idle, destroys them."""

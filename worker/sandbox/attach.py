@@ -37,7 +37,7 @@ def _short(text: str, length: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFolders:
-    """Where the folders of one worker's sandboxes are, and which of the others' are stale."""
+    """The folders of one worker's sandboxes, and the stale ones of other workers."""
 
     root: Path
     prefix: str
@@ -148,7 +148,7 @@ class Rendezvous:
         self.address.unlink(missing_ok=True)
 
     async def _greeting(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> str | None:
-        """The role that the peer names, or ``None`` when it is not our sandbox."""
+        """The role that the peer names, or ``None`` if it does not know the sandbox's token."""
         greeting = b""
         while len(greeting) < _GREETING_BYTES:
             data = await loop.sock_recv(connection, _GREETING_BYTES - len(greeting))

@@ -46,14 +46,14 @@ _FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How a vessel ended. ``code`` is ``None`` when it was still running after it had hung up on us."""
+    """How a vessel ended. ``code`` is ``None`` if it closed its connection and went on running."""
 
     code: int | None
     out_of_memory: bool
 
 
 class Vessel(Protocol):
-    """What a sandbox runs in."""
+    """The container or process of a sandbox."""
 
     def kill(self) -> None:
         """Begin to kill everything in it, at once and without waiting; idempotent."""
@@ -73,7 +73,7 @@ class Vessel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ending:
-    """What ended a call: a frame, or the name of what came instead of one."""
+    """The end of a call: a frame, or the cause for which none came."""
 
     frame: Frame | None = None
     cause: str = "frame"  # frame, timeout, lost, garbled, oversize
@@ -149,7 +149,7 @@ class AttachedSandbox:
         return seen.result()
 
     def specialize(self, environment: Mapping[str, str]) -> None:
-        """Tell a generic sandbox which function it is, in the words that a sandbox is started with otherwise."""
+        """Send a generic sandbox the environment of its function, which any other sandbox gets at its start."""
         self._send(encode_generic("specialize", environment=environment))
 
     async def call(self, call: Call) -> CallOutcome:
@@ -222,7 +222,7 @@ class AttachedSandbox:
         self._control.close()
 
     async def _change(self, change: Awaitable[None]) -> None:
-        """Pause or unpause; one that failed or was given up leaves open which it is, so it serves no call any more."""
+        """Pause or unpause. If that fails or is cancelled, the sandbox may be either, so it serves no call any more."""
         try:
             await change
         except BaseException:
@@ -268,7 +268,7 @@ class AttachedSandbox:
         return CallOutcome(reason=reason, error=said, exit_code=1, cpu_ms=cpu_ms, peak_memory_bytes=peak, retry=retry)
 
     async def _unreported(self, ending: _Ending, call: Call, logs: Sequence[LogEntry]) -> CallOutcome:
-        """The outcome of a call that the sandbox gave no answer to."""
+        """The outcome of a call that the sandbox did not answer."""
         if ending.cause == "timeout":
             message = f"Function execution timed out ({call.timeout_ms}ms)"
             return CallOutcome(reason="timeout", error={"type": "Timeout", "message": message}, exit_code=-1)
@@ -383,7 +383,7 @@ class AttachedSandbox:
             self._waiter.set_result(ending)
 
     def _break(self, ending: _Ending) -> None:
-        """Never to be used again. The first cause stays, and a running call ends with it."""
+        """Make the sandbox unusable. The first cause stays, and a running call ends with it."""
         if self._broken is None:
             self._broken = ending
             if ending is not _LOST:

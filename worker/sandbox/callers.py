@@ -1,7 +1,8 @@
 """Callers that wait for a sandbox, and the starts that are begun for them.
 
-A caller takes whichever comes first, a sandbox that another call leaves or a new one. What a start is for, it may come
-too late for: then it waits for the next caller, or is broken off if it had not begun.
+A caller takes whichever comes first, a sandbox that another call leaves or a new one. A start may come too late for the
+caller that it was begun for: then its sandbox waits for the next caller, or the start is withdrawn if it has no room
+yet.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FORGOTTEN_S = 600.0
 
 @dataclass(slots=True, kw_only=True)
 class Callers:
-    """:param destroy: is handed a sandbox that no caller gets any more."""
+    """:param destroy: destroys a sandbox that no caller will get."""
 
     maker: Maker
     destroy: Callable[[PooledSandbox], object]
@@ -48,14 +49,14 @@ class Callers:
         return line
 
     async def wait(self, line: Line) -> PooledSandbox:
-        """The first sandbox that is left by another call or started. Raises :class:`EngineUnavailable`."""
+        """The first sandbox that another call leaves or that is started. Raises :class:`EngineUnavailable`."""
         spec, most_mb = line.spec, self.maker.budget.limit_mb
         if spec.memory_mb > most_mb:
             raise EngineUnavailable(
                 f"A sandbox of {spec.memory_mb} MB never fits into this worker's {most_mb} MB of memory."
             )
         waiter = line.join(time.monotonic())
-        # Where calls come and go all the time, the next look is near, and is not taken for each of them.
+        # Under a steady flow of calls the next look is near, so no look is taken for each of them.
         if not line.looks_soon or not (line.held and line.shared):
             self.look(line)
         try:
@@ -70,7 +71,7 @@ class Callers:
             raise
 
     def offer(self, line: Line, pooled: PooledSandbox, now: float) -> None:
-        """Hand a sandbox to the caller that has waited longest for its version; it stands idle if there is none."""
+        """Give a sandbox to the caller that has waited longest for its version; without one it stands idle."""
         if line.waiting and line.give(pooled, now):
             if line.starts:
                 self._withdraw(line)
@@ -93,7 +94,7 @@ class Callers:
         return others == 0 or others < line.sandboxes
 
     def look(self, line: Line) -> None:
-        """Begin the starts that the callers in ``line`` are worth, and look again in time."""
+        """Begin the starts that are worth it for the callers in ``line``, and plan the next look."""
         if line.look_at is not None:
             line.look_at.cancel()
             line.look_at = None
@@ -118,14 +119,15 @@ class Callers:
             start.task = self.background(partial(self._serve, line, start))
 
     def _withdraw(self, line: Line) -> None:
-        """Break off starts that wait for room and that no caller needs any more."""
+        """Withdraw starts that wait for room and that no caller needs any more."""
         while line.starts and (start := line.surplus()) is not None:
             line.starts.remove(start)
             if start.task is not None:
                 start.task.cancel()
 
     async def _serve(self, line: Line, start: Start) -> None:
-        """Start a sandbox for the callers in ``line``. If that fails, the one that it was begun for is told."""
+        """Start a sandbox for the callers in ``line``. If that fails, the caller that it was begun for gets the
+        error."""
         pooled: PooledSandbox | None = None
         try:
             pooled = await self.maker.make(line.spec, start)

@@ -54,7 +54,7 @@ class Ended:
 
 
 class Program(Protocol):
-    """One run of a command."""
+    """A program that is run once."""
 
     async def run(self, call: Call, env: Mapping[str, str]) -> Ended:
         """Run it to its end or to the call's timeout, when it begins to be killed, as it does when cancelled.
@@ -140,7 +140,7 @@ class CommandSandbox:
         passed = {
             name: value.decode()
             for name, value in variables.items()
-            # A longer one would keep the program from being started at all; a NUL too.
+            # The kernel starts no program with a longer variable, or with a NUL in one.
             if len(value) <= _LONGEST_VARIABLE_BYTES and b"\0" not in value
         }
         paths = {variable: self._paths[name] for variable, name in _VARIABLES.items()}
@@ -180,13 +180,13 @@ async def start_command_sandbox(
 
 
 def command_environment(spec: SandboxSpec) -> dict[str, str]:
-    """What a command starts with, whatever it is called with: no platform's side of ours runs in there."""
+    """The variables that a program starts with at every call. None of the platform's own code runs in its sandbox."""
     return {name: value for name, value in environment(spec).items() if not name.startswith(_ATTACHMENT)}
 
 
-def command_of(recipe: Recipe, spec: SandboxSpec) -> tuple[str, ...]:
-    """The recipe's command, in which ``{handler}`` stands for the version's."""
-    return tuple(part.replace("{handler}", spec.handler) for part in recipe.command)
+def argv_of(recipe: Recipe, spec: SandboxSpec) -> tuple[str, ...]:
+    """The recipe's argv with the version's handler in the place of ``{handler}``."""
+    return tuple(part.replace("{handler}", spec.handler) for part in recipe.argv)
 
 
 def _prepare(folder: Path) -> None:

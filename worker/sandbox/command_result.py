@@ -1,4 +1,4 @@
-"""What a command left in its result file, and what that and its exit code say about the call.
+"""The outcome of a call by a program's exit code and by its result file.
 
 The file is the function's: what is in it, and with the ``process`` engine whether it still is a file, is not trusted.
 """

@@ -20,7 +20,7 @@ from worker.sandbox.log import LogEntry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
-    """What a sandbox is started from. Two calls may share a sandbox only if their specs are equal."""
+    """The specification of a sandbox. Two calls may share a sandbox only if their specs are equal."""
 
     version_id: UUID
     function_id: UUID
@@ -74,9 +74,9 @@ class CallOutcome:
     cpu_ms: float | None = None
     peak_memory_bytes: int | None = None
     ran: bool = True
-    """False only if surely no code of the function ran: the call may be made again in another sandbox."""
+    """False only if certainly no code of the function ran: then the call may be made again in another sandbox."""
     retry: float | bool | None = None
-    """What the function says of another attempt: False for none, seconds until one, None for what its settings say."""
+    """The function's wish for another attempt: False for none, seconds until one, None to go by its settings."""
     is_response: bool = False
     """The result is a shaped HTTP answer: ``status``, ``headers`` (an object, or pairs where names are repeated), and
     ``body`` (text or any JSON) or ``body_base64``."""
@@ -109,8 +109,7 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenericSpec:
-    """What a generic sandbox is started from: a runtime, on which base and of which release, and the size and the
-    network that it has from the start."""
+    """The specification of a generic sandbox: runtime, base and release, and the size and network that it keeps."""
 
     runtime: str
     foundation: VersionLayers  # base and runtime alone
@@ -120,7 +119,7 @@ class GenericSpec:
 
 
 def generic_spec(spec: SandboxSpec) -> GenericSpec:
-    """Of what kind a generic sandbox must be to become such a sandbox."""
+    """The spec of the generic sandboxes that can become a sandbox of ``spec``."""
     return GenericSpec(
         runtime=spec.runtime,
         foundation=spec.layers.foundation,
@@ -155,9 +154,9 @@ class SandboxStarter(Protocol):
     """The part of an engine that makes sandboxes."""
 
     async def start(self, spec: SandboxSpec) -> Sandbox:
-        """Start a sandbox and return it once it may be called. What goes wrong *in* the function while its module
-        is imported is reported by the first call's outcome, not here. What is not on this machine of the version's
-        layers is fetched. Raises :class:`EngineUnavailable`, also as :class:`LayerUnavailable` or :class:`Unsuited`."""
+        """Start a sandbox and return it once it may be called. Fetches layers of the version that this machine lacks.
+        If the function's module fails to import, the first call's outcome says so. Raises :class:`EngineUnavailable`,
+        also as :class:`LayerUnavailable` or :class:`Unsuited`."""
 
     async def start_generic(self, spec: GenericSpec) -> GenericSandbox | None:
         """Start a generic sandbox; ``None`` for runtimes that have none. Raises :class:`EngineUnavailable`."""

@@ -1,4 +1,4 @@
-"""A generic sandbox: a sandbox that waits to be told which function it is."""
+"""A generic sandbox: a sandbox that was started before its function was known."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Generic sandboxes: they have met no function yet, and become a sandbox of any of their runtime and size in little
-time."""
+"""Generic sandboxes: they have no function's code yet, and quickly become a sandbox of any function of their runtime
+and size."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PREPARED_REMEMBERED = 10_000
 
 @dataclass(slots=True, kw_only=True)
 class GenericSandboxes:
-    """Those that stand ready, of every runtime and size in use.
+    """The generic sandboxes that stand ready, of every runtime and size in use.
 
-    :param ready: how many of each; 0 for none. :param destroy: is handed what is dropped.
+    :param ready: how many of each; 0 for none. :param destroy: destroys a dropped one.
     """
 
     engine: SandboxStarter
@@ -78,7 +78,8 @@ class GenericSandboxes:
         self._want(spec)
 
     def take(self, spec: SandboxSpec) -> GenericSandbox | None:
-        """One for ``spec``, if its code is on this machine: one that waits for code is lost."""
+        """A generic sandbox for ``spec``; None if there is none, or the version's code is not on this machine: a
+        generic sandbox must not wait for code."""
         wanted = self._want(spec)
         standing = self._standing.get(wanted) if wanted is not None else None
         while standing:
@@ -96,7 +97,7 @@ class GenericSandboxes:
             self.short.set()
 
     def missing(self, now: float) -> list[GenericSpec]:
-        """Drop the dead, and those of kinds that no version has asked for in ten minutes; the kinds that are short."""
+        """Drop dead ones, and specs that no version has asked for in ten minutes; the specs with too few ready."""
         for spec, wanted_at in list(self._wanted_at.items()):
             standing = self._standing.setdefault(spec, deque())
             for generic in [generic for generic in standing if not generic.usable]:
@@ -107,7 +108,7 @@ class GenericSandboxes:
         return [spec for spec in self._wanted_at if len(self._standing[spec]) < self.ready]
 
     def give_up(self, spec: GenericSpec) -> None:
-        """Have none of this kind until it is asked for again."""
+        """Keep none of this spec ready until a version asks for it again."""
         self._wanted_at.pop(spec, None)
         for generic in self._standing.pop(spec, ()):
             self.destroy(generic)

@@ -12,7 +12,7 @@ from worker.sandbox.pooled import PooledSandbox
 
 @dataclass(slots=True, kw_only=True)
 class IdleSandboxes:
-    """Holds no sandbox that it gave out. What it drops is handed to ``destroy``."""
+    """Holds idle sandboxes only, not those in use. ``destroy`` gets the sandboxes that it drops."""
 
     destroy: Callable[[PooledSandbox], object]
     _by_spec: dict[SandboxSpec, deque[PooledSandbox]] = field(default_factory=dict)

@@ -19,15 +19,14 @@ from worker.sandbox.waiters import Start
 log = logging.getLogger(__name__)
 
 _RESTED_S = 1.0
-"""A version that is served already takes the room of sandboxes that were idle for so long, not of those in use now and
-then."""
+"""How long a sandbox must have been idle before a version that has sandboxes already may take its room."""
 _GENERICS_SHARE = 0.25
-"""Of the memory; as far as this, idle sandboxes make room for generic ones."""
+"""The share of the memory up to which idle sandboxes make room for generic ones."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Maker:
-    """:param destroy: is handed a generic sandbox that failed; it counts in the budget until it is gone."""
+    """:param destroy: destroys a generic sandbox that failed; it counts in the budget until it is gone."""
 
     engine: SandboxStarter
     budget: Budget
@@ -88,8 +87,9 @@ class Maker:
         return _born(spec, sandbox)
 
     async def add_generic(self, spec: GenericSpec, kept: Mapping[SandboxSpec, int]) -> GenericSandbox | None:
-        """Start a generic sandbox, if there is room. Else the idle sandbox that was used longest ago makes some, but so
-        many as are ``kept``: the next function that is called is rather one of those that have none at all."""
+        """Start a generic sandbox if there is room. If not, begin to destroy the least recently used idle sandboxes,
+        except ``kept`` ones, so that a later call finds room: the next call is more likely of a function without
+        any."""
         if not self.budget.take_spare(spec.memory_mb):
             share_mb = _GENERICS_SHARE * self.budget.limit_mb
             if self.budget.first is None and self.generics.memory_mb + spec.memory_mb <= share_mb:

@@ -21,7 +21,7 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """Counts what has memory from before it is started until nothing of it is left, by caps, in MB.
+    """Counts sandboxes by their memory caps, in MB, from before they are started until nothing of them is left.
 
     :param limit_mb: never passed.
     """
@@ -38,12 +38,12 @@ class Budget:
 
     @property
     def first(self) -> Turn | None:
-        """Whose turn it is, if a caller waits."""
+        """The start whose turn it is, if any waits."""
         return self._turns[0] if self._turns else None
 
     async def take(self, turn: Turn, make_room: Callable[[int], None]) -> None:
-        """Wait for one's turn and for room. ``make_room`` is told how much all that wait need, as often as it is too
-        little."""
+        """Wait for this start's turn and for room. While there is too little, calls ``make_room`` with the memory that
+        all waiting starts need."""
         memory_mb = turn.spec.memory_mb
         self._turns.append(turn)
         try:
@@ -69,11 +69,11 @@ class Budget:
         self.let_in()
 
     def leaves(self, memory_mb: int) -> None:
-        """What has so much is about to be destroyed."""
+        """Note that a sandbox of ``memory_mb`` is about to be destroyed."""
         self._leaving_mb += memory_mb
 
     def left(self, memory_mb: int) -> None:
-        """It is gone."""
+        """Note that a sandbox of ``memory_mb`` is gone."""
         self._leaving_mb -= memory_mb
         self.free(memory_mb)
 

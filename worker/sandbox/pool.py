@@ -39,7 +39,7 @@ class PoolLimits:
     :param pause_s: idle time after which a sandbox is paused. :param idle_s: … after which it goes.
     :param max_age_s: age after which it is replaced. :param max_uses: calls after which it is replaced.
     :param ahead: fresh sandboxes kept ready of a function that takes a new one for every call.
-    :param generic sandboxes: generic sandboxes kept ready of every runtime and size in use; 0 for none.
+    :param generics: generic sandboxes kept ready of every runtime and size in use; 0 for none.
     """
 
     memory_mb: int

@@ -22,13 +22,13 @@ class Removal:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def begin(self, sandbox: Sandbox | GenericSandbox, memory_mb: int) -> asyncio.Task[None]:
-        """Destroy ``sandbox``. What is returned ends after one try; tries go on until the sandbox is gone."""
+        """Destroy ``sandbox``. The returned task ends after one try; further tries go on until the sandbox is gone."""
         self.budget.leaves(memory_mb)
         return self._task(self._first(sandbox, memory_mb))
 
     async def close(self) -> None:
-        """Wait for what is leaving. What the engine could not remove until now is the engine's to clear away when it
-        closes, or another worker's to sweep; it still counts here."""
+        """Wait for the sandboxes that are being destroyed. The engine removes the remaining ones when it closes, or
+        another worker's sweep does; they still count here."""
         self._closing.set()
         while self._tasks:
             await asyncio.wait(set(self._tasks))

@@ -1,4 +1,4 @@
-"""What the start of a sandbox takes, measured as it happens."""
+"""The cost of starting a sandbox, in seconds, measured as starts happen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running call has written so far, for subscribers."""
+"""The output of a running call so far, for subscribers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MESSAGE_CHARS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a call says that it is: ``fraction`` from 0 to 1."""
+    """A call's own report of its progress: ``fraction`` from 0 to 1."""
 
     fraction: float
     message: str
@@ -23,7 +23,7 @@ class Progress:
 class Tail:
     """Follows the output of one call, from its beginning, however late a client subscribes.
 
-    Until then it costs nothing: it holds on to the list that the output is kept in, and reads it when asked.
+    Without a subscriber it costs nothing: it refers to the list that holds the output, and reads it only when asked.
     """
 
     __slots__ = ("_changed", "_decoders", "_kept", "_read", "progress", "truncated", "watched")
@@ -60,7 +60,7 @@ class Tail:
         self._changed(self)
 
     def report(self, fraction: object, message: object) -> None:
-        """What the call says of its progress. It may be hostile: what makes no sense is ignored."""
+        """Take a call's report of its progress. The call may be hostile: a report that makes no sense is ignored."""
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not isinstance(message, str):
             return
         if math.isfinite(fraction) and 0 <= fraction <= 1:

@@ -1,4 +1,4 @@
-"""What this worker knows of versions: immutable, so kept for good."""
+"""Caches versions and their sandbox specs: both are immutable, so entries never expire."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class Specs:
         self._made: dict[tuple[UUID, str], SandboxSpec] = {}
 
     def of(self, version: RunnableVersion) -> SandboxSpec:
-        """The same object every time: every call looks sandboxes up by it. The version has its layers."""
+        """The spec of a version that has its layers: the same object every time, since every call looks sandboxes up by
+        it."""
         assert version.layers is not None
         key = (version.id, version.layers.base)
         made = self._made.get(key)

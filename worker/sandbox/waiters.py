@@ -82,7 +82,7 @@ class Line:
         self.held[pooled] = None
 
     def give(self, pooled: PooledSandbox, now: float) -> bool:
-        """Hand ``lease`` to the caller that has waited longest; False if there is none."""
+        """Hand ``pooled`` to the caller that has waited longest; False if there is none."""
         self._count(now)
         while self.waiting:
             waiter = self.waiting.popleft()

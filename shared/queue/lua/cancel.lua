@@ -1,12 +1,13 @@
--- Ends a job wherever it is; of a cancel and a settle the first wins.
--- ARGV: queue, id, status and reason when it never started ("" for none), status and reason when it runs; without a
--- status there, one that runs goes on.
--- Returns "queued" or "running" (where it was), "ended" (a moment ago), or "absent": then it is not let in any more.
+-- Ends a job wherever it is. Of a cancel and a settle of the same job the first one counts.
+-- ARGV: queue, id, status and reason for a job that does not run ("" for no reason), status and reason for one that
+-- runs. If the latter status is "", a job that runs goes on.
+-- Returns "queued" or "running" (where the job was), "ended" (within the last minute), or "absent": then an enqueue of
+-- the job within the next minute does nothing.
 local id = ARGV[2]
 local message = redis.call('HGET', MESSAGES, id)
 if not message then
     local gen, open = generation()
-    -- What is not here may not be here yet.
+    -- While the queue is closed, the leader may not have enqueued the job yet.
     if not open then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
     if has_ended(id) then return 'ended' end
     remember_end(id)

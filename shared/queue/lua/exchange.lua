@@ -1,14 +1,14 @@
 -- Settles attempts and claims new ones, in one step.
 -- ARGV: queue, worker, generation that the worker knows, free slots, how many of these are kept for newcomers (users
 -- with nothing running), most running of one user, number of settles, then a settle as
---   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off until it is due again, "hand_back" returns
---   the attempt unspent, "lose" counts it as lost and has the job delivered again. "note" ends nothing: the record says
---   more of an attempt that somebody else ended.
--- Returns {settled (1 or 0 for a stale epoch, one a settle), {id, epoch, message, claimed at ms, ...} claimed}.
+--   (id, epoch, verb, record): verb "final" ends the job, "retry" takes it off the queue until it is due again,
+--   "hand_back" returns the attempt unspent, "lose" counts the attempt as lost and puts the job back on the queue.
+--   "note" ends nothing: the record adds to that of an attempt which another process ended.
+-- Returns {{1, or 0 for a stale epoch, for each settle}, {id, epoch, message, claimed at ms, for each claim}}.
 local worker, want, kept = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
 local user_max, settles = tonumber(ARGV[6]), tonumber(ARGV[7])
 local gen, open = generation()
--- A worker that has not joined this generation would see its settles refused as stale: it must register first.
+-- A worker that has not joined this generation must register first: until then all its epochs would be stale.
 if gen ~= ARGV[3] then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 
 local settled = {}
@@ -32,7 +32,7 @@ for s = 0, settles - 1 do
             forget(id, m)
             redis.call('XADD', RECORDS, '*', 'r', record)
             tell(id, {status = 'scheduled', attempt = m.attempt})
-            -- A slower acceptor may know the job from any of its attempts so far.
+            -- An API process or the reconciler may still be about to enqueue the job as it was at an earlier attempt.
             for attempt = 1, m.attempt do remember_end(attempt_of(id, attempt)) end
         else
             if verb == 'lose' then
@@ -62,10 +62,10 @@ if want > 0 and open then
             local message = id and redis.call('HGET', MESSAGES, id)
             if message then
                 local m = parse(message)
-                -- An accepted job has to have started by then; that it is to start again is no matter of time.
+                -- A durable job has to have started once by its deadline; its further attempts have none.
                 if m.deadline > 0 and now > m.deadline and (m.reply ~= '-' or m.attempt == 1) then
                     forget(id, m)
-                    -- Somebody stopped waiting for it, or it was accepted with a time by which it had to start.
+                    -- The caller of a synchronous job waits no longer; a durable job's time to start is over.
                     local reason = m.reply == '-' and 'expired' or 'queue_timeout'
                     publish_end(id, m, closing_record(id, m, {status = 'failed', reason = reason,
                                                               attempt = m.attempt - 1}))
@@ -94,7 +94,7 @@ if want > 0 and open then
 elseif want > 0 then
     redis.call('ZADD', IDLE, next_turn(), worker)
 else
-    -- Full, or draining: whoever wakes it would wake nobody.
+    -- This worker is full or draining: a wake sent to it would be lost to the others.
     redis.call('ZREM', IDLE, worker)
     redis.call('ZREM', SPARE, worker)
 end

@@ -1,5 +1,6 @@
--- Takes the running attempts of a worker that stopped beating back to the queue.
--- ARGV: queue, worker, beats last seen, most lost deliveries. Returns {requeued, given up}, or -1 if it beat since.
+-- Puts the jobs that a silent worker ran back on the queue.
+-- ARGV: queue, worker, beats last seen, lost attempts that end a job.
+-- Returns {requeued, given up}, or -1 if the worker beat since.
 local worker, seen, max_lost = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local beats = redis.call('HGET', 'cp:workers', worker) or '0'
 if beats ~= seen then return -1 end

@@ -1,5 +1,5 @@
--- What a worker holds: ARGV: queue, worker, generation that the worker knows. Returns {id, epoch, message, claimed at ms
--- ("" if that is not known), ...}.
+-- Lists the attempts that a worker runs as far as Redis knows. ARGV: queue, worker, generation that the worker knows.
+-- Returns {id, epoch, message, claimed at ms ("" if that is not known), ...}.
 local worker = ARGV[2]
 if generation() ~= ARGV[3] then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 local held = {}

@@ -1,8 +1,9 @@
--- Looks at a page of one key and says what in it contradicts the rest of the queue at this moment. Changes nothing, is
--- no step of the queue, and so is none of the scripts that everybody knows (see shared/queue/scripts.py).
+-- Reads a page of one key and reports each entry that contradicts the rest of the queue at this moment. It changes
+-- nothing and is no step of the queue, so Redis need not know it for the queue to be open (see
+-- shared/queue/scripts.py).
 -- ARGV: queue, key, cursor, most entries of a page (a hint).
--- Returns {next cursor, {subject, what is wrong, ...}, {durable job, ...}, running, waiting, parked}; the durable jobs
--- and the counts are of a page of messages.
+-- Returns {next cursor, {subject, what is wrong, ...}, {durable job, ...}, running, waiting, parked}. Only a page of
+-- messages gives durable jobs and counts.
 local key, cursor, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local wrong, durable = {}, {}
 local running, waiting, parked = 0, 0, 0
@@ -79,7 +80,7 @@ if kind == 'messages' then
     for i = 1, #page[2], 2 do check_message(page[2][i], page[2][i + 1]) end
 elseif checks[kind] then
     local scan, check = unpack(checks[kind])
-    -- Nobody who has a job that could run and runs nothing may stand in no line, or in that of those who do.
+    -- A user with runnable jobs and nothing running must stand in the line of newcomers.
     if kind == 'user' and cursor == '0' and redis.call('EXISTS', key) == 1
         and redis.call('EXISTS', K .. 'using:' .. owner) == 0 and not redis.call('ZSCORE', NEWCOMERS, owner) then
         complain('user ' .. owner, 'has jobs, runs nothing and does not stand in line for that')

@@ -12,17 +12,17 @@
 --   using:{user}      set   job                           running jobs of one user
 --   idle              zset  worker by turn                workers that wait for any user's job
 --   spare             zset  worker by turn                workers whose free slots are kept for newcomers
---   ended             zset  job by time ended             durable jobs that ended within the last minute, and attempts
+--   ended             zset  job by time ended             durable jobs, and attempts, that ended within the last minute
 --   stopped           set   function                      functions whose jobs wait, all of them parked in the end
 --   starting          set   function                      functions that were started again and have jobs parked still
 -- and, for all queues: cp:generation (hash gen, open), cp:epoch (counter), cp:turn (counter), cp:records (stream),
--- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which somebody is subscribed to).
+-- cp:workers (hash worker -> beats), cp:watched (zset job by the time until which it has subscribers).
 --
 -- A message is a line (user function version limit attempt lost deadline reply priority, then what only Python reads),
 -- and the payload. Users, functions and versions are known by their short names everywhere here (shared/ids.py).
 
--- A call without arguments only makes the script known, and says whether the queue may be used: it is open, and Redis
--- was not started since (see shared/queue/scripts.py).
+-- A call without arguments only makes the script known to Redis. It answers whether processes may use the queue: the
+-- queue is open, and Redis did not restart since it was opened (see shared/queue/scripts.py).
 if #ARGV == 0 then
     local g = redis.call('HMGET', 'cp:generation', 'open', 'run')
     local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
@@ -45,7 +45,8 @@ local function clock_ms()
     return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- The first 48 bits of a UUIDv7 are the millisecond of its making: the order of arrival needs no field of its own.
+-- The first 48 bits of a UUIDv7 are the millisecond in which it was made: the order of arrival needs no field of its
+-- own.
 local function accepted_ms(id)
     return tonumber(string.sub(id, 1, 8) .. string.sub(id, 10, 13), 16)
 end
@@ -63,8 +64,8 @@ local function with_counts(message, m, attempt, lost)
                          m.priority}, ' ') .. string.sub(message, m.rest)
 end
 
--- Tells subscribers a job what became of it, with the attempt as Postgres will have it; its end is told once
--- Postgres has it.
+-- Publishes a job's new state to its subscribers, with the attempt number that Postgres will have. A final state is not
+-- published here: the drain publishes it once Postgres has it.
 local function tell(id, what)
     if redis.call('ZSCORE', 'cp:watched', id) then
         what.kind = 'state'
@@ -74,7 +75,7 @@ end
 
 local function next_turn() return redis.call('INCR', 'cp:turn') end
 
--- Lines a user with runnable jobs up where it belongs; in its line it keeps its turn.
+-- Puts a user with runnable jobs into the line where it belongs. A user that stands there already keeps its turn.
 local function line_up(user)
     if redis.call('EXISTS', K .. 'using:' .. user) == 1 then
         if not redis.call('ZSCORE', RING, user) then
@@ -87,11 +88,11 @@ local function line_up(user)
     end
 end
 
--- Where a job stands among its user's: by the time it was accepted, and with a priority as if that were earlier or later.
--- So a job waits for later ones of higher priority only as long as they have a head start.
+-- A job's place among its user's jobs: the time it was accepted, moved earlier or later by its priority. So a job waits
+-- only for those later jobs of higher priority that were accepted within the head start after it.
 local function place_of(id, m) return accepted_ms(id) - m.priority * HEAD_START_MS end
 
--- `lined` remembers, for a step that takes nobody out of the lines, who stands in them.
+-- `lined` holds the users that this step has lined up already. Only a step that takes no user out of a line passes it.
 local function to_user_queue(id, m, lined)
     redis.call('ZADD', K .. 'user:' .. m.user, place_of(id, m), id)
     if not (lined and lined[m.user]) then line_up(m.user) end
@@ -109,7 +110,7 @@ local function park(id, m)
     redis.call('SADD', K .. 'parking:' .. m.user, m.fn)
 end
 
--- Makes a job runnable unless its function has as many runnable and running jobs as it may; whether it did.
+-- Makes a job runnable unless its function is at its limit of runnable and running jobs. Returns whether it did.
 local function let_run(id, m, lined)
     if m.limit > 0 then
         local admitted = K .. 'admitted:' .. m.fn
@@ -132,7 +133,8 @@ local function release(id, m)
     if redis.call('EXISTS', K .. 'user:' .. m.user) == 1 then line_up(m.user) end
 end
 
--- Makes the parked job of a function that stands first runnable, if its own limit lets it; whether there was one.
+-- Makes the first parked job of a function runnable, if that job's own limit allows it. Returns false if no job is
+-- parked, or its limit does not allow it.
 local function let_parked_run(fn)
     local parked = K .. 'parked:' .. fn
     local next_job = redis.call('ZPOPMIN', parked)
@@ -149,8 +151,9 @@ local function let_parked_run(fn)
     return true
 end
 
--- Ends a job: its message goes, and parked jobs of its function take its place. As long as any are parked, one that is
--- admitted will end and let the next ones run; only where many that know no limit follow is that left to the leader.
+-- Ends a job: deletes its message and makes parked jobs of its function runnable in its place. As long as jobs are
+-- parked, each admitted job that ends lets the next ones run. If more than MOST_LET_RUN become runnable by one end, as
+-- jobs without a limit do, the leader makes the rest runnable.
 local function forget(id, m)
     redis.call('HDEL', MESSAGES, id)
     if m.limit == 0 then return end
@@ -163,8 +166,8 @@ local function forget(id, m)
     redis.call('SADD', STARTING, m.fn)
 end
 
--- A record for an end that no worker reports. Same shape as shared/queue/records.py writes, without result and with
--- short names.
+-- The record of an end that no worker reports. It has the shape that shared/queue/records.py writes, without a result
+-- and with short names.
 local function closing_record(id, m, fields)
     fields.id, fields.user, fields['function'], fields.version = id, m.user, m.fn, m.version
     fields.queue, fields.attempt, fields.at_ms = QUEUE, fields.attempt or m.attempt, clock_ms()
@@ -173,7 +176,7 @@ local function closing_record(id, m, fields)
     return cjson.encode(fields) .. '\n'
 end
 
--- What is known of a running attempt that ends now by somebody else's hand, for its closing record.
+-- What Redis knows of a running attempt that another process ends now, for its closing record.
 local function known_of(entry, message, m)
     local epoch, worker, started = string.match(entry, '^(%S+) (%S+) %S+ %S+ ?(%d*)')
     local known = {epoch = epoch, worker = worker, started_ms = tonumber(started)}
@@ -185,10 +188,11 @@ local function known_of(entry, message, m)
     return known
 end
 
--- An attempt that is to be followed by another one later ends without its job.
+-- The name under which `ended` remembers one attempt of a job: an attempt that a retry follows ends, its job does not.
 local function attempt_of(id, attempt) return id .. ':' .. attempt end
 
--- Its acceptor and the reconciler may both put a durable job on the queue, the slower one after its end.
+-- Remembers that a job ended. The API process that accepted a durable job and the reconciler may both enqueue it, the
+-- slower of them after its end.
 local function remember_end(id)
     local now = clock_ms()
     redis.call('ZADD', ENDED, now, id)
@@ -218,8 +222,9 @@ local function wake_one_of(line)
     return false
 end
 
--- Wakes the worker that went idle last, if it still listens: its sandboxes are the warmest. Whoever is woken wakes the
--- next while there is work: no herd. Slots that are kept for newcomers are touched for them alone.
+-- Wakes the worker that went idle last, if it still listens: its sandboxes are the warmest. A woken worker wakes the
+-- next one while there is work, so that they do not all come at once. A worker whose free slots are kept for newcomers
+-- is woken for newcomers alone.
 local function wake()
     if redis.call('EXISTS', NEWCOMERS) == 1 then
         if not wake_one_of(IDLE) then wake_one_of(SPARE) end

@@ -1,7 +1,7 @@
--- Puts attempts that a live worker still runs back into an emptied queue, under the epoch they had.
--- ARGV: queue, worker, then (id, epoch, message, claimed at ms: 0 if that is not known). Only while the queue is closed:
--- once it is open, such a job may have been given to somebody else. Of two that run a job the later epoch counts: the
--- other's lease was over before, though nobody knows any more. Returns how many were taken.
+-- Puts attempts that a live worker still runs back into an emptied queue, under the epochs they had.
+-- ARGV: queue, worker, then (id, epoch, message, claimed at ms: 0 if that is not known). It takes them only while the
+-- queue is closed: once it is open, another worker may have claimed such a job. If two workers register the same job,
+-- the later epoch counts: the other's lease had ended before the queue was lost. Returns how many attempts it took.
 local gen, open = generation()
 if not gen then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 local function is_later(epoch, entry)
@@ -20,7 +20,7 @@ for i = 3, #ARGV, 4 do
         local started = ARGV[i + 3] == '0' and clock_ms() or ARGV[i + 3]
         redis.call('HSET', RUNNING, id, table.concat({epoch, ARGV[2], m.user, m.fn, started, m.attempt}, ' '))
         redis.call('HSET', MESSAGES, id, message)
-        -- It may have been put back as a job that waits before its worker was heard.
+        -- The leader may have enqueued the job before its worker registered it.
         redis.call('ZREM', K .. 'user:' .. m.user, id)
         redis.call('ZREM', K .. 'parked:' .. m.fn, id)
         redis.call('SADD', K .. 'using:' .. m.user, id)

@@ -1,5 +1,5 @@
--- Serves a function again: jobs of it that were parked while it was stopped become runnable, as far as its limit goes.
--- ARGV: queue, function, most jobs to move. Returns 1 if some are left to move: call it again.
+-- Starts a stopped function: its parked jobs become runnable up to its limit.
+-- ARGV: queue, function, most jobs to move. Returns 1 if there are more to move: then call it again.
 local fn, most = ARGV[2], tonumber(ARGV[3])
 if not generation() then return redis.error_reply('NOGENERATION the queue is being rebuilt') end
 redis.call('SREM', STOPPED, fn)

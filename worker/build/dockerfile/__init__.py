@@ -1,7 +1,7 @@
-"""A tenant's Dockerfile: read by a grammar of our own, which allows what can be built safely and nothing else.
+"""A tenant's Dockerfile, read by a grammar of our own that accepts only instructions which can be built safely.
 
-What the engine's builder gets is not the tenant's text but one that is written anew from what was understood here, so
-the two cannot read it differently: base images by id, stages by number, no variables, no quoting that needs thought.
+The engine's builder does not get the tenant's text. It gets a text that is written anew from the parsed instructions,
+with base images by id, stages by number, no variables and simple quoting, so that both read it in the same way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an accepted Dockerfile says."""
+"""The instructions of an accepted Dockerfile."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variables:
-    """``ENV``, or ``ARG`` where they last for the build alone. Nobody gives a build arguments: no default is empty."""
+    """``ENV``, or ``ARG``, whose variables last for the build alone. Builds get no arguments: an ``ARG`` needs a
+    value."""
 
     line: int = field(compare=False)
     kept: bool
@@ -68,7 +69,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dockerfile:
-    """``entrypoint`` and ``command`` are the last stage's own or inherited ones, ``None`` if no stage says them."""
+    """``entrypoint`` and ``command`` are the last stage's own or inherited ones, ``None`` if no stage sets them."""
 
     stages: tuple[Stage, ...]
     entrypoint: tuple[str, ...] | None
@@ -77,7 +78,7 @@ class Dockerfile:
     """Sentences about instructions that have no effect."""
 
     def start(self, handler: str) -> tuple[str, ...]:
-        """What a sandbox runs. ``handler`` stands for ``CMD`` if it is not empty, and is read as a shell reads words.
+        """The argv of a sandbox. ``handler``, split as a shell splits words, replaces ``CMD`` if it is not empty.
 
         :raises BuildRejected: nothing is said, or the handler has an open quote.
         """

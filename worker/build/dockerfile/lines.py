@@ -1,4 +1,5 @@
-"""The instructions of a Dockerfile, each on one line. What builders of different ages read differently is refused."""
+"""The instructions of a Dockerfile, each on one line. Refuses lines that builders of different ages read
+differently."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def _instruction(number: int, whole: str) -> Line:
 
 
 def _visible(number: int, line: str) -> None:
-    """Nothing that an editor does not show: it could say something else than what a reader sees."""
+    """Refuse characters that an editor does not show: the line could mean something else than a reader sees."""
     for character in line:
         if character != "\t" and not character.isascii() and unicodedata.category(character) in _UNSEEN:
             raise rejected(number, f"the invisible character U+{ord(character):04X}")

@@ -1,4 +1,4 @@
-"""Which instructions a Dockerfile may have, and with what."""
+"""Parses a Dockerfile, and refuses instructions and options that it may not have."""
 
 from __future__ import annotations
 

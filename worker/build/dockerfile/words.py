@@ -1,4 +1,4 @@
-"""Words of an instruction: quotes, backslashes and variables, the few ways that we take."""
+"""Splits instructions into words, with the few forms of quotes, backslashes and variables that are accepted."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def json_words(text: str) -> tuple[str, ...] | None:
 
 
 def command_line(line: int, text: str, instruction: str) -> tuple[str, ...]:
-    """What ``RUN``, ``CMD`` or ``ENTRYPOINT`` run, as a list.
+    """The argv of ``RUN``, ``CMD`` or ``ENTRYPOINT``.
 
     :raises BuildRejected: it is empty, a heredoc, or cannot be an argument.
     """

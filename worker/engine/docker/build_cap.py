@@ -28,7 +28,7 @@ _EMPTY_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the engine says of itself."""
+    """The engine's machine, as the engine describes it."""
 
     driver: str  # of cgroups
     is_v2: bool
@@ -119,8 +119,9 @@ class BuildCaps:
         return len(names)
 
     def _prefix_of(self, *worker: str) -> str:
-        """How names of a worker's cgroups begin, or those of the whole installation. One that is empty is removed by
-        whoever may, and would come into being again without its bound: so nobody looks at another installation's."""
+        """How names of a worker's cgroups begin, or those of the whole installation. A sweep that removed another
+        installation's empty cgroup would have the engine make it again without its bound: so it looks at its own
+        only."""
         return "".join(f"{content_key(part)[:12]}-" for part in (self._config.installation, *worker))
 
 
@@ -162,7 +163,7 @@ def _slice_path(name: str) -> str:
 
 
 async def _remove(machine: Machine, path: str) -> None:
-    """Remove a cgroup once nothing is in it; what does not go within the time is for the sweep."""
+    """Remove a cgroup once it is empty; if it is not within a few seconds, the sweep removes it."""
     deadline = asyncio.get_running_loop().time() + _EMPTY_WAIT_S
     while True:
         await asyncio.to_thread(_clear, path)

@@ -36,7 +36,7 @@ class Checker:
             return
         sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
         folder = await asyncio.to_thread(exchange_folder, self._folders, {SOURCES: sources})
-        run = ToolLimits(
+        limits = ToolLimits(
             memory_mb=_MEMORY_MB,
             tmpfs={},
             bind=folder,
@@ -45,9 +45,9 @@ class Checker:
         )
         try:
             with tempfile.SpooledTemporaryFile(max_size=_MAX_ANSWER_BYTES) as answer:
-                command = recipe.check.arguments(f"{INSIDE}/{SOURCES}")
+                argv = recipe.check.arguments(f"{INSIDE}/{SOURCES}")
                 try:
-                    ended = await self._tools.run(base, command, run, answer, lambda _: None)
+                    ended = await self._tools.run(base, argv, limits, answer, lambda _: None)
                 except TooMuchOutput:
                     judge_check(None, b"")
                 else:

@@ -19,12 +19,12 @@ from worker.errors import EngineUnavailable
 
 
 class Absent(EngineUnavailable):
-    """The engine does not have what a call is about, or what that depends on."""
+    """The engine does not have the object of a call, or one that it depends on."""
 
 
 @asynccontextmanager
 async def engine_call(doing: str, timeout_s: float, *ignored: int) -> AsyncIterator[None]:
-    """Bounds a talk with the engine and turns whatever fails in it into :class:`EngineUnavailable`.
+    """Bounds requests to the engine in time and turns their failures into :class:`EngineUnavailable`.
 
     HTTP statuses in ``ignored`` are no failures: the body ends there. A 404 is an :class:`Absent`.
     """

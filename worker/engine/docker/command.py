@@ -1,4 +1,4 @@
-"""Commands in containers: one container a call, hardened as every other, with three files of its own."""
+"""Command sandboxes in containers: one container a call, hardened as every other, with three files of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from worker.errors import EngineUnavailable, NotRun
 from worker.sandbox.attach import SocketFolders, remove_folder
 from worker.sandbox.attached import ExitStatus
 from worker.sandbox.capture import Capture
-from worker.sandbox.command import RESULT, CommandSandbox, Ended, command_of, container_paths, start_command_sandbox
+from worker.sandbox.command import RESULT, CommandSandbox, Ended, argv_of, container_paths, start_command_sandbox
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.log import LogStream
 from worker.sandbox.registry import SandboxRegistry
@@ -61,10 +61,10 @@ async def start_command(
 
     :param code: the folders of its version, by their names at the root; the sandbox owns the folder around them.
     """
-    command, working_dir = command_of(recipe, spec), "/function"
+    argv, working_dir = argv_of(recipe, spec), "/function"
     if recipe.dockerfile:
         # Written by the build, not by the tenant: see worker.engine.docker.dockerfile. The function's own settings win.
-        command, working_dir = image.command, image.working_dir
+        argv, working_dir = image.command, image.working_dir
         inherited = (tuple(one.split("=", 1)) for one in image.environment if "=" in one)
         spec = replace(spec, env=(*((name, value) for name, value in inherited), *spec.env))
     folder = folders.folder(sandbox_id)
@@ -82,7 +82,7 @@ async def start_command(
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
             image=image.id,
-            command=command,
+            argv=argv,
             working_dir=working_dir,
             env=env,
             labels=labels,
@@ -187,14 +187,14 @@ class CommandContainer:
         return await exit_status(self._containers, self._name)
 
     def _kill_after(self, stream: Stream, reading: asyncio.Task[None] | None) -> None:
-        """Begin to kill. The stream is let go of before: it is not read any more, and the kill would wait for that."""
+        """Begin to kill. Closes the stream first: a stream that nobody reads would block the kill."""
 
         async def kill() -> None:
             await _let_go(stream, reading)
             try:
                 await self._containers.kill(self._name)
             except EngineUnavailable:
-                # remove() comes next, kills too, and reports.
+                # The caller removes the container next, which kills it too and reports a failure.
                 pass
 
         self._killing = asyncio.create_task(kill(), name=f"kill-{self._name}")

@@ -29,18 +29,18 @@ class Compiler:
         """
         assert recipe.compile is not None
         target = f"/{COMPILED}"
-        run = ToolLimits(
+        limits = ToolLimits(
             memory_mb=plan.memory_mb,
             tmpfs={target: plan.max_unpacked_bytes},
             bind=None,
             max_stdout_bytes=plan.max_unpacked_bytes + MAX_ENTRIES * 1024,
             timeout_s=plan.timeout_s,
         )
-        command = recipe.compile.arguments(plan.handler or recipe.default_handler, target)
+        argv = recipe.compile.arguments(plan.handler or recipe.default_handler, target)
         spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, used by threads before
         try:
             log.line("compiling")
-            ended = await self._tools.run(image, command, run, spool, log.feed)
+            ended = await self._tools.run(image, argv, limits, spool, log.feed)
             log.flush()
             if ended.killed:
                 raise BuildRejected("build_failed", f"Compiling needed more than {plan.memory_mb} MB of memory.")

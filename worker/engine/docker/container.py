@@ -22,8 +22,8 @@ _KILLED = 137
 class Container:
     """Implements :class:`worker.sandbox.start.Startable`.
 
-    It is known by its name, which is ours to choose, so that it can be removed even if we were cancelled before the
-    engine told us its id.
+    The worker chooses its name and addresses it by that, so that it can remove the container even if it was cancelled
+    before the engine answered with an id.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Container:
         return await exit_status(self._containers, self.name)
 
     async def _made_to_end(self) -> ExitStatus:
-        """How a container ended that does not seem to end: either it goes on without its connection, or the engine is
-        slow to notice. Memory that ran out is told apart by the engine's flag."""
+        """Kill a container that closed its connection and still runs as far as the engine knows; how it ended. The
+        engine's flag tells whether memory ran out."""
         await self._kill()
         await self._containers.wait(self.name)
         state = await self._containers.state(self.name)
@@ -112,7 +112,7 @@ class Container:
 async def exit_status(containers: Containers, name: str) -> ExitStatus:
     """How an ended container ended. Raises :class:`EngineUnavailable`, also if it was killed from outside.
 
-    A worker does not ask how a container ended that it killed, so a kill that the engine tells of is another's.
+    A worker does not ask how a container ended that it killed itself, so a kill in the engine's events is another's.
     """
     state = await containers.state(name)
     if state.exit_code == _KILLED and not state.out_of_memory:

@@ -1,4 +1,4 @@
-"""Building a tenant's Dockerfile by the engine's own builder, which needs to be watched.
+"""Builds a tenant's Dockerfile with the engine's own builder, under caps and a watch on its disk.
 
 ``RUN`` is root with the engine's usual capabilities: an operator opts in. Around it: no network, a cgroup of its own,
 caps on memory, CPU, files and time, and a look at the disk twice a second. What comes out is taken for its layers
@@ -110,7 +110,7 @@ class DockerfileBuilder:
             self._running.discard(build)
 
     async def sweep(self, live_workers: frozenset[str]) -> int:
-        """Remove images and cgroups of builds that no worker does any more; how many."""
+        """Remove images and cgroups of builds whose worker is gone; how many."""
         count = 0
         for image in await self._made(LABEL_INSTALLATION, self._config.installation):
             labels = image["Labels"]
@@ -122,7 +122,7 @@ class DockerfileBuilder:
         return count + await asyncio.to_thread(self._caps.sweep, live_workers)
 
     def _allowed(self, settings: DockerfileConfig) -> Collection[str]:
-        """What ``FROM`` may name. Blocking."""
+        """The images that ``FROM`` may name. Blocking."""
         if settings.base_images:
             return settings.base_images
         recipes = (load_recipe(name) for name in known_runtimes())
@@ -136,7 +136,7 @@ class DockerfileBuilder:
 
     @staticmethod
     def _check_traits(image: Image, what: str) -> None:
-        """What a builder would take over, and nothing takes back."""
+        """Refuse an image with settings that a build inherits and that no later instruction can undo."""
         if image.volumes:
             raise BuildRejected(
                 "build_failed", f"{what} has volumes ({', '.join(image.volumes)}), so it cannot be used."
@@ -145,7 +145,8 @@ class DockerfileBuilder:
             raise BuildRejected("build_failed", f"{what} has ONBUILD triggers, so it cannot be used.")
 
     async def _clear(self, build: str, quiet_s: float) -> None:
-        """Remove what a build made. The builder may still be at it: it ends once it sees the connection closed."""
+        """Remove all that a build made. The builder may still run: it ends once it sees that the connection is
+        closed."""
         loop = asyncio.get_running_loop()
         last_seen, deadline = loop.time(), loop.time() + _GONE_WAIT_S
         while True:
@@ -157,7 +158,7 @@ class DockerfileBuilder:
                 for image in images:
                     await self._images.remove(image["Id"])
             except EngineUnavailable:
-                # The engine stumbles over what goes meanwhile, or is away.
+                # The engine failed at an object that another request was removing, or it is away.
                 if loop.time() > deadline:
                     raise
                 last_seen = loop.time()
@@ -201,7 +202,7 @@ def _pairs(environment: tuple[str, ...]) -> dict[str, str]:
 
 
 def _environment(environment: tuple[str, ...]) -> tuple[str, ...]:
-    """What sandboxes may inherit: nothing that says what programs load, or whom they talk to."""
+    """The variables that sandboxes may inherit: none that decides what programs load or where they connect."""
     return tuple(
         one
         for one in environment

@@ -1,9 +1,9 @@
-"""Egress namespaces: how a sandbox gets out, and nowhere else.
+"""Egress namespaces: the networks of sandboxes that reach public addresses and nothing else.
 
-An egress namespace is a container that owns a network namespace. Before anything else runs in it, it closes the
-namespace but for what is outside (``egress_namespace_program.py``), and gives up the capability that this takes. The
-sandbox's container joins the namespace then, and without capabilities it cannot change what holds there. The egress
-namespace stays, since the namespace goes with it.
+An egress namespace is a container that owns a network namespace. Its program first closes the namespace for all
+addresses but those outside (``egress_namespace_program.py``), and gives up the capability that this takes. Then the
+sandbox's container joins the namespace; without capabilities it cannot change the rules. The egress namespace's
+container runs as long as the sandbox, since the network namespace ends with it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _MEMORY_MB = 32
 _READY = b"ready\n"
 _MOST_SAID = 4096
 _KERNEL_RUNTIMES = frozenset(("runc", "crun", "io.containerd.runc.v2"))
-"""OCI runtimes whose containers send by the engine's kernel, where the rules hold. Others have a network stack of their
-own, which puts its packets behind the rules."""
+"""OCI runtimes whose containers send through the engine's kernel, which applies the rules. Others have a network stack
+of their own, whose packets pass the rules by."""
 
 
 class EgressNamespaces:
@@ -61,7 +61,7 @@ class EgressNamespaces:
         try:
             await self._network.remove()
         except EngineUnavailable as error:
-            # The next worker that ends takes it along.
+            # The next worker that ends removes it.
             _log.warning("the network of functions is left", extra={"error": error.message})
 
     async def start(self, name: str, labels: Mapping[str, str]) -> None:
@@ -69,10 +69,10 @@ class EgressNamespaces:
         if not self._config.egress.permitted:
             raise EngineUnavailable("The operator lets no function have a network (FUNCTION_EGRESS).")
         if self._podman:
-            raise EngineUnavailable("With Podman functions have no network: how one holds there was not tried yet.")
+            raise EngineUnavailable("With Podman functions have no network: its rules are not tested there.")
         await self._check_runtime()
         for last in (False, True):
-            # First, so that there is no network for functions that do not get it.
+            # First, so that no network is made if this fails.
             own = await self._protected.own()
             if await self._start(name, labels, await self._network.id(), own):
                 return
@@ -111,7 +111,7 @@ class EgressNamespaces:
         program = await asyncio.to_thread((files(__package__) / "egress_namespace_program.py").read_text, "utf-8")
         settings = container_config(
             image=base.id,
-            command=("python3", "-I", "-S", "-c", program, orjson.dumps(told).decode()),
+            argv=("python3", "-I", "-S", "-c", program, orjson.dumps(told).decode()),
             working_dir="/",
             env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
             labels=labels,
@@ -141,7 +141,7 @@ class EgressNamespaces:
             self._runtime = self._config.oci_runtime or str((await self._client.info())["DefaultRuntime"])
         if self._runtime not in _KERNEL_RUNTIMES:
             raise EngineUnavailable(
-                f"Functions have no network under {self._runtime}, whose own would pass our rules by."
+                f"Functions have no network under {self._runtime}: its own network stack would pass the rules by."
             )
 
 

@@ -1,8 +1,8 @@
-"""What runs in an egress namespace: it closes its network but for the way outside, and then only keeps it in being.
+"""The program of an egress namespace: it closes its network for all addresses but those outside, and then sleeps.
 
-Nothing of ours can be imported in there, and the image has neither ``nft`` nor ``iptables``: the rules are told to the
-kernel as they would tell them, as messages over a netlink socket. One batch makes all rules or none. Its argument is
-JSON: ``outside``, ranges of addresses as pairs of numbers, and ``new_per_s``.
+It cannot import the platform's packages, and the image has neither ``nft`` nor ``iptables``: so it sends the rules to
+the kernel as these would, as messages over a netlink socket. One batch makes all rules or none. Its argument is JSON:
+``outside``, ranges of addresses as pairs of numbers, and ``new_per_s``.
 """
 
 import json
@@ -158,7 +158,7 @@ def rules(outside: "list[list[int]]", new_per_s: int) -> "list[tuple[int, bytes]
 
 
 def nameservers() -> "list[bytes]":
-    """Those that the function asks itself. An engine with a resolver of its own names one on loopback instead."""
+    """The name servers that the function asks itself. An engine with its own resolver names one on loopback instead."""
     found = []
     with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -124,7 +124,7 @@ class DockerEngine:
                 await asyncio.to_thread(profile.write_text, self._seccomp, "utf-8")
                 client.containers.translate = partial(in_libpods_words, seccomp=profile, rootless=is_rootless(info))
         except BaseException:
-            # Nothing of ours is on this engine yet, and one that does not answer is not asked again at the end.
+            # This worker has nothing on the engine yet, so there is nothing to clean up.
             await client.close()
             raise
         if not self._config.max_container_changes:
@@ -187,7 +187,7 @@ class DockerEngine:
         except EngineUnavailable as error:
             if spec.network == "none":
                 raise
-            # Whatever is wrong with the network, generic sandboxes without one must not wait for it.
+            # A failing network must not hold up generic sandboxes that need none.
             _log.warning("no generic sandbox with a network", extra={"error": error.message})
             return None
 
@@ -236,7 +236,8 @@ class DockerEngine:
             await self._code.close()
             with suppress(EngineUnavailable):
                 await self._sandboxes.close()
-            # What could not be destroyed one by one, or came into being behind the back of a cancelled start.
+            # Containers that could not be destroyed one by one, or that the engine made after their start was
+            # cancelled.
             await remove_own(opened.client.containers, self._config)
             await opened.namespaces.close()
             await asyncio.to_thread(self._close_folders)
@@ -249,7 +250,7 @@ class DockerEngine:
         self._code_folders.close()
 
     async def _start_command(self, sandbox_id: str, recipe: Recipe, spec: SandboxSpec) -> CommandSandbox:
-        """A sandbox whose container comes with the call; what it will be started from is had before."""
+        """A sandbox whose container is made at the call; its image and code are brought to this machine before."""
         image = await self._image(recipe, spec)
         folders = {} if recipe.dockerfile else await self._with_code(sandbox_id, recipe, spec)
         try:
@@ -290,7 +291,7 @@ class DockerEngine:
                 try:
                     await self._code.place(spec.user_id, recipe, spec.layers, home)
                 except NotHere:
-                    # The cache is small, and let go of it in between.
+                    # The cache is small and evicted the code between prepare and place.
                     await asyncio.to_thread(remove_folder, home)
                     continue
                 return folders
@@ -326,7 +327,7 @@ class DockerEngine:
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
                 image=image,
-                command=recipe.command,
+                argv=recipe.argv,
                 working_dir=_WORKING_DIR,
                 env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
                 labels=labels,

@@ -1,4 +1,4 @@
-"""One build by the engine's own builder: its caps, what it says, and a look at the disk meanwhile."""
+"""One build by the engine's own builder: sets its caps, reads its output, and watches the disk meanwhile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _CHATTER = re.compile(
 
 
 class EngineBuild:
-    """One talk with the builder.
+    """One request to the engine's builder.
 
     :param build: the value of our label on whatever it makes.
     """
@@ -70,7 +70,7 @@ class EngineBuild:
         self._cgroup = cgroup
 
     async def run(self, text: Text, sizes: Mapping[str, int], log: BuildLog) -> str:
-        """The id of what was built. The connection is the build's own: that it closes ends the build.
+        """Build; the image's id. The build has a connection of its own, and closing that ends the build.
 
         :param sizes: of the base images, by the stage's number.
         """
@@ -145,7 +145,7 @@ class EngineBuild:
         return BuildRejected("build_failed", f"The Dockerfile cannot be built: {log.last_line}")
 
     async def _watch(self, sizes: Mapping[str, int]) -> None:
-        """Returns never.
+        """Watch the disk; never returns.
 
         :raises BuildRejected: the build writes more than it may.
         """
@@ -208,7 +208,7 @@ async def _messages(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any
 
 
 def _tell(stream: str, text: Text, log: BuildLog) -> None:
-    """Log what the builder says; its own steps by their lines in the tenant's file."""
+    """Log the builder's output, with its steps named by their lines in the tenant's file."""
     step = _STEP.match(stream)
     if step is not None and int(step[1]) <= len(text.lines):
         if line := text.lines[int(step[1]) - 1]:

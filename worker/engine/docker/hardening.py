@@ -44,7 +44,7 @@ def mounts(folders: Mapping[str, Path]) -> dict[str, str]:
 def container_config(
     *,
     image: str,
-    command: Sequence[str],
+    argv: Sequence[str],
     working_dir: str,
     env: Mapping[str, str],
     labels: Mapping[str, str],
@@ -106,8 +106,8 @@ def container_config(
         host["Runtime"] = oci_runtime
     return {
         "Image": image,
-        "Entrypoint": [command[0]],
-        "Cmd": list(command[1:]),
+        "Entrypoint": [argv[0]],
+        "Cmd": list(argv[1:]),
         "User": f"{UID}:{UID}",
         "WorkingDir": working_dir,
         "Env": [f"{name}={value}" for name, value in env.items()],

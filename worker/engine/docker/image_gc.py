@@ -1,8 +1,8 @@
 """The images of this installation on one engine, and which of them go: runtimes, base images that were loaded, and
 those of versions whose Dockerfile made them.
 
-Ours is what has one of our names together with our label. Neither is enough: images inherit labels from what they are
-built on, and installations that share an engine share its names. Which versions stand is for Postgres to say.
+An image is this installation's if it has one of its names and its label. Neither alone is enough: images inherit labels
+from their base, and installations that share an engine share its names. Postgres decides which versions stand.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Ours:
     names: tuple[str, ...]  # of its names, ours
     kind: Kind
     version: UUID | None
-    outdated: bool = False  # what no version of this release stands on
+    outdated: bool = False  # no version of this release stands on it
 
 
 class ImageCollector:
@@ -111,7 +111,7 @@ class ImageCollector:
         if image.labels.get(LABEL_INSTALLATION) != self._config.installation:
             return None
         if not image.names:
-            # It lost its name to another, or to an operator: ours if we remember it.
+            # Another image or an operator took its name: it is ours if there is a file for it in ImageUse.
             version = _uuid(image.labels.get(LABEL_VERSION, ""))
             kind = Kind.VERSION if version is not None else Kind.RUNTIME
             return _Ours(image=image, names=(), kind=kind, version=version) if image.id in used_at else None

@@ -1,7 +1,7 @@
-"""Engines that pass Docker's requests on to libpod, as Podman does: what has to be said to them in other words.
+"""Translates container settings for engines that pass Docker's requests on to libpod, as Podman does.
 
-Containers are described in Docker's words everywhere (:mod:`worker.engine.docker.hardening`). What libpod would refuse,
-or take for something else, is put into its words here, on the one way that every container is created.
+All code describes containers as Docker does (:mod:`worker.engine.docker.hardening`). This module rewrites the settings
+that libpod would refuse or misread, at the one place through which every container is created.
 """
 
 from __future__ import annotations

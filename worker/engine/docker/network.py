@@ -1,4 +1,4 @@
-"""The network through which functions get out: one an installation on each engine, made when it is first needed."""
+"""The bridge network of functions: one for each installation on each engine, made when it is first needed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Network:
         return tuple(IPv4Network(part["Subnet"]) for part in parts if ":" not in part["Subnet"])
 
     def forget(self) -> None:
-        """It was removed: the next call makes another."""
+        """Forget the network, because it was removed: the next call makes another."""
         self._found = None
 
     async def remove(self) -> None:

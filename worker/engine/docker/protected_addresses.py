@@ -57,7 +57,7 @@ class ProtectedAddresses:
         self._looked_at: float | None = None
 
     async def own(self) -> frozenset[IPv4Network]:
-        """Raises :class:`EngineUnavailable` if it cannot be told: then no function gets a network."""
+        """The addresses. Raises :class:`EngineUnavailable` if they cannot be found: then no function gets a network."""
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._looked_at is None or now - self._looked_at >= _LOOK_EVERY_S:
@@ -68,13 +68,13 @@ class ProtectedAddresses:
 
     async def _machine(self) -> frozenset[IPv4Network]:
         """The addresses of the engine's machine, those of its broadcasts included."""
-        run = ToolLimits(
+        limits = ToolLimits(
             memory_mb=64, tmpfs={}, bind=None, max_stdout_bytes=_MOST_BYTES, timeout_s=_TIMEOUT_S, network="host"
         )
         said: list[bytes] = []
         with tempfile.SpooledTemporaryFile(max_size=_MOST_BYTES) as answer:
             base = await self._base()
-            ended = await self._tools.run(base, ("python3", "-I", "-S", "-c", _LOOK), run, answer, said.append)
+            ended = await self._tools.run(base, ("python3", "-I", "-S", "-c", _LOOK), limits, answer, said.append)
             answer.seek(0)
             found = answer.read()
         if ended.exit_code != 0:

@@ -1,4 +1,4 @@
-"""What sandboxes are started from: a base image with a runtime's in-sandbox side. A machine has a few of them."""
+"""Runtime images, from which sandboxes start: a base image with a runtime's in-sandbox side. A machine has a few."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE_ID = "sha256:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foundation:
-    """What a version that is built now stands on: its base image, and the layer with its runtime's side."""
+    """The base image and the runtime layer on which versions of a runtime are built now."""
 
     base: Image
     runtime: LayerRef
@@ -46,7 +46,7 @@ class RuntimeImages:
         self._refs: dict[str, LayerRef] = {}  # of runtime layers of this release, by the recipe's name
 
     async def current(self, recipe: Recipe) -> Foundation:
-        """On what versions of the runtime are built now. Raises :class:`EngineUnavailable`."""
+        """The foundation on which versions of the runtime are built now. Raises :class:`EngineUnavailable`."""
         base = await self._images.base(self._config.base_images.get(recipe.name, recipe.base_image))
         return Foundation(base=base, runtime=await self._ref(recipe))
 

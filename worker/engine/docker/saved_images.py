@@ -1,8 +1,8 @@
-"""Whole images in the artifact store: what versions stand on must be the same bytes on every engine.
+"""Whole images in the artifact store, so that versions have the same base on every engine.
 
-A base image's name may mean another image tomorrow, and an engine may not be able to pull it. What a Dockerfile made
-cannot be made again. Both are kept as the engine saves them, and are judged by their id, which is a digest of their
-content.
+A base image's name may mean another image tomorrow, and an engine may not be able to pull it. An image that a
+Dockerfile made cannot be made again. The store has both as an engine saved them. A loaded image is checked by its id,
+which is a digest of its content.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SavedImages:
                 await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
             if (image := await self._images.find(image_id)) is None:
                 raise LayerUnavailable(
-                    f"What was saved as the image {image_id} is another one for this engine.", Reason.ARTIFACT_MISSING
+                    f"The engine loaded the saved image {image_id} under another id.", Reason.ARTIFACT_MISSING
                 )
             await self._images.tag(image_id, name, tag)
             return image

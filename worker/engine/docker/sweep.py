@@ -1,4 +1,4 @@
-"""Clears away what workers that are gone left on this engine."""
+"""Removes containers and folders that dead workers left on this engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ async def sweep(
         if worker == config.worker_id:
             stale = sandbox is not None and sandbox not in own_sandboxes
         else:
-            # Images carry the label of their installation: what somebody runs of one by hand names no worker.
+            # Images carry the label of their installation. A container that a person runs of one by hand names no
+            # worker.
             stale = worker is not None and worker not in live_workers
         if stale:
             try:

@@ -36,7 +36,7 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether it took more memory than it may, as far as anyone can tell."""
+        """Whether it took more memory than it may: the engine says so, or SIGKILL ended it."""
         return self.out_of_memory or self.exit_code == _KILLED
 
 
@@ -79,10 +79,10 @@ class Tools:
         self._config = config
 
     async def run(
-        self, image: Image, command: Sequence[str], run: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
+        self, image: Image, argv: Sequence[str], limits: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
     ) -> Ended:
-        """Run one container to its end. Whatever happens, cancelling included, it is gone afterwards."""
-        settings = await asyncio.to_thread(self._settings, image, command, run)
+        """Run one container to its end. It is gone afterwards, also when this is cancelled."""
+        settings = await asyncio.to_thread(self._settings, image, argv, limits)
         container = await self._create(settings)
         try:
             # an attached reader that no longer reads would block the kill: this one is let go of first
@@ -92,10 +92,10 @@ class Tools:
                 async with self._client.call("starting a tool"):
                     await stream.__aenter__()
                     await self._containers.start(container)
-                async with self._client.call("reading from a tool", timeout_s=run.timeout_s):
-                    await self._receive(stream, stdout, run.max_stdout_bytes, stderr)
+                async with self._client.call("reading from a tool", timeout_s=limits.timeout_s):
+                    await self._receive(stream, stdout, limits.max_stdout_bytes, stderr)
             # a child that closed its streams and goes on running is bounded by the build's deadline
-            await self._containers.wait(container, timeout_s=run.timeout_s)
+            await self._containers.wait(container, timeout_s=limits.timeout_s)
             state = await self._containers.state(container)
             return Ended(exit_code=state.exit_code, out_of_memory=state.out_of_memory)
         finally:
@@ -126,26 +126,26 @@ class Tools:
             await asyncio.shield(self._containers.remove(await asyncio.shield(creating)))
             raise
 
-    def _settings(self, image: Image, command: Sequence[str], run: ToolLimits) -> JSONObject:
+    def _settings(self, image: Image, argv: Sequence[str], limits: ToolLimits) -> JSONObject:
         """The sandboxes' settings, with room for a tool. Blocking."""
         settings = container_config(
             image=image.id,
-            command=command,
+            argv=argv,
             working_dir="/",
             env=dict(variable.split("=", 1) for variable in image.environment if "=" in variable),
             labels={LABEL_INSTALLATION: self._config.installation, LABEL_WORKER: self._config.worker_id},
-            binds=[f"{run.bind}:{INSIDE}:ro"] if run.bind else [],
-            memory_mb=run.memory_mb,
+            binds=[f"{limits.bind}:{INSIDE}:ro"] if limits.bind else [],
+            memory_mb=limits.memory_mb,
             cpus=1.0,
             seccomp=seccomp_profile(),
             oci_runtime=self._config.oci_runtime,
-            network=run.network,
+            network=limits.network,
         )
-        sizes = {"/tmp": 64 * _MEBIBYTE} | run.tmpfs  # noqa: S108 (inside the container)
+        sizes = {"/tmp": 64 * _MEBIBYTE} | limits.tmpfs  # noqa: S108 (inside the container)
         changed = {
             "PidsLimit": 256,
             # An engine that gives containers users of their own does not let those into its machine's network.
-            "UsernsMode": "host" if run.network == "host" else "",
+            "UsernsMode": "host" if limits.network == "host" else "",
             # build scripts run programs from where they are unpacked, so these may hold programs
             "Tmpfs": {
                 path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={UID},gid={UID},mode=0700"

@@ -1,4 +1,4 @@
-"""Whether the container engine sees the folders that code is linked into: it must have them under the same path."""
+"""Checks that the container engine has the folders that code is linked into under the same path as the worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Unseen(EngineUnavailable):
 
 
 async def look(folders: CodeFolders, recipe: Recipe, sandbox: AttachedSandbox) -> None:
-    """Raise :class:`Unseen` unless the sandbox, which has no code yet, sees what is put into its folders."""
+    """Raise :class:`Unseen` unless the sandbox, which has no code yet, sees files that the worker puts into its
+    folders."""
     marks = {f"/{name}/{secrets.token_hex(8)}": secrets.token_hex(16) for name in recipe.code_folders}
     try:
         await asyncio.to_thread(_mark, folders, sandbox.id, marks)

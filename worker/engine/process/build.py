@@ -27,7 +27,7 @@ from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
 from worker.build.recipe import FUNCTION, Recipe, load_recipe
 from worker.build.version_code import VersionCode
 from worker.config import EngineConfig
-from worker.engine.process.program import base_identity, local_command, program_identity
+from worker.engine.process.program import base_identity, local_argv, program_identity
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import SocketFolders
 
@@ -36,7 +36,7 @@ _READ = 64 * 1024
 _CHECK_MB = 512
 _CHECK_S = 20
 
-# Limits itself, then becomes the installation: arguments are memory, CPU seconds, file size, and the command.
+# Sets its own limits, then becomes the installer. Arguments: memory, CPU seconds, file size, and the installer's argv.
 _LIMITED = """
 import os, resource, sys
 for kind, value in (("AS", sys.argv[1]), ("CPU", sys.argv[2]), ("FSIZE", sys.argv[3]), ("CORE", 0), ("NOFILE", 1024)):
@@ -106,10 +106,10 @@ class ProcessBuilder:
         try:
             sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
             await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
-            command = await asyncio.to_thread(local_command, recipe.check.arguments(SOURCES))
+            argv = await asyncio.to_thread(local_argv, recipe.check.arguments(SOURCES))
             limits = [(_CHECK_MB + recipe.address_space_extra_mb) * _MEBIBYTE, _CHECK_S, _MEBIBYTE]
             with tempfile.TemporaryFile() as answer:
-                code = await _run_limited([*command], scratch, limits, answer, BuildLog(lambda _: None, 0))
+                code = await _run_limited([*argv], scratch, limits, answer, BuildLog(lambda _: None, 0))
                 answer.seek(0)
                 judge_check(code, answer.read())
         finally:
@@ -125,7 +125,7 @@ class ProcessBuilder:
     ) -> LayerRef:
         """What the manifest asks for, as it was resolved first."""
         assert recipe.install is not None
-        identity = await asyncio.to_thread(program_identity, recipe.install.command)
+        identity = await asyncio.to_thread(program_identity, recipe.install.argv)
         key = content_key(identity, recipe.dependencies, recipe.install_fingerprint, dependency_key(manifest))
 
         async def install() -> LayerRef:
@@ -158,16 +158,16 @@ class ProcessBuilder:
             await asyncio.to_thread(folders.prepare)
             egress = folders.folder(f"b{secrets.token_hex(7)}")
         first = next(iter(manifest.files))
-        command = [*await asyncio.to_thread(local_command, recipe.install.arguments(first, target.name), "-I")]
+        argv = [*await asyncio.to_thread(local_argv, recipe.install.arguments(first, target.name), "-I")]
         memory_mb = plan.memory_mb + recipe.address_space_extra_mb
         # the last one bounds each file that is written, and so the archive too
         limits = [memory_mb * _MEBIBYTE, max(1, round(plan.timeout_s)), plan.max_unpacked_bytes]
         with tempfile.TemporaryFile() as spool:
             if egress is None:
-                code = await _run_limited(command, scratch, limits, spool, log)
+                code = await _run_limited(argv, scratch, limits, spool, log)
             else:
                 async with EgressProxy(egress, self._config.index_hosts or (), log.line):
-                    code = await _run_limited([*command, str(egress)], scratch, limits, spool, log)
+                    code = await _run_limited([*argv, str(egress)], scratch, limits, spool, log)
             log.flush()
             if code != 0:
                 detail = f": {log.last_line}" if log.last_line else ""
@@ -176,11 +176,11 @@ class ProcessBuilder:
             return await in_thread(installed_layer, spool, recipe.dependencies, plan.max_unpacked_bytes, log.line)
 
 
-async def _run_limited(command: list[str], cwd: Path, limits: list[int], stdout: IO[bytes], log: BuildLog) -> int:
-    """Run ``command`` in a session of its own to its end; whatever happens, all of that session is gone afterwards."""
+async def _run_limited(argv: list[str], cwd: Path, limits: list[int], stdout: IO[bytes], log: BuildLog) -> int:
+    """Run ``argv`` in a session of its own to its end; whatever happens, all of that session is gone afterwards."""
     try:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _LIMITED, *map(str, limits), *command),
+            *(sys.executable, "-I", "-S", "-c", _LIMITED, *map(str, limits), *argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,

@@ -36,7 +36,7 @@ class Child:
         self,
         folder: Path,
         namespaces: Namespaces,
-        command: Sequence[str],
+        argv: Sequence[str],
         working_dir: Path,
         limits: Mapping[str, int],
         new_env: Callable[[Rendezvous], Mapping[str, str]],
@@ -46,7 +46,7 @@ class Child:
         self._folder = folder
         self._code = code
         self._namespaces = namespaces
-        self._command = command
+        self._argv = argv
         self._working_dir = working_dir
         self._limits = limits
         self._new_env = new_env
@@ -109,7 +109,7 @@ class Child:
         (self._folder / TEMP_FOLDER).mkdir(mode=0o700)
         python = (sys.executable, "-I", "-S", "-B")
         process = subprocess.Popen(
-            (*self._namespaces.wrapper, *python, str(_LAUNCHER), json.dumps(dict(self._limits)), *self._command),
+            (*self._namespaces.wrapper, *python, str(_LAUNCHER), json.dumps(dict(self._limits)), *self._argv),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

@@ -12,11 +12,11 @@ from pathlib import Path
 from worker.build.recipe import FUNCTION, PLATFORM, Recipe
 from worker.engine.process.child import TEMP_FOLDER, Child
 from worker.engine.process.namespaces import Namespaces
-from worker.engine.process.program import local_command
+from worker.engine.process.program import local_argv
 from worker.errors import NotRun
 from worker.sandbox.attach import SocketFolders
 from worker.sandbox.attached import ExitStatus
-from worker.sandbox.command import CommandSandbox, Ended, command_of, local_paths, start_command_sandbox
+from worker.sandbox.command import CommandSandbox, Ended, argv_of, local_paths, start_command_sandbox
 from worker.sandbox.contract import Call, SandboxSpec
 from worker.sandbox.output import Output
 from worker.sandbox.registry import SandboxRegistry
@@ -50,13 +50,15 @@ async def start_command(
         "CORE": 0,
         "CPU": _CPU_S,
     }
-    ours = _local(command_of(recipe, spec), recipe, function)
-    command = await asyncio.to_thread(local_command, ours, "-s", "-B")
-    program = ProcessRun(Child(folder, namespaces, command, function, limits, lambda _: {}, code), folder / TEMP_FOLDER)
+    ours = _local(argv_of(recipe, spec), recipe, function)
+    argv = await asyncio.to_thread(local_argv, ours, "-s", "-B")
+    program = CommandProcess(
+        Child(folder, namespaces, argv, function, limits, lambda _: {}, code), folder / TEMP_FOLDER
+    )
     return await start_command_sandbox(registry, sandbox_id, spec, folder, local_paths(folder), program)
 
 
-class ProcessRun:
+class CommandProcess:
     """Implements :class:`worker.sandbox.command.Program`."""
 
     def __init__(self, child: Child, temp: Path) -> None:
@@ -108,12 +110,12 @@ class ProcessRun:
             err.close()
 
 
-def _local(command: tuple[str, ...], recipe: Recipe, function: Path) -> list[str]:
-    """``command`` with the image's folders where they are on this machine."""
+def _local(argv: tuple[str, ...], recipe: Recipe, function: Path) -> list[str]:
+    """``argv`` with the image's folders where they are on this machine."""
     runtime = Path(str(files("runtimes"))) / recipe.name
     places = {f"/{PLATFORM}/": runtime, "/function/": function}
     local = []
-    for part in command:
+    for part in argv:
         prefix = next((prefix for prefix in places if part.startswith(prefix)), None)
         local.append(part if prefix is None else str(places[prefix] / part.removeprefix(prefix)))
     return local

@@ -1,8 +1,7 @@
 """The engine ``process``: child processes with limits, for development only.
 
-What separates a function from the machine here is what an unprivileged process can be denied: resource limits, a
-session and an environment of its own, and those namespaces that the kernel grants. Its code reads what the worker's
-user may read.
+A function is separated from the machine only by means that need no privilege: resource limits, a session and an
+environment of its own, and the namespaces that the kernel grants. Its code can read all that the worker's user can.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from worker.engine.process.build import ProcessBuilder
 from worker.engine.process.child import TEMP_FOLDER, Child, kill_recorded
 from worker.engine.process.command import start_command
 from worker.engine.process.namespaces import Namespaces, probe
-from worker.engine.process.program import base_identity, local_command
+from worker.engine.process.program import base_identity, local_argv
 from worker.errors import EngineUnavailable, Unsuited
 from worker.sandbox.attach import Rendezvous, SocketFolders, remove_folder
 from worker.sandbox.attached import AttachedSandbox
@@ -53,7 +52,7 @@ class ProcessEngine:
     name = "process"
 
     def __init__(self, config: EngineConfig, layers: LayerStore, namespaces: Namespaces | None = None) -> None:
-        """``namespaces`` overrides the most that the kernel grants, which :meth:`open` finds out otherwise."""
+        """``namespaces``: those to use; without it :meth:`open` finds out the most that the kernel grants."""
         self._config = config
         self._folders = SocketFolders.of(self.name, config)
         self._sandboxes = SandboxRegistry()
@@ -215,7 +214,7 @@ class ProcessEngine:
 
         def new_vessel() -> Child:
             code = self._code_folders.home(sandbox_id)
-            return Child(folder, namespaces, _command(recipe), working_dir, limits, attached_env, code)
+            return Child(folder, namespaces, _argv(recipe), working_dir, limits, attached_env, code)
 
         sandbox = await start_attached(
             self._sandboxes,
@@ -246,8 +245,8 @@ def _environment(code: Path, spec: SandboxSpec, **attachment: str) -> dict[str, 
     return environment(spec, folder=str(code / FUNCTION), dependencies=str(code / recipe.dependencies), **attachment)
 
 
-def _command(recipe: Recipe) -> tuple[str, ...]:
-    """The recipe's command on this machine: Python without the packages that are installed for us."""
+def _argv(recipe: Recipe) -> tuple[str, ...]:
+    """The recipe's argv on this machine: Python without the packages that are installed for us."""
     runtime = Path(str(files("runtimes"))) / recipe.name
-    local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in recipe.command]
-    return local_command(local, "-s", "-S", "-B")
+    local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in recipe.argv]
+    return local_argv(local, "-s", "-S", "-B")

@@ -1,6 +1,6 @@
 """Starts one function's process and stays its parent: a small init, run as a script of its own.
 
-``launcher.py <limits as JSON> <command> [argument]...``. Limits are set here, between fork and exec, in a process
+``launcher.py <limits as JSON> <program> [argument]...``. Limits are set here, between fork and exec, in a process
 that has one thread and none of the worker's state. Everything that the function starts, however it detaches itself,
 ends up as this process's child, so that it can be found; and where it is the first process of a namespace, killing it
 takes all of them along. When the function's process ends, this one kills what is left below it and ends too. Only the
@@ -19,7 +19,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def become(limits: dict[str, int], command: list[str]) -> NoReturn:
+def become(limits: dict[str, int], argv: list[str]) -> NoReturn:
     """Turn this freshly forked process into the function's."""
     os.setsid()
     for name, value in limits.items():
@@ -28,7 +28,7 @@ def become(limits: dict[str, int], command: list[str]) -> NoReturn:
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(kind, (value, value))
-    os.execv(command[0], command)  # noqa: S606
+    os.execv(argv[0], argv)  # noqa: S606
 
 
 def children() -> list[int]:
@@ -56,7 +56,7 @@ def clear_away() -> None:
 
 
 def main() -> NoReturn:
-    limits, command = json.loads(sys.argv[1]), sys.argv[2:]
+    limits, argv = json.loads(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -64,7 +64,7 @@ def main() -> NoReturn:
     child = os.fork()
     if child == 0:
         try:
-            become(limits, command)
+            become(limits, argv)
         except BaseException as error:  # noqa: BLE001 (whatever it is, the exit code tells)
             os.write(2, (f"{type(error).__name__}: {error}\n").encode())
         finally:

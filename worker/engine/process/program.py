@@ -16,22 +16,22 @@ BASE = "process-"
 _PYTHON = "python3"
 
 
-def local_command(command: Sequence[str], *python_options: str) -> tuple[str, ...]:
-    """``command`` with its program's path here. Python is our own interpreter, with ``python_options``.
+def local_argv(argv: Sequence[str], *python_options: str) -> tuple[str, ...]:
+    """``argv`` with its program's path here. Python is our own interpreter, with ``python_options``.
 
     Blocking.
 
     :raises EngineUnavailable: the program is not installed.
     """
-    program, *arguments = command
+    program, *arguments = argv
     if program == _PYTHON:
         return (sys.executable, *python_options, *arguments)
     return (str(_find(program)), *arguments)
 
 
-def program_identity(command: Sequence[str]) -> str:
-    """Changes whenever ``command``'s program is another one. Blocking."""
-    program = command[0]
+def program_identity(argv: Sequence[str]) -> str:
+    """Changes whenever ``argv``'s program is another one. Blocking."""
+    program = argv[0]
     if program == _PYTHON:
         return sys.version
     path = _find(program).resolve()
@@ -41,7 +41,7 @@ def program_identity(command: Sequence[str]) -> str:
 
 def base_identity(recipe: Recipe) -> str:
     """What versions of a runtime stand on here, in place of an image. Blocking."""
-    return BASE + content_key(program_identity(recipe.install.command if recipe.install else recipe.command))
+    return BASE + content_key(program_identity(recipe.install.argv if recipe.install else recipe.argv))
 
 
 def _find(program: str) -> Path:

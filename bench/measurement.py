@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Measurement:
     """:param quick: the short form. :param say: tells the person who waits what is going on."""
 
     quick: bool
@@ -29,4 +29,4 @@ class Run:
         return quick if self.quick else full
 
 
-Measure = Callable[[Run], Awaitable[list[Figure]]]
+Measure = Callable[[Measurement], Awaitable[list[Figure]]]
