@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_SHARED = next(folder for folder in (_HERE, f"{os.path.dirname(_HERE)}/python") if os.path.isfile(f"{folder}/serve.py"))
+_SHARED = next(
+    folder for folder in (_HERE, f"{os.path.dirname(_HERE)}/python") if os.path.isdir(f"{folder}/containerpub_runtime")
+)
 
 _USUAL = "app:app"
 
@@ -21,15 +23,14 @@ from containerpub_web.answer import Answer  # noqa: E402
 from containerpub_web.request import Request  # noqa: E402
 
 sys.path[0] = _SHARED
-import serve  # noqa: E402 (which puts the SDK where it is now)
+from containerpub_runtime.function import PLATFORM_FOLDERS, Function  # noqa: E402
+from containerpub_runtime.serving import main  # noqa: E402
 
-# Under this name a module of the function's own would not be found any more.
-sys.modules["containerpub_serve"] = sys.modules.pop("serve")
-serve.PLATFORM_FOLDERS.append(_HERE + os.sep)
-serve.MOST_WANTED += ["difflib", "gettext", "html", "http.server", "pkgutil", "pprint"]
+PLATFORM_FOLDERS.append(_HERE + os.sep)
+from containerpub import Response  # noqa: E402 (found since the runtime's package put the SDK on sys.path)
 
 
-class WebApp(serve.Function):
+class WebApp(Function):
     """The user's application, asked through what looks like a handler."""
 
     def __init__(self, name: str, folder: str, dependencies: str) -> None:
@@ -40,23 +41,23 @@ class WebApp(serve.Function):
             lifespan = asgi.Lifespan(found)
             self._event_loop().run_until_complete(lifespan.start())
 
-            async def ask_asgi(event: Any, context: Any) -> serve.Response:
+            async def ask_asgi(event: Any, context: Any) -> Response:
                 return shaped(await asgi.exchange(found, Request(event), context, lifespan.state, self.room))
 
             return ask_asgi
 
-        def ask_wsgi(event: Any, context: Any) -> serve.Response:
+        def ask_wsgi(event: Any, context: Any) -> Response:
             return shaped(wsgi.exchange(found, Request(event), context, self.room))
 
         return ask_wsgi
 
 
-def shaped(answer: Answer) -> serve.Response:
+def shaped(answer: Answer) -> Response:
     """``answer`` as the platform takes it: repeated headers need a list of pairs."""
     names = [name.lower() for name, _ in answer.headers]
     headers = dict(answer.headers) if len(set(names)) == len(names) else answer.headers
-    return serve.Response(answer.status, headers, answer.body)
+    return Response(answer.status, headers, answer.body)
 
 
 if __name__ == "__main__":
-    serve.main(WebApp)
+    main(WebApp, also_wanted=("difflib", "gettext", "html", "http.server", "pkgutil", "pprint"))

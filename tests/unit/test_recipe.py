@@ -40,8 +40,10 @@ def test_a_name_is_never_a_path(name: str) -> None:
 def test_the_image_holds_the_runtimes_files_and_no_build_scripts() -> None:
     paths = {file.path for file in load_recipe("python").files}
     assert "containerpub/serve.py" in paths
+    assert "containerpub/containerpub_runtime/__init__.py" in paths
     assert "containerpub/sdk/containerpub/__init__.py" in paths
-    assert all(path.startswith(("containerpub/serve.py", "containerpub/sdk/")) for path in paths)
+    ours = ("containerpub/serve.py", "containerpub/containerpub_runtime/", "containerpub/sdk/")
+    assert all(path.startswith(ours) for path in paths)
     assert not {path for path in paths if "__pycache__" in path}
 
 

@@ -1,0 +1,57 @@
+"""What a running call says: the lines of its logger, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from containerpub_runtime.channel import Channel, printable
+
+_REPORT_EVERY_S = 0.05
+_REPORT_CHARS = 1024
+
+
+class CallLog:
+    """Where ``context.logger`` writes: frames of the call that runs, up to its log limit."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._logger: Any = None
+        self.nonce = ""
+        self.room = 0
+        self.reported_at = 0.0
+
+    def logger(self) -> Any:
+        if self._logger is None:
+            import logging
+
+            log = self
+
+            class ToWorker(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    try:
+                        log.write(record.levelno, self.format(record))
+                    except Exception:  # noqa: BLE001 (as every handler of the standard library)
+                        self.handleError(record)
+
+            self._logger = logging.Logger("function", logging.DEBUG)
+            self._logger.addHandler(ToWorker())
+        return self._logger
+
+    def write(self, level: int, message: str) -> None:
+        # The message that passes the limit is still sent (cut): from it the worker knows that something is missing.
+        if self.room < 0 or not self.nonce:
+            return
+        message = printable(message)[: self.room + 1]
+        self.room -= max(len(message), 1)
+        names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+        name = next((name for bound, name in names if level >= bound), "debug")
+        self._channel.send({"nonce": self.nonce, "kind": "log", "level": name, "message": message})
+
+    def report(self, fraction: float, message: str) -> None:
+        now = time.monotonic()
+        if not self.nonce or (now - self.reported_at < _REPORT_EVERY_S and fraction < 1):
+            return
+        self.reported_at = now
+        message = printable(message)[:_REPORT_CHARS]
+        self._channel.send({"nonce": self.nonce, "kind": "progress", "fraction": fraction, "message": message})

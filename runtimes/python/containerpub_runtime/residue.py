@@ -1,0 +1,138 @@
+"""What calls leave behind in the process: threads, child processes, open descriptors, streams that lead elsewhere."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import time
+
+_BEGINNERS_S = 0.1
+_ENDING_S = 0.05
+_KEPT_DESCRIPTORS = 32
+"""How many more descriptors than after the import a function may keep open, for clients that it opens lazily and uses
+again. With more than that its sandbox is replaced: a function that leaks them never comes to where opening fails."""
+
+
+class Residue:
+    """Notices what calls leave behind that would disturb later ones."""
+
+    def __init__(self) -> None:
+        """What is there now, after the import, may stay."""
+        self._threads = frozenset(sys._current_frames())
+        self._thread_count = _thread._count()
+        self._foreign = tasks() - self._thread_count
+        self._children = children_of(os.getpid())
+        self._orphans = children_of(os.getppid())
+        self._descriptors = open_descriptors()
+        self._streams = streams()
+        self._newest = newest_process()
+
+    def found(self) -> str | None:
+        """What kind of thing the last call left, ``None`` if nothing."""
+        # Most calls start neither threads nor processes. To see that none was started is cheaper than to list them.
+        newest = newest_process()
+        if not newest or newest != self._newest or _thread._count() != self._thread_count:
+            self._await_beginners()
+            if not self._threads_rest():
+                return "threads"
+            if (self._children or has_children()) and children_of(os.getpid()) - self._children:
+                return "processes"
+            if children_of(os.getppid()) - self._orphans:
+                return "processes"
+            self._newest = newest
+        if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
+            return "descriptors"
+        if streams() != self._streams:
+            return "streams"  # closed or led elsewhere: the next call could not print
+        return None
+
+    def _await_beginners(self) -> None:
+        """Wait for threads that were just started: the kernel counts a thread at once, Python only when it gets its
+        first turn. One that Python still does not count after this wait is a library's own, and may stay."""
+        deadline = time.monotonic() + _BEGINNERS_S
+        while tasks() - _thread._count() > self._foreign:
+            if time.monotonic() > deadline:
+                self._foreign = tasks() - _thread._count()
+            time.sleep(0.001)
+
+    def _threads_rest(self) -> bool:
+        """Whether the call's threads have ended or gone idle: one that just gave its result away may still be on
+        its way there."""
+        deadline = time.monotonic() + _ENDING_S
+        while self._busy_threads():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def _busy_threads(self) -> bool:
+        """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
+        # Looked up, not imported: without the module there is no such thread.
+        executors = sys.modules.get("concurrent.futures.thread")
+        idle = None if executors is None else executors._worker.__code__
+        own = [frame for thread, frame in sys._current_frames().items() if thread not in self._threads]
+        # A thread that runs no Python code has no frame.
+        return any(frame.f_code is not idle for frame in own) or _thread._count() - self._thread_count > len(own)
+
+
+def has_children() -> bool:
+    """Whether this process has children, running or not waited for."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def children_of(pid: int) -> frozenset[bytes]:
+    """Ids of the child processes of ``pid``; empty where the kernel does not tell.
+
+    Asked about our own parent it tells of processes that the function detached: they become children of that one.
+    """
+    found: list[bytes] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += file.read().split()
+    except OSError:
+        pass
+    return frozenset(found)
+
+
+def newest_process() -> bytes:
+    """Id of the process or thread that was started last in our namespace; empty where the kernel does not tell."""
+    try:
+        with open("/proc/loadavg", "rb", buffering=0) as file:
+            newest: bytes = file.read(128).split()[-1]
+    except (OSError, IndexError):
+        return b""
+    return newest.strip(b"0") and newest
+
+
+def tasks() -> int:
+    """The threads of this process as the kernel counts them, give or take a constant."""
+    try:
+        return os.stat("/proc/self/task").st_nlink
+    except OSError:
+        return 0
+
+
+def streams() -> list[tuple[int, int] | None]:
+    """What stdout and stderr lead to; ``None`` for one that is closed."""
+    found: list[tuple[int, int] | None] = []
+    for descriptor in (1, 2):
+        try:
+            at = os.fstat(descriptor)
+            found.append((at.st_dev, at.st_ino))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def open_descriptors() -> int:
+    try:
+        # The size is their number since Linux 6.2, and zero before.
+        return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
