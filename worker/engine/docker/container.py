@@ -115,10 +115,14 @@ async def exit_status(containers: Containers, name: str) -> ExitStatus:
     A worker does not ask how a container ended that it killed itself, so a kill in the engine's events is another's.
     """
     state = await containers.state(name)
-    if state.exit_code == _KILLED and not state.out_of_memory:
-        if await containers.was_killed(name):
+    out_of_memory = state.out_of_memory
+    if state.exit_code == _KILLED and not out_of_memory:
+        told = await containers.told_of(name, "kill", "oom")
+        # The engine sets its flag only if it hears of the memory before it hears of the end; it tells of it either way.
+        out_of_memory = "oom" in told
+        if not out_of_memory and "kill" in told:
             raise EngineUnavailable("the container engine was asked to kill the container")
         await containers.state(name)  # Podman does not tell that it kills what it removes: is it still there?
     # The flag alone says that some process of the container was killed for memory, maybe a child whose parent
     # went on: only together with the main process's own SIGKILL does it explain the end.
-    return ExitStatus(code=state.exit_code, out_of_memory=state.out_of_memory and state.exit_code == _KILLED)
+    return ExitStatus(code=state.exit_code, out_of_memory=out_of_memory and state.exit_code == _KILLED)

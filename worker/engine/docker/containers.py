@@ -18,7 +18,7 @@ from aiodocker.types import JSONObject
 _ENDING_S = 2.0
 """How long a container that is ending by itself may keep the engine from removing it."""
 _EVENTS_BACK_S = 60.0
-_EVENTS_LATE_S = 0.1
+_EVENTS_LATE_S = 0.3
 """How much later than the end the engine may tell of the kill that led to it."""
 _LIST_AGAIN_S = (0.05, 0.2, 1.0)
 
@@ -104,17 +104,20 @@ class Containers:
         """Its output, entered within a bounded call. A reader that stops reading blocks a kill: leave it first."""
         return self._docker.containers.container(name).attach(stdout=True, stderr=True)
 
-    async def was_killed(self, name: str) -> bool:
-        """Whether the engine was asked within the last minute to kill the container, by an operator or by its own
-        shutdown. A function that kills itself leaves no such event."""
+    async def told_of(self, name: str, *events: str) -> frozenset[str]:
+        """Those of ``events`` that the engine has told of the container in the last minute, or tells of it in a moment.
+
+        ``kill``: the engine was asked to kill it, by an operator or by its own shutdown; a function that kills itself
+        leaves no such event. ``oom``: the kernel killed a process of it for memory.
+        """
         now = time.time()
         window = {
             "since": f"{now - _EVENTS_BACK_S:.3f}",
             "until": f"{now + _EVENTS_LATE_S:.3f}",
-            "filters": json.dumps({"type": ["container"], "event": ["kill"], "container": [name]}),
+            "filters": json.dumps({"type": ["container"], "event": list(events), "container": [name]}),
         }
         async with self._call("asking who ended a container"), self._request("events", params=window) as response:
-            return bool((await response.read()).strip())
+            return frozenset(json.loads(line)["Action"] for line in (await response.read()).splitlines() if line)
 
     async def remove(self, name: str) -> None:
         """Kill and remove a container with its volumes; returns when it is gone, absent is fine.
