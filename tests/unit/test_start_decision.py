@@ -39,13 +39,25 @@ LONG = replace(QUIET, hold_s=5.0, quiet_hold_s=5.0)
         pytest.param(replace(QUICK, waiting=15, serving=1), 0.01, False, id="a burst on one quick sandbox waits first"),
         pytest.param(replace(QUICK, waiting=15, serving=1, waited_s=0.2), 0, False, id="and gets one"),
         pytest.param(
-            replace(QUICK, waiting=15, serving=1, starting=1, waited_s=9), 0.3 / 14, True, id="but no two at a time"
+            replace(QUICK, waiting=15, serving=1, starting=1, waited_s=9), 0.15, True, id="but no two at a time"
         ),
         pytest.param(
             replace(CROWDED, waiting=36, serving=28, waited_s=999),
-            0.15 * 28 / 36,
+            0.15,
             True,
             id="quick calls crowd each other",
+        ),
+        pytest.param(
+            replace(CROWDED, waiting=54, serving=10, waited_s=999, newest_held_s=0.05),
+            0.10,
+            True,
+            id="a pause of crowded calls, as a start makes one, begins no other",
+        ),
+        pytest.param(
+            replace(CROWDED, waiting=54, serving=10, waited_s=999, newest_held_s=0.15),
+            0,
+            True,
+            id="a pause as long as a start is no pause",
         ),
         pytest.param(replace(CROWDED, waiting=500, serving=28), 0, True, id="the line takes longer than a start"),
         pytest.param(replace(SLEEPERS, waiting=9, serving=1), 0, True, id="sleepers wait longer than a start takes"),

@@ -64,11 +64,15 @@ def decide(demand: Demand) -> Verdict:
     coming = demand.serving + demand.starting
     if coming == 0:
         return _NOW
-    hold_s = max(demand.hold_s or 0.0, demand.newest_held_s)
+    # The calls that run may turn out to be longer than the ones before. Where those were quick, a pause shorter than a
+    # start says nothing of that: a start makes such pauses itself, and would bring about the next one.
+    pause_s = demand.cost_s if _is_quick(demand) else 0.0
+    hold_s = max(demand.hold_s or 0.0, demand.newest_held_s if demand.newest_held_s >= pause_s else 0.0)
     if uncovered * hold_s >= demand.cost_s * coming:
         return _NOW
-    # The calls that run may turn out to be longer than the ones before.
-    long_in_s = demand.cost_s * coming / uncovered - demand.newest_held_s if demand.serving else math.inf
+    long_in_s = math.inf
+    if demand.serving:
+        long_in_s = max(demand.cost_s * coming / uncovered, pause_s) - demand.newest_held_s
     if not _helps(demand):
         return Verdict(in_s=long_in_s)
     # Each start under way makes the next one less urgent.
@@ -80,8 +84,13 @@ def decide(demand: Demand) -> Verdict:
 
 def _helps(demand: Demand) -> bool:
     """Whether one more sandbox will let more calls through than those that serve or come."""
-    if demand.hold_s is None or demand.hold_s >= LONG * demand.cost_s or not demand.serving:
+    if demand.hold_s is None or not _is_quick(demand) or not demand.serving:
         return True
     if demand.starting:
         return False  # calls are quick: what comes of this start will be seen before the next
     return demand.quiet_hold_s is None or demand.hold_s <= CROWDED * demand.quiet_hold_s
+
+
+def _is_quick(demand: Demand) -> bool:
+    """Whether calls were short beside a start so far."""
+    return demand.hold_s is not None and demand.hold_s < LONG * demand.cost_s
