@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.errors import Misconfigured
+from shared.in_thread import temporary_folder
 
 _LOCK = ".lock"
 
@@ -48,11 +49,9 @@ class Scratch:
         """A new folder that is removed at the end."""
         if self._own is None:
             raise RuntimeError("scratch is not open")
-        made = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._own))
-        try:
+        own = self._own
+        async with temporary_folder(lambda: Path(tempfile.mkdtemp(dir=own))) as made:
             yield made
-        finally:
-            await asyncio.to_thread(shutil.rmtree, made, True)
 
     async def close(self) -> None:
         if self._own is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from aiohttp import BodyPartReader, web
 
@@ -18,6 +20,7 @@ from shared import archive
 from shared.artifacts import artifact_key
 from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
 from shared.functions import NAME_PATTERN, project_settings
+from shared.in_thread import finished_in_thread
 from shared.jobs import PLATFORM_REASONS, JobStatus
 from shared.runtimes import DOCKERFILE, known_runtimes
 from shared.scopes import Scope
@@ -131,18 +134,12 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
 
 
 async def _rewrite(upload: Path, target: Path, limits: archive.ArchiveLimits) -> archive.CanonicalArchive:
-    """Rewrite in a thread. If the caller goes away, wait for the thread, which still writes to the folder."""
-    work = asyncio.ensure_future(asyncio.to_thread(archive.rewrite, upload, target, limits))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
+    return await finished_in_thread(partial(archive.rewrite, upload, target, limits))
 
 
 async def _save(part: BodyPartReader, target: Path, settings: Settings) -> None:
     size = 0
-    file = await asyncio.to_thread(target.open, "wb")
+    file = await finished_in_thread(lambda: target.open("wb"), IO.close)
     try:
         while chunk := await part.read_chunk(_CHUNK):
             size += len(chunk)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,6 +21,7 @@ from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process.child import Child
 from worker.errors import EngineUnavailable, LayerUnavailable, Unsuited
+from worker.sandbox.attach import Rendezvous
 from worker.sandbox.attached import AttachedSandbox
 from worker.sandbox.log import LogEntry, LogStream
 from worker.sandbox.tail import Progress
@@ -680,6 +683,33 @@ async def test_a_process_that_comes_into_being_after_its_start_was_cancelled_is_
         assert len(spawned) == 1
         assert not psutil.pid_exists(spawned[0])
         assert await _left(made) == []
+
+
+@pytest.mark.every_way
+async def test_folders_and_listeners_that_come_into_being_after_a_start_was_cancelled_are_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.engine.prepare(bench.spec("echo"))
+    begun = threading.Event()
+    made: list[Rendezvous] = []
+    make = Rendezvous.__init__
+
+    def late(rendezvous: Rendezvous, folder: Path) -> None:
+        begun.set()
+        time.sleep(0.3)  # as on a busy disk
+        make(rendezvous, folder)
+        made.append(rendezvous)
+
+    monkeypatch.setattr(Rendezvous, "__init__", late)
+    starting = asyncio.ensure_future(bench.start("echo"))
+    assert await asyncio.to_thread(begun.wait, 30)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (rendezvous,) = made
+    assert rendezvous._listener.fileno() == -1
+    assert not rendezvous.folder.exists()
+    assert await _left(bench) == []
 
 
 @pytest.mark.podman

@@ -7,16 +7,17 @@ every extension of the format would let the stream decide how much memory readin
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+from shared.in_thread import finished_in_thread
 from worker.build.plan import BuildRejected
 from worker.build.recipe import PLATFORM, Recipe
 
@@ -110,18 +111,8 @@ class UnsafeEntry(Exception):
 
 
 async def in_thread(make: Callable[..., Layer], *args: object) -> Layer:
-    """``make(*args)`` off the event loop; a layer that is finished after a cancel is closed, not lost."""
-    making = asyncio.ensure_future(asyncio.to_thread(make, *args))
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-        making.add_done_callback(_discard)
-        raise
-
-
-def _discard(making: asyncio.Future[Layer]) -> None:
-    if not making.cancelled() and making.exception() is None:
-        making.result().file.close()
+    """``make(*args)`` off the event loop; a cancel waits for it and closes the layer."""
+    return await finished_in_thread(partial(make, *args), lambda layer: layer.file.close())
 
 
 def artifact_layer(artifact: Path, prefix: str, compiled: Layer | None = None) -> Layer:

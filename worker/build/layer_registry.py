@@ -19,6 +19,7 @@ from dxf.exceptions import DXFAuthInsecureError, DXFDigestMismatchError, DXFErro
 
 from shared.artifacts.store import CHUNK_BYTES, TRANSFER_FACTOR, replacing
 from shared.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
+from shared.in_thread import finished_in_thread
 from shared.scratch import Scratch
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ class LayerRegistry:
             return
         async with self._scratch.folder() as folder:
             await fetch(folder / digest)
-            with await asyncio.to_thread((folder / digest).open, "rb") as file:
+            with await finished_in_thread(lambda: (folder / digest).open("rb"), IO.close) as file:
                 await self.push(digest, file)
 
     async def delete(self, digest: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 from uuid import UUID
 
+from shared.in_thread import finished_in_thread, temporary_folder
 from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.code_cache import CodeCache, entry_name
 from worker.build.layer import UnsafeEntry, unpack_layer
@@ -65,7 +66,7 @@ class VersionCode:
         """
         parts = parts_of(user_id, recipe, layers)
         try:
-            await asyncio.to_thread(self._link, parts, home)
+            await finished_in_thread(partial(self._link, parts, home))
         except FileNotFoundError as error:
             if not await asyncio.to_thread(home.is_dir):
                 raise EngineUnavailable(f"The folder of the sandbox {home.name} is gone.") from error
@@ -116,20 +117,16 @@ class VersionCode:
 
     async def _bring(self, parts: tuple[_Part, ...], files: Mapping[str, IO[bytes]]) -> None:
         """Make the entries that the cache lacks, of ``files`` or else of what the store has."""
-        scratch: Path | None = None
         try:
-            scratch = await asyncio.to_thread(self._cache.scratch)
-            missing = await asyncio.to_thread(self._missing, parts)
-            wanted = {layer.digest: layer for part in missing for layer in part.layers if layer.digest not in files}
-            for digest, layer in wanted.items():
-                await self._layers.fetch(layer, scratch / digest)
-            beside = {part.entry for part in parts}
-            await asyncio.to_thread(self._unpack, missing, beside, files, scratch)
+            async with temporary_folder(self._cache.scratch) as scratch:
+                missing = await asyncio.to_thread(self._missing, parts)
+                wanted = {layer.digest: layer for part in missing for layer in part.layers if layer.digest not in files}
+                for digest, layer in wanted.items():
+                    await self._layers.fetch(layer, scratch / digest)
+                beside = {part.entry for part in parts}
+                await finished_in_thread(partial(self._unpack, missing, beside, files, scratch))
         except (OSError, UnsafeEntry) as error:
             raise EngineUnavailable(f"A version's code cannot be kept on this machine: {error}") from error
-        finally:
-            if scratch is not None:
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         self._spare(parts)
 
     def _unpack(

@@ -127,8 +127,7 @@ class Rendezvous:
         connection: socket.socket | None = None
         try:
             while len(found) < len(_ROLES):
-                connection, _ = await loop.sock_accept(self._listener)
-                connection.setblocking(False)
+                connection = await self._accept(loop)
                 role = await self._greeting(loop, connection)
                 if role is None or role in found:
                     connection.close()
@@ -147,6 +146,17 @@ class Rendezvous:
         self._listener.close()
         self.address.unlink(missing_ok=True)
 
+    async def _accept(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
+        """As ``loop.sock_accept``, which loses a connection when it is cancelled in the turn that accepted one."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                await _readable(loop, self._listener)
+            else:
+                connection.setblocking(False)
+                return connection
+
     async def _greeting(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> str | None:
         """The role that the peer names, or ``None`` if it does not know the sandbox's token."""
         greeting = b""
@@ -159,3 +169,18 @@ class Rendezvous:
         if role not in _ROLES or not hmac.compare_digest(greeting[8:], self.token.encode()):
             return None
         return role
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+    """Return once somebody may be accepted; nobody is."""
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(listener, tell)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(listener)

@@ -18,11 +18,13 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 
+from shared.in_thread import finished_in_thread
 from worker.build.recipe import Recipe
 from worker.errors import EngineUnavailable, NotRun
 from worker.sandbox.attach import remove_folder
@@ -96,7 +98,7 @@ class CommandSandbox:
             raise RuntimeError(f"sandbox {self.id} was used or destroyed")
         self._used = True
         try:
-            env = await asyncio.to_thread(self._tell, call)
+            env = await finished_in_thread(partial(self._tell, call))
             ended = await self._program.run(call, env)
         except (EngineUnavailable, OSError) as error:
             message = failure(f"the engine cannot run its command ({error})")
@@ -167,7 +169,7 @@ async def start_command_sandbox(
 
     registry.enter(sandbox_id, remove)
     try:
-        await asyncio.to_thread(_prepare, folder)
+        await finished_in_thread(partial(_prepare, folder))
         if settle is not None:
             await settle()
     except OSError as error:

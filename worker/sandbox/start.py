@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from shared.in_thread import finished_in_thread
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import Connections, Rendezvous
 from worker.sandbox.attached import AttachedSandbox, ExitStatus
@@ -72,7 +74,7 @@ async def start_attached(
 async def _connected(vessel: Startable, folder: Path, timeout_s: float) -> Connections:
     rendezvous: Rendezvous | None = None
     try:
-        rendezvous = await asyncio.to_thread(Rendezvous, folder)
+        rendezvous = await finished_in_thread(partial(Rendezvous, folder), Rendezvous.close)
         await vessel.start(rendezvous)
         return await _meet(rendezvous, vessel, timeout_s)
     except OSError as error:
@@ -99,6 +101,7 @@ async def _meet(rendezvous: Rendezvous, vessel: Startable, timeout_s: float) -> 
         raise EngineUnavailable(f"A sandbox did not connect within {timeout_s:g} s.") from error
     finally:
         # A cancelled meeting closes what it has accepted; one that was over in the same moment has given it away.
-        over = not meeting.cancel()
-        if over and connections is None and not meeting.cancelled() and meeting.exception() is None:
+        meeting.cancel()
+        await asyncio.wait((meeting,))
+        if connections is None and not meeting.cancelled() and meeting.exception() is None:
             meeting.result().close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 
 from worker.build.analysis import SOURCES, judge_check, read_sources
@@ -35,15 +34,14 @@ class Checker:
         if recipe.check is None:
             return
         sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
-        folder = await asyncio.to_thread(exchange_folder, self._folders, {SOURCES: sources})
-        limits = ToolLimits(
-            memory_mb=_MEMORY_MB,
-            tmpfs={},
-            bind=folder,
-            max_stdout_bytes=_MAX_ANSWER_BYTES,
-            timeout_s=min(_TIMEOUT_S, plan.timeout_s),
-        )
-        try:
+        async with exchange_folder(self._folders, {SOURCES: sources}) as folder:
+            limits = ToolLimits(
+                memory_mb=_MEMORY_MB,
+                tmpfs={},
+                bind=folder,
+                max_stdout_bytes=_MAX_ANSWER_BYTES,
+                timeout_s=min(_TIMEOUT_S, plan.timeout_s),
+            )
             with tempfile.SpooledTemporaryFile(max_size=_MAX_ANSWER_BYTES) as answer:
                 argv = recipe.check.arguments(f"{INSIDE}/{SOURCES}")
                 try:
@@ -53,5 +51,3 @@ class Checker:
                 else:
                     answer.seek(0)
                     judge_check(ended.exit_code, answer.read())
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

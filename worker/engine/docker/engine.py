@@ -17,6 +17,7 @@ from aiodocker.types import JSONObject
 from aiohttp import ClientTimeout
 
 from shared.capping import is_rootless, uncapped
+from shared.in_thread import finished_in_thread
 from shared.layers import LayerKind, VersionLayers
 from worker.build.code_cache import CodeCache
 from worker.build.layer_store import LayerStore
@@ -182,7 +183,10 @@ class DockerEngine:
                 partial(look, self._code_folders, recipe),
                 image=image.id,
                 labels={},
-                folders=await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id),
+                folders=await finished_in_thread(
+                    partial(self._code_folders.make, recipe, sandbox_id),
+                    lambda _: remove_folder(self._code_folders.home(sandbox_id)),
+                ),
             )
         except EngineUnavailable as error:
             if spec.network == "none":
@@ -287,7 +291,7 @@ class DockerEngine:
         try:
             for _ in range(_TRIES):
                 await self._code.prepare(spec.user_id, recipe, spec.layers)
-                folders = await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+                folders = await finished_in_thread(partial(self._code_folders.make, recipe, sandbox_id))
                 try:
                     await self._code.place(spec.user_id, recipe, spec.layers, home)
                 except NotHere:

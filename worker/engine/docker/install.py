@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from typing import IO
 
@@ -45,11 +44,13 @@ class Installer:
         hosts = self._config.index_hosts
         if hosts is None:
             hosts = await self._ask_index_hosts(recipe, base)
-        folder = await asyncio.to_thread(exchange_folder, self._folders, manifest.files)
         first, target = next(iter(manifest.files)), f"/{recipe.dependencies}"
         spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, used by threads before
         try:
-            async with EgressProxy(folder / SOCKET_NAME, hosts, log.line):
+            async with (
+                exchange_folder(self._folders, manifest.files) as folder,
+                EgressProxy(folder / SOCKET_NAME, hosts, log.line),
+            ):
                 ended = await self._tools.run(
                     base,
                     recipe.install.arguments(f"{INSIDE}/{first}", target, f"{INSIDE}/{SOCKET_NAME}"),
@@ -78,7 +79,6 @@ class Installer:
             raise BuildRejected("build_failed", f"The installed dependencies cannot be used: {error}.") from error
         finally:
             await asyncio.to_thread(spool.close)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     @staticmethod
     def _judge(plan: BuildPlan, ended: Ended, log: BuildLog) -> None:

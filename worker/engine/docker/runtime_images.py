@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from dataclasses import dataclass
+from typing import IO
 
+from shared.in_thread import finished_in_thread, temporary_folder
 from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.builds import Builds, content_key
 from worker.build.code_cache import CodeCache
@@ -103,14 +104,11 @@ class RuntimeImages:
         """The runtime's side as the version has it: this release's own, or another's out of the store."""
         if ref.digest == (await self._ref(recipe)).digest:
             return await in_thread(runtime_layer, recipe)
-        scratch = await asyncio.to_thread(self._cache.scratch)
-        try:
+        async with temporary_folder(self._cache.scratch) as scratch:
             await self._layers.fetch(ref, scratch / "layer.tar")
             return Layer(
                 # Without a name from here on, as all layers are; the stack closes it.
-                file=await asyncio.to_thread((scratch / "layer.tar").open, "rb"),
+                file=await finished_in_thread(lambda: (scratch / "layer.tar").open("rb"), IO.close),
                 digest=ref.digest,
                 size_bytes=ref.size_bytes,
             )
-        finally:
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)

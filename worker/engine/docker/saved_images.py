@@ -7,10 +7,10 @@ which is a digest of its content.
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import tempfile
+from typing import IO
 
+from shared.in_thread import finished_in_thread, temporary_folder
 from shared.jobs import Reason
 from shared.layers import LayerKind, LayerRef
 from worker.build.builds import Builds
@@ -55,13 +55,10 @@ class SavedImages:
                 return image
             if saved is None:
                 raise LayerUnavailable(f"The image {image_id} is not on this machine.", Reason.ARTIFACT_MISSING)
-            scratch = await asyncio.to_thread(self._cache.scratch)
-            try:
+            async with temporary_folder(self._cache.scratch) as scratch:
                 await self._layers.fetch(saved, scratch / "image.tar")
-                with await asyncio.to_thread((scratch / "image.tar").open, "rb") as file:
+                with await finished_in_thread(lambda: (scratch / "image.tar").open("rb"), IO.close) as file:
                     await self._images.load(file)
-            finally:
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
             if (image := await self._images.find(image_id)) is None:
                 raise LayerUnavailable(
                     f"The engine loaded the saved image {image_id} under another id.", Reason.ARTIFACT_MISSING

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
+from shared.in_thread import temporary_folder
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
 from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
@@ -56,8 +58,13 @@ class TooMuchOutput(Exception):
     """A container wrote more to its stdout than it may."""
 
 
-def exchange_folder(folders: SocketFolders, files: Mapping[str, str]) -> Path:
-    """A new folder with ``files`` in it, among those of this worker's sandboxes, so that a sweep finds it. Blocking."""
+def exchange_folder(folders: SocketFolders, files: Mapping[str, str]) -> AbstractAsyncContextManager[Path]:
+    """A new folder with ``files`` in it, removed at the end of the block. It is among those of this worker's sandboxes,
+    so that a sweep finds it."""
+    return temporary_folder(partial(_exchange_folder, folders, files))
+
+
+def _exchange_folder(folders: SocketFolders, files: Mapping[str, str]) -> Path:
     folders.prepare()
     folder = folders.folder(f"b{secrets.token_hex(7)}")
     folder.mkdir()

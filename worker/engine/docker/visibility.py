@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from functools import partial
 
+from shared.in_thread import finished_in_thread
 from worker.build.recipe import Recipe
 from worker.errors import EngineUnavailable
 from worker.sandbox.attached import AttachedSandbox
@@ -23,7 +25,7 @@ async def look(folders: CodeFolders, recipe: Recipe, sandbox: AttachedSandbox) -
     folders."""
     marks = {f"/{name}/{secrets.token_hex(8)}": secrets.token_hex(16) for name in recipe.code_folders}
     try:
-        await asyncio.to_thread(_mark, folders, sandbox.id, marks)
+        await finished_in_thread(partial(_mark, folders, sandbox.id, marks))
         seen = await sandbox.look(list(marks), _LOOK_TIMEOUT_S)
         await asyncio.to_thread(_unmark, folders, sandbox.id, marks)
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO
 
+from shared.in_thread import temporary_folder
 from shared.layers import LayerKind, LayerRef, VersionLayers
 from worker.build.analysis import SOURCES, analyze, judge_check, read_sources
 from worker.build.build_log import BuildLog
@@ -102,8 +102,7 @@ class ProcessBuilder:
         """Parse source files by the recipe's own program, as :class:`worker.engine.docker.check.Checker` does."""
         if recipe.check is None:
             return
-        scratch = await asyncio.to_thread(self._cache.scratch)
-        try:
+        async with temporary_folder(self._cache.scratch) as scratch:
             sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
             await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
             argv = await asyncio.to_thread(local_argv, recipe.check.arguments(SOURCES))
@@ -112,8 +111,6 @@ class ProcessBuilder:
                 code = await _run_limited([*argv], scratch, limits, answer, BuildLog(lambda _: None, 0))
                 answer.seek(0)
                 judge_check(code, answer.read())
-        finally:
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _dependencies(
         self,
@@ -130,13 +127,11 @@ class ProcessBuilder:
 
         async def install() -> LayerRef:
             log.line("installing dependencies")
-            scratch = await asyncio.to_thread(self._cache.scratch)
             try:
-                return await keep(LayerKind.DEPENDENCIES, await self._run(plan, recipe, manifest, scratch, log))
+                async with temporary_folder(self._cache.scratch) as scratch:
+                    return await keep(LayerKind.DEPENDENCIES, await self._run(plan, recipe, manifest, scratch, log))
             except UnsafeEntry as error:
                 raise BuildRejected("build_failed", f"The installed dependencies cannot be used: {error}.") from error
-            finally:
-                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
         async with self._builds.single_flight(key):
             ref, known = await self._layers.single_flight(f"dependencies {key}", install)

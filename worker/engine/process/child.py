@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from shared.in_thread import finished_in_thread
 from worker.engine.process.namespaces import Namespaces
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import Rendezvous, remove_folder
@@ -66,14 +68,7 @@ class Child:
 
         A process on its way into being cannot be called back: when cancelled, this ends once it is there to be killed.
         """
-        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, env, stdout, stderr))
-        try:
-            await asyncio.shield(spawning)
-        except asyncio.CancelledError:
-            await asyncio.wait((spawning,))
-            if not spawning.cancelled():
-                spawning.exception()  # no caller is left to be told
-            raise
+        await finished_in_thread(partial(self._spawn, env, stdout, stderr))
 
     async def pause(self) -> None:
         await asyncio.to_thread(self._stop_all)

@@ -10,9 +10,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+from shared.in_thread import finished_in_thread
 from shared.layers import VersionLayers
 from worker.build.code_cache import CodeCache
 from worker.build.layer_store import LayerStore
@@ -95,7 +97,13 @@ class ProcessEngine:
         if recipe.contract is Contract.COMMAND:
             if self._namespaces is None:
                 raise RuntimeError("the engine is not open")
-            return await start_command(self._sandboxes, self._namespaces, self._folders, sandbox_id, code, recipe, spec)
+            try:
+                return await start_command(
+                    self._sandboxes, self._namespaces, self._folders, sandbox_id, code, recipe, spec
+                )
+            except BaseException:
+                await asyncio.to_thread(remove_folder, code)
+                raise
         return await self._start(
             sandbox_id,
             recipe,
@@ -117,7 +125,7 @@ class ProcessEngine:
         temp = self._folders.folder(sandbox_id) / TEMP_FOLDER
 
         code = self._code_folders.home(sandbox_id)
-        await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+        await finished_in_thread(partial(self._code_folders.make, recipe, sandbox_id), lambda _: remove_folder(code))
 
         async def outfit(of: SandboxSpec) -> Mapping[str, str]:
             await self._code.place(of.user_id, recipe, of.layers, code)
@@ -170,7 +178,7 @@ class ProcessEngine:
         home = self._code_folders.home(sandbox_id)
         await self._code.prepare(spec.user_id, recipe, spec.layers)
         try:
-            await asyncio.to_thread(self._code_folders.make, recipe, sandbox_id)
+            await finished_in_thread(partial(self._code_folders.make, recipe, sandbox_id))
             await self._code.place(spec.user_id, recipe, spec.layers, home)
         except BaseException as error:
             await asyncio.to_thread(remove_folder, home)
