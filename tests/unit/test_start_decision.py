@@ -48,6 +48,15 @@ LONG = replace(QUIET, hold_s=5.0, quiet_hold_s=5.0)
             id="quick calls crowd each other",
         ),
         pytest.param(
+            replace(QUICK, hold_s=0.0024, waiting=36, serving=20, waited_s=999),
+            0.15,
+            True,
+            id="quick calls that wait for a processor most of the time crowd each other",
+        ),
+        pytest.param(
+            replace(QUICK, hold_s=0.0012, waiting=36, serving=2, waited_s=999), 0, False, id="they get another before"
+        ),
+        pytest.param(
             replace(CROWDED, waiting=54, serving=10, waited_s=999, newest_held_s=0.05),
             0.10,
             True,

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CROWDED = 3.0
-"""Calls that take so many times as long as they do on a quiet worker share the processors already."""
+CROWDED = 2.0
+"""Calls that take so many times as long as they do on a quiet worker share the processors already: half of each is
+spent on waiting for one."""
 LONG = 0.25
 """Calls that take so much of a start's time are not quick: a few of them pay for it."""
 
