@@ -198,6 +198,14 @@ class Settings(BaseModel):
     sandbox_idle_seconds: PositiveSeconds = _setting(60, "Idle time after which a sandbox goes.")
     sandbox_max_age_seconds: PositiveSeconds = _setting(3600, "Age after which a sandbox is replaced.")
     sandbox_max_uses: Positive = _setting(10_000, "Calls after which a sandbox is replaced.")
+    sandbox_first_user: Annotated[int, Field(ge=1, le=999_999)] = _setting(
+        61_184,
+        "First of the user ids that sandboxes have, one each while they live: none takes what the kernel grants "
+        "another. An engine with user namespaces has to map them.",
+    )
+    sandbox_users: Annotated[int, Field(ge=64, le=65_536)] = _setting(
+        4_336, "How many user ids sandboxes have: more than there are sandboxes at a time."
+    )
     sandbox_ahead: Positive = _setting(2, 'Sandboxes kept ready of a function with `isolation = "fresh"`.')
     sandbox_generics: NotNegative = _setting(
         2, "Generic sandboxes kept ready of every runtime and size in use, for short cold starts; 0: none."

@@ -311,6 +311,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         # Other workers write down the images that they use with each of their sweeps: one may be late, and one fail.
         image_in_use_s=3 * settings.sweep_seconds,
         egress=egress_policy(settings),
+        sandbox_users=range(settings.sandbox_first_user, settings.sandbox_first_user + settings.sandbox_users),
         dockerfile=dockerfile_config(settings),
     )
 

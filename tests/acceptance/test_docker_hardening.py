@@ -27,7 +27,6 @@ from shared.errors import Misconfigured
 from worker.build.recipe import load_recipe
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.docker.hardening import UID
 from worker.errors import EngineUnavailable
 
 pytestmark = pytest.mark.docker
@@ -48,8 +47,10 @@ _NUMBERS = {
     | {"reboot": 142, "open_by_handle_at": 265, "kcmp": 272, "personality": 92, "clone": 220, "clone3": 435},
 }[platform.machine()]
 _NUMBERS |= {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427}
+_NUMBERS |= {"x86_64": {"io_setup": 206}, "aarch64": {"io_setup": 0}}[platform.machine()]
 _NUMBERS |= {"pidfd_getfd": 438, "process_madvise": 440, "open_tree": 428, "move_mount": 429, "fsopen": 430}
 
+_NOBODY = 65534
 _AF_ALG, _AF_VSOCK, _AF_PACKET, _AF_BLUETOOTH, _AF_XDP = 38, 40, 17, 31, 44
 
 
@@ -68,9 +69,42 @@ async def test_r14_privileges_are_none(docker_bench: Bench) -> None:
         assert int(status[capabilities], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
-    assert status["Uid"].split() == ["65534"] * 4
-    assert status["Gid"].split() == ["65534"] * 4
-    assert status.get("Groups", "").split() in ([], ["65534"])
+    ids = status["Uid"].split()
+    assert ids == status["Gid"].split() == ids[:1] * 4
+    assert int(ids[0]) in docker_bench.config.sandbox_users
+    assert status.get("Groups", "").split() in ([], ids[:1])
+
+
+@pytest.mark.podman
+async def test_what_the_kernel_grants_a_user_no_sandbox_takes_from_another(docker_bench: Bench) -> None:
+    granted = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    greedy, neighbour = [await docker_bench.start("take_inotify") for _ in range(2)]
+    outcome = await greedy.call(call(granted + 1))
+    assert outcome.result is not None, outcome
+    got, error = orjson.loads(outcome.result)
+    assert error == errno.EMFILE
+    assert got > 0
+    outcome = await neighbour.call(call(10))
+    assert outcome.result is not None, outcome
+    assert orjson.loads(outcome.result) == [10, 0]
+
+
+@pytest.mark.podman
+async def test_a_sandbox_knows_its_user_its_group_and_itself_by_name(docker_bench: Bench) -> None:
+    found = [await _ask(docker_bench, "identity") for _ in range(2)]
+    users = []
+    for one in found:
+        assert isinstance(one, dict)
+        users.append(one.pop("ids"))
+        assert one == {
+            "groups": one["groups"],
+            "user": "sandbox",
+            "home": "/tmp",
+            "group": "sandbox",
+            "localhost": ["127.0.0.1", "::1"],
+        }
+    assert all(ids == ids[:1] * 6 for ids in users)
+    assert users[0] != users[1]
 
 
 @pytest.mark.parametrize("name", sorted(set(_NUMBERS) - {"personality", "clone", "clone3"}))
@@ -237,7 +271,10 @@ async def test_r19_r20_volumes_and_variables_of_a_base_image_do_no_harm(engine_c
                 shown = await docker.containers.container(f"containerpub-{bench.started[0].id}").show()
                 assert {
                     mount["Destination"]: (mount["Type"], mount["RW"]) for mount in shown["Mounts"]
-                } == dict.fromkeys(("/run/containerpub", "/function", "/dependencies"), ("bind", False))
+                } == dict.fromkeys(
+                    ("/run/containerpub", "/function", "/dependencies", "/etc/passwd", "/etc/group", "/etc/hosts"),
+                    ("bind", False),
+                )
                 assert not shown["Config"].get("Volumes")
                 assert isinstance(bench.engine, DockerEngine)
                 runtime = await bench.engine._parts.runtimes.of(load_recipe("python"), bench.layers.foundation)
@@ -288,13 +325,16 @@ async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Ben
     assert host["CpuShares"] == 51
     assert host["LogConfig"]["Type"] == "none"
     assert host["NetworkMode"] == "none"
-    assert config["User"] == "65534:65534"
+    uid = int(config["User"].partition(":")[0])
+    assert config["User"] == f"{uid}:{uid}"
+    assert uid in docker_bench.config.sandbox_users
     assert config.get("Healthcheck") == (None if docker_bench.on_podman else {"Test": ["NONE"]})
     told = ("Type", "Source", "Destination", "RW", "Propagation")
     mounted = [tuple(one[name] for name in told) for one in shown["Mounts"] if one["Type"] != "tmpfs"]
     sockets = next(docker_bench.config.socket_dir.glob(f"*/{sandbox.id}"))
     code = next(docker_bench.config.data_dir.glob(f"sandboxes/*/{sandbox.id}"))
     places = {"/run/containerpub": sockets, "/function": code / "function", "/dependencies": code / "dependencies"}
+    places |= {f"/etc/{name}": sockets / name for name in ("passwd", "group", "hosts")}
     assert sorted(mounted) == sorted(("bind", str(at), seen, False, "rprivate") for seen, at in places.items())
     labels = config["Labels"]
     assert labels["containerpub.installation"] == docker_bench.config.installation
@@ -305,7 +345,7 @@ async def test_the_container_is_created_as_hardened_as_it_says(docker_bench: Ben
 @pytest.mark.on_podman
 async def test_an_engine_that_would_not_cap_functions_is_refused(podman_host: str, engine_config: EngineConfig) -> None:
     """Rootless on cgroup v1, Podman claims every limit and ignores it. On cgroup v2 there is nothing to refuse."""
-    with podman.serving(user=UID) as host:
+    with podman.serving(user=_NOBODY) as host:
         engine = DockerEngine(replace(engine_config, docker_host=host), new_layers())
         if Path("/sys/fs/cgroup/cgroup.controllers").exists():
             await engine.open()

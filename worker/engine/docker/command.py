@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aiodocker.stream import Stream
 from aiodocker.types import JSONObject
 
+from shared.in_thread import finished_in_thread
 from worker.build.recipe import Recipe
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
@@ -26,6 +28,7 @@ from worker.engine.docker.hardening import (
     mounts,
     seccomp_profile,
 )
+from worker.engine.docker.identity import etc_binds
 from worker.engine.docker.image import Image
 from worker.errors import EngineUnavailable, NotRun
 from worker.sandbox.attach import SocketFolders, remove_folder
@@ -55,6 +58,7 @@ async def start_command(
     spec: SandboxSpec,
     image: Image,
     sandbox_id: str,
+    uid: int,
     code: Mapping[str, Path],
 ) -> CommandSandbox:
     """A sandbox whose container comes with its call. Raises :class:`EngineUnavailable`.
@@ -82,12 +86,16 @@ async def start_command(
     def new_config(env: Mapping[str, str]) -> JSONObject:
         return container_config(
             image=image.id,
+            uid=uid,
             argv=argv,
             working_dir=working_dir,
             env=env,
             labels=labels,
             # Writable is the result alone, which the file-size limit caps.
-            binds=[f"{folder / name}:{path}:{'rw' if name == RESULT else 'ro'}" for name, path in paths.items()],
+            binds=[
+                *(f"{folder / name}:{path}:{'rw' if name == RESULT else 'ro'}" for name, path in paths.items()),
+                *etc_binds(folder, uid, hosts=namespace is None),
+            ],
             memory_mb=spec.memory_mb,
             cpus=spec.cpus,
             seccomp=seccomp,
@@ -114,8 +122,10 @@ class CommandContainer:
         namespace: EgressNamespace | None,
         owned: Collection[Path],
     ) -> None:
-        """``new_config`` makes the container's settings from its environment. ``turns`` bounds how many containers come
-        and go at a time. The egress namespace is open; it and the folders ``owned`` are removed with the container."""
+        """``new_config``, which may block, makes the container's settings from its environment.
+
+        ``turns`` bounds how many containers come and go at a time. The egress namespace is open; it and the folders
+        ``owned`` are removed with the container."""
         self._client = client
         self._containers = client.containers
         self._name = name
@@ -170,7 +180,8 @@ class CommandContainer:
 
     async def _create(self, env: Mapping[str, str]) -> None:
         async with self._turns:
-            await self._containers.create(self._new_config(env), name=self._name)
+            config = await finished_in_thread(partial(self._new_config, env))
+            await self._containers.create(config, name=self._name)
 
     async def _ended(self, timeout_s: float) -> ExitStatus | None:
         """How it ended, ``None`` when it did not within ``timeout_s``."""

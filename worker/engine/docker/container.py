@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from aiodocker.types import JSONObject
 
+from shared.in_thread import finished_in_thread
 from worker.engine.docker.containers import Containers
 from worker.engine.docker.egress_namespace import EgressNamespace
 from worker.errors import EngineUnavailable
@@ -35,7 +37,9 @@ class Container:
         turns: asyncio.Semaphore,
         namespace: EgressNamespace | None = None,
     ) -> None:
-        """``turns`` bounds how many containers come and go at a time: each takes a processor for a while.
+        """``new_config``, which may block, makes the container's settings.
+
+        ``turns`` bounds how many containers come and go at a time: each takes a processor for a while.
         ``namespace`` is the egress namespace that it sends by, opened and removed with it."""
         self.name = name
         self._folders = folders
@@ -57,7 +61,8 @@ class Container:
 
     async def _create(self, rendezvous: Rendezvous) -> None:
         async with self._turns:
-            await self._containers.create(self._new_config(rendezvous), name=self.name)
+            config = await finished_in_thread(partial(self._new_config, rendezvous))
+            await self._containers.create(config, name=self.name)
 
     def kill(self) -> None:
         if self._killing is None:

@@ -111,6 +111,7 @@ class EgressNamespaces:
         program = await asyncio.to_thread((files(__package__) / "egress_namespace_program.py").read_text, "utf-8")
         settings = container_config(
             image=base.id,
+            uid=0,
             argv=("python3", "-I", "-S", "-c", program, orjson.dumps(told).decode()),
             working_dir="/",
             env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
@@ -129,7 +130,7 @@ class EgressNamespaces:
             "Init": False,
         }
         host = cast(dict[str, object], settings["HostConfig"])
-        attached = {"User": "0:0", "AttachStdout": True, "AttachStderr": True}
+        attached = {"AttachStdout": True, "AttachStderr": True}
         return cast(JSONObject, settings | attached | {"HostConfig": host | changed})
 
     async def _base(self) -> Image:

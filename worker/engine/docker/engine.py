@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from worker.engine.docker.hardening import (
     mounts,
     seccomp_profile,
 )
+from worker.engine.docker.identity import SandboxUsers, etc_binds
 from worker.engine.docker.image import Image, Images
 from worker.engine.docker.image_gc import FUNCTION, ImageCollector
 from worker.engine.docker.libpod import in_libpods_words
@@ -93,6 +93,7 @@ class DockerEngine:
         self._cache = CodeCache(config.data_dir.absolute() / "code", config.worker_id, config.code_cache_bytes)
         self._code = VersionCode(self._cache, layers, config.max_image_bytes)
         self._use = ImageUse(config.data_dir)
+        self._users = SandboxUsers(config.sandbox_users)
         self._running: dict[str, str] = {}  # sandbox id to the id of its image
         self._opened: _Opened | None = None
         self._seccomp = ""
@@ -153,7 +154,7 @@ class DockerEngine:
 
     async def start(self, spec: SandboxSpec) -> AttachedSandbox | CommandSandbox:
         recipe = await asyncio.to_thread(load_recipe, spec.runtime)
-        sandbox_id = secrets.token_hex(8)
+        sandbox_id = self._users.new_id(self._sandboxes.ids)
         if recipe.contract is Contract.COMMAND:
             return await self._start_command(sandbox_id, recipe, spec)
         image = await self._parts.runtimes.of(recipe, spec.layers.foundation)
@@ -173,7 +174,7 @@ class DockerEngine:
         if not recipe.generics:
             return None
         image = await self._parts.runtimes.of(recipe, spec.foundation)
-        sandbox_id = secrets.token_hex(8)
+        sandbox_id = self._users.new_id(self._sandboxes.ids)
         try:
             sandbox = await self._start(
                 sandbox_id,
@@ -269,6 +270,7 @@ class DockerEngine:
                 spec,
                 image,
                 sandbox_id,
+                self._users.of(sandbox_id),
                 folders,
             )
         except BaseException:
@@ -319,7 +321,7 @@ class DockerEngine:
         folders: Mapping[str, Path],
     ) -> AttachedSandbox:
         """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted at the root."""
-        folder = self._folders.folder(sandbox_id)
+        folder, uid = self._folders.folder(sandbox_id), self._users.of(sandbox_id)
         labels = {
             LABEL_INSTALLATION: self._config.installation,
             LABEL_WORKER: self._config.worker_id,
@@ -331,11 +333,12 @@ class DockerEngine:
         def new_config(rendezvous: Rendezvous) -> JSONObject:
             return container_config(
                 image=image,
+                uid=uid,
                 argv=recipe.argv,
                 working_dir=_WORKING_DIR,
                 env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
                 labels=labels,
-                binds=[f"{folder}:{_MOUNT}:ro"],
+                binds=[f"{folder}:{_MOUNT}:ro", *etc_binds(folder, uid, hosts=namespace is None)],
                 memory_mb=size.memory_mb,
                 cpus=size.cpus,
                 seccomp=self._seccomp,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from aiodocker.types import JSONValue
 
-UID = 65534
 TMP_BYTES = 16 * 1024**2
 TMP_INODES = 1024
 PIDS = 64
@@ -44,6 +43,7 @@ def mounts(folders: Mapping[str, Path]) -> dict[str, str]:
 def container_config(
     *,
     image: str,
+    uid: int,
     argv: Sequence[str],
     working_dir: str,
     env: Mapping[str, str],
@@ -58,6 +58,7 @@ def container_config(
 ) -> dict[str, JSONValue]:
     """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
 
+    :param uid: of its user, and the id of its group.
     :param binds: read-only files and folders, which the engine makes on its machine if they are not there.
     :param folders: host folders, by where they appear; read-only, and an error if they are not there.
     :param network: ``none``, a network's id, or ``container:…`` for the network of another container.
@@ -83,7 +84,7 @@ def container_config(
         # uid and gid, because the mode alone gives way to that of the image's own /tmp.
         "Tmpfs": {
             "/tmp": (  # noqa: S108 (inside the sandbox)
-                f"rw,noexec,nosuid,nodev,size={TMP_BYTES},nr_inodes={TMP_INODES},uid={UID},gid={UID},mode=0700"
+                f"rw,noexec,nosuid,nodev,size={TMP_BYTES},nr_inodes={TMP_INODES},uid={uid},gid={uid},mode=0700"
             )
         },
         "ShmSize": SHM_BYTES,
@@ -108,7 +109,7 @@ def container_config(
         "Image": image,
         "Entrypoint": [argv[0]],
         "Cmd": list(argv[1:]),
-        "User": f"{UID}:{UID}",
+        "User": f"{uid}:{uid}",
         "WorkingDir": working_dir,
         "Env": [f"{name}={value}" for name, value in env.items()],
         "Labels": dict(labels),

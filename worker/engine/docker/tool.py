@@ -17,7 +17,8 @@ from aiodocker.types import JSONObject
 from shared.in_thread import temporary_folder
 from worker.config import EngineConfig
 from worker.engine.docker.client import EngineClient
-from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, UID, container_config, seccomp_profile
+from worker.engine.docker.hardening import LABEL_INSTALLATION, LABEL_WORKER, container_config, seccomp_profile
+from worker.engine.docker.identity import SandboxUsers
 from worker.engine.docker.image import Image
 from worker.sandbox.attach import SocketFolders
 
@@ -84,6 +85,7 @@ class Tools:
         self._client = client
         self._containers = client.containers
         self._config = config
+        self._users = SandboxUsers(config.sandbox_users)
 
     async def run(
         self, image: Image, argv: Sequence[str], limits: ToolLimits, stdout: IO[bytes], stderr: Callable[[bytes], None]
@@ -135,8 +137,10 @@ class Tools:
 
     def _settings(self, image: Image, argv: Sequence[str], limits: ToolLimits) -> JSONObject:
         """The sandboxes' settings, with room for a tool. Blocking."""
+        uid = self._users.any()
         settings = container_config(
             image=image.id,
+            uid=uid,
             argv=argv,
             working_dir="/",
             env=dict(variable.split("=", 1) for variable in image.environment if "=" in variable),
@@ -155,7 +159,7 @@ class Tools:
             "UsernsMode": "host" if limits.network == "host" else "",
             # build scripts run programs from where they are unpacked, so these may hold programs
             "Tmpfs": {
-                path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={UID},gid={UID},mode=0700"
+                path: f"rw,exec,nosuid,nodev,size={size},nr_inodes=200000,uid={uid},gid={uid},mode=0700"
                 for path, size in sizes.items()
             },
             "Ulimits": [
