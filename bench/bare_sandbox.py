@@ -95,6 +95,7 @@ def _spec(image: str) -> SandboxSpec:
         handler="main:handler",
         layers=VersionLayers(base=image, layers=()),
         memory_mb=128,
+        tmp_mb=32,
         cpus=0.5,
         timeout_ms=5000,
         env=(),

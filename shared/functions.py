@@ -22,6 +22,9 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
 PROJECT_FILES = ("containerpub.toml", "function.json")
 
 
+_LEAST_TMP_MB = 16
+_TMP_PART = 4
+
 RetryReason = Literal["handler_error", "timeout", "out_of_memory", "crashed", "invalid_result", "result_too_large"]
 
 
@@ -41,6 +44,10 @@ class FunctionSettings(BaseModel):
     ]
     timeout_s: Annotated[float, Field(gt=0, description="Run time of an invocation in seconds.")]
     memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
+    tmp_mb: Annotated[
+        int | None,
+        Field(ge=1, description="What fits into /tmp, in 2^20 bytes of the memory; unless set, a quarter of it."),
+    ] = None
     cpus: Annotated[float, Field(gt=0, le=64, description="CPUs of a sandbox.")]
     concurrency: Annotated[
         int, Field(ge=0, le=100_000, description="Attempts at a time over all workers; 0: as many as slots.")
@@ -89,6 +96,11 @@ class FunctionSettings(BaseModel):
     @property
     def timeout_ms(self) -> int:
         return round(self.timeout_s * 1000)
+
+    @property
+    def tmp_size_mb(self) -> int:
+        """What fits into ``/tmp`` of a sandbox, in 2^20 bytes."""
+        return self.tmp_mb if self.tmp_mb is not None else max(_LEAST_TMP_MB, self.memory_mb // _TMP_PART)
 
 
 def project_settings(
@@ -139,6 +151,12 @@ def project_settings(
     if result.memory_mb > settings.function_memory_limit_mb:
         most = settings.function_memory_limit_mb
         raise Invalid(f"memory_mb may be at most {most:g} here.", code="invalid_settings", field="memory_mb")
+    if result.tmp_size_mb > result.memory_mb:
+        raise Invalid(
+            f"tmp_mb may be at most memory_mb, which is {result.memory_mb}: what is in /tmp is in memory.",
+            code="invalid_settings",
+            field="tmp_mb",
+        )
     if result.callback_url is not None:
         checked_url(result.callback_url, settings.callback_networks)
     if result.network == "egress":

@@ -75,6 +75,7 @@ class Bench:
             handler=handler if not handler or ":" in handler else f"main:{handler}",
             layers=self.layers,
             memory_mb=128,
+            tmp_mb=32,
             cpus=1.0,
             timeout_ms=5000,
         )
@@ -87,7 +88,7 @@ class Bench:
         return sandbox
 
     async def start_generic(self, **changes: Any) -> AttachedGeneric:
-        size = GenericSpec(runtime="python", foundation=self.layers.foundation, memory_mb=128, cpus=1.0)
+        size = GenericSpec(runtime="python", foundation=self.layers.foundation, memory_mb=128, tmp_mb=32, cpus=1.0)
         generic = await self.engine.start_generic(replace(size, **changes))
         assert generic is not None
         return generic

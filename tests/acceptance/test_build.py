@@ -155,12 +155,14 @@ async def run(docker: Docker, image: str, code: str, folders: Mapping[str, str] 
     """What ``code`` prints in a container as hardened as a sandbox, from ``image``."""
     settings = container_config(
         image=image,
+        uid=65_534,
         argv=["python3", "-c", code],
         working_dir="/function",
         env={"PYTHONPATH": "/dependencies:/function:/containerpub/sdk"},
         labels={},
         binds=[],
         memory_mb=256,
+        tmp_mb=64,
         cpus=1.0,
         seccomp=await asyncio.to_thread(seccomp_profile),
         oci_runtime=None,

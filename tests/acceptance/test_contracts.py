@@ -60,6 +60,7 @@ class Bench:
             handler=handler,
             layers=self.versions[runtime],
             memory_mb=128,
+            tmp_mb=32,
             cpus=1.0,
             timeout_ms=5000,
         )

@@ -126,6 +126,7 @@ class Bench:
             handler="",
             layers=built.layers,
             memory_mb=128,
+            tmp_mb=32,
             cpus=1.0,
             timeout_ms=10_000,
         )

@@ -42,6 +42,7 @@ def spec(number: int = 1, memory_mb: int = 128) -> SandboxSpec:
         handler="main.handler",
         layers=VersionLayers(base="base", layers=()),
         memory_mb=memory_mb,
+        tmp_mb=32,
         cpus=1,
         timeout_ms=1000,
     )

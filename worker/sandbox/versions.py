@@ -72,6 +72,7 @@ class Specs:
             handler=settings.handler,
             layers=layers,
             memory_mb=settings.memory_mb,
+            tmp_mb=settings.tmp_size_mb,
             cpus=settings.cpus,
             timeout_ms=settings.timeout_ms,
             env=self._env,

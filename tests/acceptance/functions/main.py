@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.shared_memory import SharedMemory
 
 from containerpub import FunctionError, Response
 
@@ -378,6 +380,29 @@ def libc_call(event, context):
     number, *arguments = event["body"]
     ctypes.set_errno(0)
     return 0 if libc.syscall(number, *arguments) != -1 else ctypes.get_errno()
+
+
+def share_memory(event, context):
+    """Fill as many mebibytes of shared memory as ``body`` says, in another process."""
+    size = event["body"] * 1024**2
+    memory = SharedMemory(create=True, size=size)
+    try:
+        filling = get_context("fork").Process(target=_fill, args=(memory.name, size))
+        filling.start()
+        filling.join()
+        if filling.exitcode:
+            os.kill(os.getpid(), -filling.exitcode)  # as whoever needs what it made
+        return sum(memory.buf[place] for place in range(0, size, 1024**2))
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def _fill(name, size):
+    memory = SharedMemory(name=name)
+    for place in range(0, size, 4096):
+        memory.buf[place] = 1
+    memory.close()
 
 
 _KEPT = []

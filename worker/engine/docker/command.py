@@ -97,6 +97,8 @@ async def start_command(
                 *etc_binds(folder, uid, hosts=namespace is None),
             ],
             memory_mb=spec.memory_mb,
+            tmp_mb=spec.tmp_mb,
+            keeps_result=True,
             cpus=spec.cpus,
             seccomp=seccomp,
             oci_runtime=config.oci_runtime,

@@ -118,6 +118,7 @@ class EgressNamespaces:
             labels=labels,
             binds=(),
             memory_mb=_MEMORY_MB,
+            tmp_mb=1,
             cpus=1.0,
             seccomp=await asyncio.to_thread(seccomp_profile),
             oci_runtime=self._config.oci_runtime,

@@ -340,6 +340,7 @@ class DockerEngine:
                 labels=labels,
                 binds=[f"{folder}:{_MOUNT}:ro", *etc_binds(folder, uid, hosts=namespace is None)],
                 memory_mb=size.memory_mb,
+                tmp_mb=size.tmp_mb,
                 cpus=size.cpus,
                 seccomp=self._seccomp,
                 oci_runtime=self._config.oci_runtime,

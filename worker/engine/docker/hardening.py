@@ -10,13 +10,13 @@ from pathlib import Path
 
 from aiodocker.types import JSONValue
 
-TMP_BYTES = 16 * 1024**2
-TMP_INODES = 1024
+FILES_A_MEBIBYTE = 64
+"""So many files may be in ``/tmp``: each takes memory too, however small it is."""
 PIDS = 64
 OPEN_FILES = 256
 FILE_BYTES = 32 * 1024**2
+"""Of one file on a disk, as a command's result."""
 LOCKED_BYTES = 64 * 1024
-SHM_BYTES = 1024**2
 CPU_SHARES = 102
 """Of a sandbox with a whole CPU, where any other container has 1024. It weighs only while processors are scarce: busy
 functions then hold up no platform whose own processes run in containers beside them."""
@@ -50,20 +50,23 @@ def container_config(
     labels: Mapping[str, str],
     binds: Sequence[str],
     memory_mb: int,
+    tmp_mb: int,
     cpus: float,
     seccomp: str,
     oci_runtime: str | None,
     folders: Mapping[str, str] | None = None,
     network: str = "none",
+    keeps_result: bool = False,
 ) -> dict[str, JSONValue]:
     """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
 
     :param uid: of its user, and the id of its group.
     :param binds: read-only files and folders, which the engine makes on its machine if they are not there.
     :param folders: host folders, by where they appear; read-only, and an error if they are not there.
+    :param tmp_mb: what fits into ``/tmp``, which is memory. :param keeps_result: whether it writes to a disk.
     :param network: ``none``, a network's id, or ``container:…`` for the network of another container.
     """
-    memory_bytes = memory_mb * 1024**2
+    memory_bytes, tmp_bytes = memory_mb * 1024**2, tmp_mb * 1024**2
     host: dict[str, JSONValue] = {
         "Binds": list(binds),
         "NetworkMode": network,
@@ -84,14 +87,21 @@ def container_config(
         # uid and gid, because the mode alone gives way to that of the image's own /tmp.
         "Tmpfs": {
             "/tmp": (  # noqa: S108 (inside the sandbox)
-                f"rw,noexec,nosuid,nodev,size={TMP_BYTES},nr_inodes={TMP_INODES},uid={uid},gid={uid},mode=0700"
+                f"rw,noexec,nosuid,nodev,size={tmp_bytes},nr_inodes={tmp_mb * FILES_A_MEBIBYTE},"
+                f"uid={uid},gid={uid},mode=0700"
             )
         },
-        "ShmSize": SHM_BYTES,
+        # Shared memory counts as memory: who takes too much of it is out of memory, not killed by a signal.
+        "ShmSize": memory_bytes,
         # No nproc: it counts over all containers of the same uid.
         "Ulimits": [
             {"Name": name, "Soft": limit, "Hard": limit}
-            for name, limit in (("nofile", OPEN_FILES), ("fsize", FILE_BYTES), ("core", 0), ("memlock", LOCKED_BYTES))
+            for name, limit in (
+                ("nofile", OPEN_FILES),
+                ("fsize", FILE_BYTES if keeps_result else max(FILE_BYTES, tmp_bytes)),
+                ("core", 0),
+                ("memlock", LOCKED_BYTES),
+            )
         ],
         # Output comes over sockets of ours: none of it on the host's disk, and no stalled reader can wedge a kill.
         "LogConfig": {"Type": "none"},

@@ -25,6 +25,7 @@ from worker.sandbox.attach import SocketFolders
 INSIDE = "/run/containerpub"
 """Where the bound folder appears in the container."""
 _MEBIBYTE = 1024 * 1024
+_TMP_MB = 64
 _STDERR = 2  # as the attached stream numbers it
 _KILLED = 137
 _BATCH = 512 * 1024
@@ -147,12 +148,13 @@ class Tools:
             labels={LABEL_INSTALLATION: self._config.installation, LABEL_WORKER: self._config.worker_id},
             binds=[f"{limits.bind}:{INSIDE}:ro"] if limits.bind else [],
             memory_mb=limits.memory_mb,
+            tmp_mb=_TMP_MB,
             cpus=1.0,
             seccomp=seccomp_profile(),
             oci_runtime=self._config.oci_runtime,
             network=limits.network,
         )
-        sizes = {"/tmp": 64 * _MEBIBYTE} | limits.tmpfs  # noqa: S108 (inside the container)
+        sizes = {"/tmp": _TMP_MB * _MEBIBYTE} | limits.tmpfs  # noqa: S108 (inside the container)
         changed = {
             "PidsLimit": 256,
             # An engine that gives containers users of their own does not let those into its machine's network.

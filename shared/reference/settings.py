@@ -1,14 +1,13 @@
-"""The settings page of the reference, from the settings themselves: ``python -m shared.reference >
-docs/reference/settings.md``."""
+"""``docs/reference/settings.md``, from the settings themselves."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any, get_args
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from shared.reference.bounds import bounds
 from shared.settings import Settings
 
 _HEAD = """\
@@ -55,13 +54,5 @@ def _values(field: FieldInfo) -> str:
         choices = ["true", "false"]
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
-    bounds = {
-        name: getattr(item, name) for item in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)
-    }
-    words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
     kind = {int: "whole number", float: "number"}.get(field.annotation)  # type: ignore[arg-type]
-    return " ".join([*([kind] if kind else []), *(f"{words[name]} {bound:g}" for name, bound in bounds.items())])
-
-
-if __name__ == "__main__":
-    sys.stdout.write(settings_page())
+    return " ".join([*([kind] if kind else []), *bounds(field)])
