@@ -31,7 +31,6 @@ from shared.postgres.jobs import Jobs
 from shared.postgres.migrate import check_schema
 from shared.postgres.pool import Pool, close_pool, open_pool, postgres_errors
 from shared.postgres.queries import queries
-from shared.postgres.submissions import Submissions
 from shared.queue.connection import connect, refuse_evicting_policy
 from shared.queue.conservation import Conservation
 from shared.queue.drain import Drain
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _PARTITIONS_S = 3600.0
-_EXPIRE_S = 60.0
 _DUE_S = 0.25
 _EXPIRY_S = 1.0
 _RETENTION_S = 60.0
@@ -101,7 +99,6 @@ async def serve(settings: Settings) -> None:
             leading("stopped", stopped.run_once, _STOPPED_S),
             leading("conservation", conserve.run_once, settings.conservation_seconds),
             leading("callbacks", callbacks.step, _CALLBACKS_S),
-            leading("idempotency", Submissions(pool).expire_keys, _EXPIRE_S),
             leading("retention", retention.run_once, _RETENTION_S),
             leading("policy", lambda: watch_policy(redis), _POLICY_S),
             leading("partitions", lambda: make_partitions(pool), _PARTITIONS_S),

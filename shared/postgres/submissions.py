@@ -174,11 +174,6 @@ class Submissions:
         job: UUID = row["job_id"]
         return job
 
-    async def expire_keys(self) -> None:
-        """Delete idempotency keys whose time is over."""
-        with postgres_errors():
-            await self._pool.execute(_SQL["expire_idempotency_keys"])
-
     async def count_scheduled(self, user: UUID, *, most: int) -> int:
         """How many jobs of ``user`` are due later; looks no further than ``most``."""
         with postgres_errors():

@@ -38,3 +38,24 @@ DELETE FROM logs
 WHERE (accepted_at, job_id, epoch, seq) IN (
     SELECT accepted_at, job_id, epoch, seq FROM logs
     WHERE accepted_at < now() - make_interval(secs => $1) ORDER BY accepted_at LIMIT $2)
+
+-- name: delete_idempotency_keys
+-- Idempotency keys whose time has been over for longer than $1.
+DELETE FROM idempotency_keys
+WHERE (user_id, key) IN (
+    SELECT user_id, key FROM idempotency_keys
+    WHERE expires_at <= now() - make_interval(secs => $1) ORDER BY expires_at LIMIT $2)
+
+-- name: delete_sessions
+-- Sessions whose refresh token has been over, or which were ended, for longer than $1.
+DELETE FROM sessions
+WHERE id IN (SELECT id FROM sessions
+             WHERE least(expires_at, revoked_at) < now() - make_interval(secs => $1) LIMIT $2)
+
+-- name: delete_functions
+-- Functions that were deleted longer than $1 ago and of which no job is kept, with their versions and build logs.
+DELETE FROM functions
+WHERE id IN (SELECT id FROM functions
+             WHERE deleted_at < now() - make_interval(secs => $1)
+               AND NOT EXISTS (SELECT FROM jobs WHERE jobs.function_id = functions.id)
+             LIMIT $2)

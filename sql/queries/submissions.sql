@@ -8,6 +8,4 @@ SELECT id FROM jobs WHERE id = ANY ($1)
 -- Jobs of a user that are due later, counted up to $2.
 SELECT count(*) FROM (SELECT FROM jobs WHERE user_id = $1 AND status = 'scheduled' LIMIT $2) AS found
 
--- name: expire_idempotency_keys
--- Delete idempotency keys whose time is over.
-DELETE FROM idempotency_keys WHERE expires_at <= now()
+

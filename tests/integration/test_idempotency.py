@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
+from scheduler.retention import Kept, Retention
 from shared.errors import Conflict
 from shared.postgres.pool import Pool
-from shared.postgres.submissions import Submissions
 from tests.client import Answer, Client
 from tests.deployment import Platform
 from tests.seeds import accept_once, message, new_user
@@ -121,8 +121,8 @@ async def test_a_key_is_free_again_after_its_time_and_then_forgotten(pool: Pool,
     await pool.execute(over)
     assert await accept_once(pool, third, key="k", fingerprint=b"2", keep_s=30) == third.id
     assert await pool.fetchval("SELECT count(*) FROM jobs") == 2
-    await Submissions(pool).expire_keys()
+    await Retention(pool, Kept(result_days=7, redrive_days=7, record_days=90)).run_once()
     assert await pool.fetchval("SELECT count(*) FROM idempotency_keys") == 1
     await pool.execute(over)
-    await Submissions(pool).expire_keys()
+    await Retention(pool, Kept(result_days=7, redrive_days=7, record_days=90)).run_once()
     assert await pool.fetchval("SELECT count(*) FROM idempotency_keys") == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,7 +21,7 @@ from shared.postgres.pool import Pool
 from tests.seeds import accept, message, new_user, record
 
 KEPT = Kept(result_days=7, redrive_days=14, record_days=90)
-NOTHING = Dropped(results=0, payloads=0, jobs=0, months=0, invocations=0, logs=0)
+NOTHING = Dropped(**{one.name: 0 for one in fields(Dropped)})
 
 
 def id_of(days_ago: float) -> UUID:
@@ -110,10 +112,57 @@ async def test_a_job_that_did_not_end_is_kept_however_old(pool: Pool, user: UUID
 async def test_a_backlog_goes_in_portions(pool: Pool, user: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(7):
         await ended(pool, user, 100)
-    monkeypatch.setattr("scheduler.retention._PORTIONS_A_RUN", 2)
-    runs = [await Retention(pool, KEPT, portion=2).run_once() for _ in range(3)]
-    assert [run.jobs for run in runs] == [4, 3, 0]
-    assert [run.logs for run in runs] == [4, 3, 0]
+    monkeypatch.setattr("scheduler.retention._PORTIONS_A_TURN", 2)
+    dropped = await Retention(pool, KEPT, portion=2).run_once()
+    assert (dropped.jobs, dropped.logs) == (7, 7), "in two turns"
+    assert await Retention(pool, KEPT, portion=2).run_once() == NOTHING
+
+
+async def test_more_than_can_be_accepted_goes(pool: Pool, user: UUID) -> None:
+    """A day at 4,000 a second is deleted faster than it came, and so are as many idempotency keys."""
+    count = 60_000
+    await pool.execute(
+        """INSERT INTO jobs (id, kind, user_id, function_id, status, result, created_at, finished_at)
+           SELECT (lpad(to_hex((extract(epoch FROM now() - interval '100 days') * 1000)::bigint + n), 12, '0')
+                   || '7000800000000000' || lpad(to_hex(n % 65536), 4, '0'))::uuid,
+                  'invoke', $1, $1, 'succeeded', '\\x31', now() - interval '100 days', now() - interval '100 days'
+           FROM generate_series(1, $2) AS n""",
+        user,
+        count,
+    )
+    await pool.execute(
+        """INSERT INTO idempotency_keys (user_id, key, fingerprint, job_id, expires_at)
+           SELECT $1, n::text, '\\x00', $1, now() - interval '1 day' FROM generate_series(1, $2) AS n""",
+        user,
+        count,
+    )
+    began = time.monotonic()
+    dropped = await Retention(pool, KEPT).run_once()
+    assert (dropped.jobs, dropped.keys) == (count, count)
+    assert 2 * count / (time.monotonic() - began) > 4_000
+
+
+async def test_sessions_and_functions_that_nobody_can_use_again_go(pool: Pool, user: UUID) -> None:
+    for name, expires, revoked in (("kept", 1, None), ("over", -2, None), ("ended", 1, -2), ("just", 1, -0.5)):
+        await pool.execute(
+            """INSERT INTO sessions (id, user_id, refresh_hash, expires_at, revoked_at)
+               VALUES ($1, $2, $3, now() + $4 * interval '1 day', now() + $5 * interval '1 day')""",
+            *(new_id(), user, name.encode(), float(expires), revoked),
+        )
+    functions = {name: new_id() for name in ("live", "young", "with_a_job", "gone")}
+    days = {"live": None, "young": 80.0, "with_a_job": 100.0, "gone": 100.0}
+    for name, function in functions.items():
+        await pool.execute(
+            """INSERT INTO functions (id, user_id, name, deleted_at)
+               VALUES ($1, $2, $3, now() - $4 * interval '1 day')""",
+            *(function, user, name, days[name]),
+        )
+    await accept(pool, [message(user, function_id=functions["with_a_job"])])
+    dropped = await Retention(pool, KEPT).run_once()
+    assert (dropped.sessions, dropped.functions) == (2, 1)
+    left = await pool.fetch("SELECT convert_from(refresh_hash, 'UTF8') AS name FROM sessions")
+    assert {row["name"] for row in left} == {"kept", "just"}
+    assert {row["name"] for row in await pool.fetch("SELECT name FROM functions")} == {"live", "young", "with_a_job"}
 
 
 async def test_months_that_are_over_go_as_a_whole(pool: Pool, user: UUID) -> None:
