@@ -61,6 +61,12 @@ class Versions:
                 await connection.execute(_SQL["move_live"], version)
         return bool(row["status"] == "active")
 
+    async def live(self, function: UUID) -> UUID | None:
+        """The version that ``live`` points at now; None without one, and of a function that was deleted."""
+        with postgres_errors():
+            found: UUID | None = await self._pool.fetchval(_SQL["live_version"], function)
+        return found
+
     async def fail(self, version: UUID, *, reason: str, error: str) -> None:
         with postgres_errors():
             await self._pool.execute(_SQL["fail_version"], version, reason, error)

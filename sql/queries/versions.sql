@@ -54,6 +54,11 @@ WHERE v.id = $1 AND v.status = 'active' AND f.deleted_at IS NULL
 ON CONFLICT (function_id, name) DO UPDATE SET version_id = excluded.version_id
 WHERE (SELECT number FROM versions WHERE id = aliases.version_id) < (SELECT number FROM versions WHERE id = excluded.version_id)
 
+-- name: live_version
+-- The version that live points at, of a function that is not deleted.
+SELECT a.version_id FROM aliases a JOIN functions f ON f.id = a.function_id
+WHERE a.function_id = $1 AND a.name = 'live' AND f.deleted_at IS NULL
+
 -- name: fail_version
 -- Make a version whose build failed failed; the live version stays live.
 UPDATE versions SET status = 'failed', reason = $2, error = $3 WHERE id = $1 AND status = 'building'

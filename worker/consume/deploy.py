@@ -155,8 +155,10 @@ class Deployer:
             await self._prewarm(replace(version, layers=built.layers))
             if not await self._versions.activate(version.id, layers=built.layers, analysis=built.analysis):
                 raise BuildRejected(Reason.BUILD_FAILED, "The version failed or was deleted while it was built.")
-        # Before the job ends: a caller that sees it ended is served by the new version.
-        await self._queue.announce_change(Change(function=version.function_id, live=version.id))
+        # Before the job ends: a caller that sees it ended is served by the new version. It is not this one if a newer
+        # build ended first.
+        live = await self._versions.live(version.function_id)
+        await self._queue.announce_change(Change(function=version.function_id, live=live))
         return {"function_id": str(version.function_id), "version": version.number}
 
     async def _build(self, version: RunnableVersion, add: Callable[[str], None]) -> BuiltVersion:
