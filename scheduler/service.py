@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 _PARTITIONS_S = 3600.0
+_COUNTED = 1000
 _DUE_S = 0.25
 _EXPIRY_S = 1.0
 _RETENTION_S = 60.0
@@ -116,9 +117,19 @@ async def serve(settings: Settings) -> None:
 
 
 async def make_partitions(pool: Pool) -> int:
-    """Make the partitions for the records of the coming months; how many were new."""
+    """Make the partitions for the records of the coming months; how many were new.
+
+    Records of other months, which a process with a wrong clock accepted, are kept and logged as an error."""
+    sql = queries("leases")
     with postgres_errors():
-        return int(await pool.fetchval(queries("leases")["make_partitions"]))
+        made = int(await pool.fetchval(sql["make_partitions"]))
+        astray = int(await pool.fetchval(sql["count_without_month"], _COUNTED))
+    if astray:
+        log.error(
+            "records are months away from now: an API process's clock is wrong, or was",
+            extra={"at_least": astray},
+        )
+    return made
 
 
 async def watch_policy(redis: Redis) -> None:

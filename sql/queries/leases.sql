@@ -20,3 +20,8 @@ SELECT setval('queue_generation', greatest(nextval('queue_generation'), $1::bigi
 -- name: make_partitions
 -- Make the partitions for the records of this month and the next ones.
 SELECT make_month_partitions((now() AT TIME ZONE 'UTC')::date, 3)
+
+-- name: count_without_month
+-- Records whose month has no partition, counted up to $1 a table.
+SELECT (SELECT count(*) FROM (SELECT FROM invocations_default LIMIT $1) AS attempts)
+     + (SELECT count(*) FROM (SELECT FROM logs_default LIMIT $1) AS lines)

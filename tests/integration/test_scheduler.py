@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
@@ -20,7 +21,7 @@ from scheduler.reconcile import Reconciler
 from scheduler.service import make_partitions
 from shared.embedded.redis import EmbeddedRedis
 from shared.errors import Unavailable
-from shared.ids import new_id, short
+from shared.ids import lowest_id, new_id, short
 from shared.jobs import JobStatus
 from shared.postgres.jobs import LOWEST_ID, Jobs
 from shared.postgres.pool import Pool, close_pool, open_pool
@@ -515,6 +516,32 @@ async def test_months_of_records_are_made_ahead_and_only_once(pool: Pool) -> Non
     now = datetime.now(UTC)
     for at in (now, now + timedelta(days=31)):
         assert await pool.fetchval("SELECT to_regclass($1)", f"invocations_{at:%Y_%m}") is not None
+
+
+async def test_records_that_a_clock_months_ahead_left_are_told_of_and_get_their_month(
+    pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = await new_user(pool)
+    ahead = datetime.now(UTC) + timedelta(days=150)
+    tail = new_id().int & ((1 << 80) - 1)
+    job = message(user, id=UUID(int=lowest_id(ahead).int | tail))
+    await Jobs(pool).settle([record(job, logs=orjson.dumps([("stdout", "info", "said")]))])
+    assert await pool.fetchval("SELECT count(*) FROM invocations_default") == 1
+    await make_partitions(pool)
+    assert "records are months away from now: an API process's clock is wrong, or was" in caplog.messages
+    caplog.clear()
+    # The month comes.
+    assert await pool.fetchval("SELECT make_month_partitions($1, 3)", ahead.date()) >= 2
+    await make_partitions(pool)
+    assert caplog.messages == []
+    for table in ("invocations", "logs"):
+        assert await pool.fetchval(f"SELECT count(*) FROM {table}_{ahead:%Y_%m} WHERE job_id = $1", job.id) == 1
+        assert await pool.fetchval(f"SELECT count(*) FROM {table} WHERE job_id = $1", job.id) == 1
+        found = await pool.fetch(
+            "SELECT indexdef FROM pg_indexes WHERE tablename = ANY ($1)",
+            [f"{table}_default", f"{table}_{ahead:%Y_%m}"],
+        )
+        assert len(found) == 2 * len({row["indexdef"].partition(" USING ")[2] for row in found}), "the same indexes"
 
 
 async def test_record_of_a_month_without_a_partition_is_kept(pool: Pool, jobs: Jobs, user: UUID) -> None:
