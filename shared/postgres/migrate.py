@@ -1,5 +1,9 @@
 """Schema migrations: plain SQL files, forward only, each applied once in its own transaction.
 
+An index on a table that may be large is made by ``CREATE INDEX CONCURRENTLY``, during which others go on writing, in a
+file whose first line is ``-- outside a transaction``. It consists of statements that end with their line, each of which
+may be made again: one that was broken off is made again from the first.
+
 Processes older than a file whose first line is ``-- breaking`` cannot serve its schema. A process refuses a schema that
 lacks a migration it knows, or has a breaking one that it does not know; newer additive ones are fine.
 """
@@ -18,6 +22,7 @@ import asyncpg
 from shared.errors import Misconfigured
 from shared.postgres.pool import Connection, postgres_errors
 
+_LOCK_RETRY_S = 0.1
 _LOCK_KEY = 0x636F6E74  # any number that no other lock uses
 _FILE = re.compile(r"^(\d{4})_[a-z0-9]+(_[a-z0-9]+)+\.sql$")
 
@@ -46,6 +51,13 @@ class Migration:
     def breaking(self) -> bool:
         return self.text.startswith("-- breaking")
 
+    @property
+    def statements(self) -> list[str] | None:
+        """Those to be made one by one outside a transaction; None for a file that is made as a whole within one."""
+        if not self.text.startswith("-- outside a transaction"):
+            return None
+        return [part.strip() for part in self.text.split(";\n") if part.strip()]
+
 
 def known_migrations() -> list[Migration]:
     """The migrations of this release, in order; raises ``ValueError`` for a gap or a misnamed file."""
@@ -73,7 +85,10 @@ async def migrate(dsn: str, *, lock_timeout_s: float = 5, statement_timeout_s: f
         connection = await asyncpg.connect(dsn, timeout=10)
     try:
         with postgres_errors():
-            await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
+            # Asked again and again: to wait for it in Postgres would be a transaction, for which an index that is made
+            # concurrently waits in turn.
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY):  # noqa: ASYNC110
+                await asyncio.sleep(_LOCK_RETRY_S)
             await connection.execute(_LEDGER)
             applied = await _applied(connection)
             done = []
@@ -85,21 +100,32 @@ async def migrate(dsn: str, *, lock_timeout_s: float = 5, statement_timeout_s: f
                             f"{migration.name} differs from what was applied; migrations are not edited"
                         )
                     continue
-                async with connection.transaction():
-                    await connection.execute(f"SET LOCAL lock_timeout = '{int(lock_timeout_s * 1000)}ms'")
-                    await connection.execute(f"SET LOCAL statement_timeout = '{int(statement_timeout_s * 1000)}ms'")
-                    await connection.execute(migration.text)
-                    await connection.execute(
-                        "INSERT INTO schema_migrations (number, name, checksum, breaking) VALUES ($1, $2, $3, $4)",
-                        migration.number,
-                        migration.name,
-                        migration.checksum,
-                        migration.breaking,
-                    )
+                await connection.execute(f"SET lock_timeout = '{int(lock_timeout_s * 1000)}ms'")
+                await connection.execute(f"SET statement_timeout = '{int(statement_timeout_s * 1000)}ms'")
+                if migration.statements is None:
+                    async with connection.transaction():
+                        await connection.execute(migration.text)
+                        await _note(connection, migration)
+                else:
+                    # An index that is made concurrently waits for others' transactions, not for their locks alone.
+                    await connection.execute("SET lock_timeout = 0")
+                    for statement in migration.statements:
+                        await connection.execute(statement)
+                    await _note(connection, migration)
                 done.append(migration.name)
             return done
     finally:
         await connection.close()
+
+
+async def _note(connection: Connection, migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO schema_migrations (number, name, checksum, breaking) VALUES ($1, $2, $3, $4)",
+        migration.number,
+        migration.name,
+        migration.checksum,
+        migration.breaking,
+    )
 
 
 async def check_schema(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -85,6 +86,46 @@ async def test_several_at_once_apply_each_migration_once(empty: str) -> None:
     connection = await asyncpg.connect(empty)
     await check_schema(connection)
     await connection.close()
+
+
+async def test_writers_go_on_while_an_index_is_made_and_one_that_was_broken_off_is_made_again(empty: str) -> None:
+    await migrate(empty)
+    writer, other, watcher = [await asyncpg.connect(empty) for _ in range(3)]
+    try:
+        await watcher.execute("DROP INDEX sessions_over; DELETE FROM schema_migrations WHERE number = 11")
+        # As a server that ended in the middle leaves it.
+        await watcher.execute("CREATE INDEX sessions_over ON sessions (id)")
+        insert = "INSERT INTO users (id, email, username, password_hash) VALUES ($1, $2, $3, '-')"
+        session = "INSERT INTO sessions (id, user_id, refresh_hash, expires_at) VALUES ($1, $1, '', now())"
+        one = uuid4()
+        async with writer.transaction():
+            await writer.execute(insert, one, "a@b.c", "ab")
+            await writer.execute(session, one)
+            making = [asyncio.create_task(migrate(empty)) for _ in range(2)]
+            waits = (
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%CONCURRENTLY%' AND wait_event_type = 'Lock'"
+            )
+            async with asyncio.timeout(20):
+                while not await watcher.fetchval(waits):
+                    await asyncio.sleep(0.02)
+            two = uuid4()
+            await other.execute(insert, two, "c@d.e", "cd")
+            await asyncio.wait_for(other.execute(session, two), 5)
+        done = await asyncio.wait_for(asyncio.gather(*making), 30)
+        assert sorted(map(len, done)) == [0, 1]
+        assert await watcher.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'sessions_over'::regclass")
+        found = await watcher.fetchval("SELECT indexdef FROM pg_indexes WHERE indexname = 'sessions_over'")
+        assert "LEAST" in found
+    finally:
+        for connection in (writer, other, watcher):
+            await connection.close()
+
+
+def test_an_index_on_a_table_that_is_there_is_made_while_others_write() -> None:
+    for migration in known_migrations()[10:]:
+        new = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", migration.text)
+        made = re.findall(r"CREATE (?:UNIQUE )?INDEX (CONCURRENTLY )?(?:IF NOT EXISTS )?\w+ ON (\w+)", migration.text)
+        assert [table for concurrently, table in made if not concurrently and table not in new] == [], migration.name
 
 
 async def test_migration_that_was_edited_after_it_was_applied_is_refused(database: str, connection: Any) -> None:
