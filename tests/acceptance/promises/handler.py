@@ -1,0 +1,7 @@
+from probe import answer
+
+print("imported")
+
+
+def handler(event, context):
+    return answer(event["body"]["do"], event["body"]["with"])
