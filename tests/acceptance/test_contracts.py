@@ -540,16 +540,17 @@ async def test_commands_run_through_the_platform(database: str, redis_url: str, 
     async with Platform(database_url=database, redis_url=redis_url, engine="docker", env=env) as platform:
         async with platform.client() as client:
             await client.register()
-            settings = {"runtime": "dart", "handler": "bin/main.dart", "timeout_s": 3, "memory_mb": 64}
-            deployed = await client.deploy("command", archive=archive, settings=settings)
-            assert deployed.status == 201, deployed
+            for name, timeout_s in (("command", 20), ("short", 3)):  # eight at a time take a while on two processors
+                settings = {"runtime": "dart", "handler": "bin/main.dart", "timeout_s": timeout_s, "memory_mb": 64}
+                deployed = await client.deploy(name, archive=archive, settings=settings)
+                assert deployed.status == 201, deployed
             values = list(range(8))
             answers = await asyncio.gather(*(client.invoke("command", {"do": "echo", "with": one}) for one in values))
-            assert [answer.json["result"] for answer in answers] == values, answers
+            assert [answer.json.get("result") for answer in answers] == values, answers
             failed = (await client.invoke("command", {"do": "fail", "with": "no"})).json
             assert (failed["success"], failed["reason"]) == (False, "handler_error")
             assert failed["error"]["message"] == "Function execution failed: no"
-            late = (await client.invoke("command", {"do": "sleep"})).json
+            late = (await client.invoke("short", {"do": "sleep"})).json
             assert (late["reason"], late["error"]["message"]) == ("timeout", "Function execution timed out (3000ms)")
         async with Docker() as docker:
             label = f"containerpub.installation={platform.installation}"

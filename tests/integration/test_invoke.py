@@ -154,8 +154,13 @@ async def test_q2_what_waits_for_any_function_counts(database: str, redis_url: s
         for name in ("one", "two"):  # one runs, nine are parked
             answers = await asyncio.gather(*(client.invoke(name, 30, prefer="respond-async") for _ in range(10)))
             assert {answer.status for answer in answers} == {202}
-        *_, refused = [await client.invoke("three", 30, prefer="respond-async") for _ in range(4)]
-        assert (refused.status, refused.json["code"]) == (429, "queue_full")
+        # One runs and two wait, and those that the queue has not got yet when the next is accepted.
+        answers = [await client.invoke("three", 30, prefer="respond-async") for _ in range(10)]
+        accepted = [answer for answer in answers if answer.status == 202]
+        assert 3 <= len(accepted) < 10, answers
+        assert {(answer.status, answer.json["code"]) for answer in answers if answer not in accepted} == {
+            (429, "queue_full")
+        }
 
 
 async def test_q2_user_over_the_queue_quota_is_refused_and_others_are_not(database: str, redis_url: str) -> None:

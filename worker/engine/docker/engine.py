@@ -322,6 +322,7 @@ class DockerEngine:
     ) -> AttachedSandbox:
         """Start a container. ``new_env`` is given how to connect, ``folders`` are mounted at the root."""
         folder, uid = self._folders.folder(sandbox_id), self._users.of(sandbox_id)
+        home = self._code_folders.home(sandbox_id)
         labels = {
             LABEL_INSTALLATION: self._config.installation,
             LABEL_WORKER: self._config.worker_id,
@@ -338,7 +339,7 @@ class DockerEngine:
                 working_dir=_WORKING_DIR,
                 env=new_env({"address": f"{_MOUNT}/{SOCKET_NAME}", "token": rendezvous.token}),
                 labels=labels,
-                binds=[f"{folder}:{_MOUNT}:ro", *etc_binds(folder, uid, hosts=namespace is None)],
+                binds=[f"{folder}:{_MOUNT}:ro", *etc_binds(home, uid, hosts=namespace is None)],
                 memory_mb=size.memory_mb,
                 tmp_mb=size.tmp_mb,
                 cpus=size.cpus,
@@ -349,9 +350,8 @@ class DockerEngine:
             )
 
         def new_vessel() -> Container:
-            owned = [folder, self._code_folders.home(sandbox_id)]
             name, turns = f"containerpub-{sandbox_id}", self._turns
-            return Container(self._client().containers, name, owned, new_config, turns, namespace)
+            return Container(self._client().containers, name, [folder, home], new_config, turns, namespace)
 
         self._runs(sandbox_id, image)
         try:

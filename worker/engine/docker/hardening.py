@@ -98,7 +98,7 @@ def container_config(
             {"Name": name, "Soft": limit, "Hard": limit}
             for name, limit in (
                 ("nofile", OPEN_FILES),
-                ("fsize", FILE_BYTES if keeps_result else max(FILE_BYTES, tmp_bytes)),
+                ("fsize", FILE_BYTES if keeps_result else max(FILE_BYTES, memory_bytes)),
                 ("core", 0),
                 ("memlock", LOCKED_BYTES),
             )

@@ -211,7 +211,7 @@ class ProcessEngine:
             "AS": (size.memory_mb + recipe.address_space_extra_mb) * 1024**2,
             "DATA": (size.memory_mb + recipe.data_extra_mb) * 1024**2,
             "NOFILE": _OPEN_FILES,
-            "FSIZE": max(_FILE_BYTES, size.tmp_mb * 1024**2),
+            "FSIZE": max(_FILE_BYTES, size.memory_mb * 1024**2),
             "CORE": 0,
             "CPU": _CPU_S,
         }
