@@ -6,12 +6,10 @@ A refresh token is ``<session>.<random>``; Postgres has only its SHA-256.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,6 +17,7 @@ from uuid import UUID
 import bcrypt
 import jwt
 
+from api.password_hashing import PasswordHashing
 from api.single_flight import SingleFlight
 from shared.errors import Invalid, TooMany, Unauthenticated, Unavailable
 from shared.ids import new_id
@@ -52,17 +51,18 @@ class Accounts:
         self._queue = queue
         self._settings = settings
         self._key = settings.jwt_secret.get_secret_value().encode()
-        # bcrypt takes a quarter of a second: it gets threads of its own, so that no file work waits behind log-ins.
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bcrypt")
+        self._hashing = PasswordHashing()
         self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(settings.bcrypt_cost))
         self._known: dict[str, tuple[float, Caller]] = {}
         self._asked: SingleFlight[Caller] = SingleFlight()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._hashing.close()
 
-    async def register(self, *, email: str, username: str, password: str) -> dict[str, Any]:
-        """:returns: tokens. :raises Invalid: for a password that bcrypt would cut."""
+    async def register(self, *, email: str, username: str, password: str, address: str) -> dict[str, Any]:
+        """:returns: tokens. :raises Invalid: for a password that bcrypt would cut.
+        :raises TooMany: if too many hashes are to be made.
+        """
         data = password.encode()
         if len(data) > MAX_PASSWORD_BYTES:
             raise Invalid(
@@ -71,7 +71,7 @@ class Accounts:
         if b"\0" in data:
             raise Invalid("The password may not contain a NUL character.", code="invalid_password", field="password")
         salt = bcrypt.gensalt(self._settings.bcrypt_cost)
-        hashed = await self._in_thread(bcrypt.hashpw, data, salt)
+        hashed = await self._hashing.run(address, bcrypt.hashpw, data, salt)
         user = await self._users.register(
             email=email, username=username, password_hash=hashed.decode(), max_users=self._settings.max_users
         )
@@ -84,7 +84,7 @@ class Accounts:
         data = password.encode()
         fits = len(data) <= MAX_PASSWORD_BYTES and b"\0" not in data
         hashed = self._dummy_hash if found is None else found[1].encode()
-        matches = await self._in_thread(bcrypt.checkpw, data if fits else b"", hashed)
+        matches = await self._hashing.run(address, bcrypt.checkpw, data if fits else b"", hashed)
         if found is None or not fits or not matches:
             raise Unauthenticated("The e-mail address or the password is wrong.", code="wrong_credentials")
         return await self._open_session(found[0])
@@ -197,9 +197,6 @@ class Accounts:
                 code="too_many_logins",
                 retry_after_s=max(1, left_s),
             )
-
-    async def _in_thread(self, function: Any, *args: bytes) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
 def _sha256(text: str) -> bytes:

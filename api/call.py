@@ -17,25 +17,39 @@ from shared.settings import Settings
 class BodyLimit:
     """The largest body of an operation, in bytes once it is unpacked.
 
-    :param code: the error's code for a larger body. :param field: the error's ``field``.
+    :param code: the error's code for a larger body. :param field: the error's ``field``. :param instead: what a caller
+        who has more can do.
     """
 
     most: Callable[[Settings], int]
     code: str = "too_large"
     field: str | None = None
+    instead: str = ""
 
     def check(self, size: int | None, most: int) -> None:
         """:raises TooLarge: if ``size``, where it is known, is more than ``most``."""
         if size is not None and size > most:
-            raise TooLarge(f"The body of this call may have at most {most} bytes.", code=self.code, field=self.field)
+            raise TooLarge(
+                f"The body of this call may have at most {most} bytes.{self.instead}",
+                code=self.code,
+                field=self.field,
+                extra={"max_bytes": most},
+            )
 
 
 SMALL_BYTES = 4096
 UPLOAD_FIELDS_BYTES = 128 * 1024
 SMALL = BodyLimit(most=lambda settings: SMALL_BYTES)
-EVENT = BodyLimit(most=lambda settings: settings.max_body_bytes)
+EVENT = BodyLimit(
+    most=lambda settings: settings.max_body_bytes,
+    instead=" Larger input goes into a store that the function can read: put its URL into the event, and give the "
+    'function network = "egress"; or deploy it with the function. An operator raises the limit with MAX_BODY_BYTES.',
+)
 UPLOAD = BodyLimit(
-    most=lambda settings: settings.max_upload_bytes + UPLOAD_FIELDS_BYTES, code="upload_too_large", field="archive"
+    most=lambda settings: settings.max_upload_bytes + UPLOAD_FIELDS_BYTES,
+    code="upload_too_large",
+    field="archive",
+    instead=" Leave out what the function does not need; an operator raises the limit with MAX_UPLOAD_BYTES.",
 )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, EmailStr, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
+from api.event_members import Base64, Headers, Query
 from shared.jobs import JobKind, JobStatus, Missing, Reason
 from shared.postgres.deliveries import DeliveryStatus
 
@@ -16,6 +18,9 @@ class Body(BaseModel):
     """A request body: unknown members are refused, so that a misspelt one is not ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    unknown_member: ClassVar[str] = ""
+    """What to say to a caller who sent a member that there is not."""
 
 
 class NoBody(Body):
@@ -40,13 +45,24 @@ class RefreshBody(Body):
 
 
 class InvokeBody(Body):
-    """The event; ``body`` is any JSON value."""
+    """The event. ``body`` is any JSON value; ``body_base64`` stands in its place for bytes."""
+
+    unknown_member: ClassVar[str] = 'What a function is to be called with stands in body: {"body": …}.'
 
     body: Any = None
-    query: dict[str, Any] | None = None
-    headers: dict[str, Any] | None = None
+    body_base64: Base64 | None = None
+    query: Query | None = None
+    headers: Headers | None = None
     method: str | None = None
     path: str | None = None
+
+    @field_validator("body_base64")
+    @classmethod
+    def one_body(cls, value: Any, others: ValidationInfo) -> Any:
+        """Two bodies are refused: a runtime reads one of them."""
+        if value is not None and others.data.get("body") is not None:
+            raise PydanticCustomError("two_bodies", "stands in place of body; send one of the two")
+        return value
 
 
 class InvokeBatchBody(Body):
@@ -168,6 +184,7 @@ class JobView(BaseModel):
     status: JobStatus
     reason: Reason | None
     function_id: UUID
+    function: str | None
     version: int | None
     attempt: int
     progress: Progress | None

@@ -11,6 +11,7 @@ from uuid import UUID
 from aiohttp import web
 
 from api.admission import LOOK_S
+from api.client_address import client_address
 from api.keys import QUEUE, RATE_HEADERS, SETTINGS
 from shared.errors import TooMany, Unavailable
 from shared.functions import FunctionSettings
@@ -25,7 +26,9 @@ async def within_address_rate(request: web.Request) -> None:
     own = request.app[SETTINGS]
     if not own.rate_per_second_per_address:
         return
-    bucket = Bucket.of(f"address:{request.remote}", own.rate_per_second_per_address, own.rate_burst_per_address)
+    bucket = Bucket.of(
+        f"address:{client_address(request)}", own.rate_per_second_per_address, own.rate_burst_per_address
+    )
     taken = await _taken(request, [bucket], 1)
     if taken is not None and taken.wait_s:
         raise TooMany("Too many calls from this address.", code="rate_limited", retry_after_s=taken.wait_s)

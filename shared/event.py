@@ -40,19 +40,31 @@ def describe(event: dict[str, Any]) -> dict[str, Any]:
     Long values are shortened and long lists cut, so that a record stays small whatever was sent.
     """
     described: dict[str, Any] = {}
-    headers = event.get("headers")
-    if isinstance(headers, dict) and headers:
-        kept = {_short(name).lower(): _short(value) for name, value in list(headers.items())[:_MAX_ITEMS]}
+    headers = _named(event.get("headers"))
+    if headers:
+        kept = {name.lower(): value for name, value in headers.items()}
         described["headers"] = {name: value for name, value in kept.items() if name not in _CREDENTIALS}
         if "content-type" in kept:
             described["content_type"] = kept["content-type"]
     query = event.get("query")
-    if isinstance(query, dict) and query:
-        described["query"] = {_short(name): _short(value) for name, value in list(query.items())[:_MAX_ITEMS]}
+    if isinstance(query, str) and query:
+        described["query"] = _short(query)
+    elif named := _named(query):
+        described["query"] = named
     for name in ("method", "path"):
         if event.get(name) is not None:
             described[name] = _short(event[name])
     return described
+
+
+def _named(given: object) -> dict[str, str]:
+    """Names and values of an object, or of a list of pairs, in which a name may be repeated."""
+    if isinstance(given, dict):
+        return {_short(name): _short(value) for name, value in list(given.items())[:_MAX_ITEMS]}
+    found: dict[str, list[object]] = {}
+    for name, value in given[:_MAX_ITEMS] if isinstance(given, list) else ():
+        found.setdefault(_short(name), []).append(value)
+    return {name: _short(values[0] if len(values) == 1 else values) for name, values in found.items()}
 
 
 def describe_payload(payload: bytes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from shared.errors import Invalid
 from shared.layers import VersionLayers
 from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
+from shared.textfile import NotText, text_of
 
 Network = Literal["none", "egress"]
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$"
@@ -126,13 +127,7 @@ def project_settings(
         name = found
         merged.update(values)
     if overrides is not None:
-        try:
-            values = orjson.loads(overrides)
-        except orjson.JSONDecodeError as error:
-            raise Invalid(f"settings is not JSON: {error}", code="invalid_settings", field="settings") from error
-        if not isinstance(values, dict):
-            raise Invalid("settings must be a JSON object.", code="invalid_settings", field="settings")
-        merged.update(values)
+        merged.update(_json_object(overrides))
     merged.setdefault("handler", "" if merged["runtime"] == DOCKERFILE else "main:handler")
     try:
         result = FunctionSettings.model_validate(merged)
@@ -164,6 +159,23 @@ def project_settings(
     return result, name
 
 
+def handler_folder(overrides: bytes | None) -> str | None:
+    """The folder of the handler's module, where the request of a deploy names a handler."""
+    values = _json_object(overrides) if overrides is not None else {}
+    folder, slash, _ = str(values.get("handler", "")).partition(":")[0].replace(".", "/").partition("/")
+    return folder if slash else None
+
+
+def _json_object(text: bytes) -> dict[str, object]:
+    try:
+        values = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"settings is not JSON: {error}", code="invalid_settings", field="settings") from error
+    if not isinstance(values, dict):
+        raise Invalid("settings must be a JSON object.", code="invalid_settings", field="settings")
+    return values
+
+
 def _check_egress(settings: Settings) -> None:
     if settings.engine == "process":
         raise Invalid(
@@ -182,10 +194,9 @@ def _check_egress(settings: Settings) -> None:
 
 def _read_project_file(name: str, content: bytes) -> dict[str, object]:
     try:
-        if name.endswith(".toml"):
-            return dict(tomllib.loads(content.decode("utf-8")))
-        values = orjson.loads(content)
-    except (tomllib.TOMLDecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = text_of(content)
+        values = tomllib.loads(text) if name.endswith(".toml") else orjson.loads(text)
+    except (tomllib.TOMLDecodeError, orjson.JSONDecodeError, NotText, RecursionError) as error:
         raise Invalid(f"{name} cannot be read: {error}", code="invalid_settings", field=name) from error
     if not isinstance(values, dict):
         raise Invalid(f"{name} must hold an object.", code="invalid_settings", field=name)

@@ -179,6 +179,7 @@ class Job:
     priority: int = 0
     expires_at: datetime | None = None  # by when it must have started
     redrive_of: UUID | None = None  # the failed job that this one repeats
+    function_name: str | None = None  # of a job that is read for its user
     missing: Missing | None = None  # why result and error are left out, though the job has them
     callback_url: str | None = None  # the caller's own; the function's settings may have another
     chained_from: UUID | None = None  # the job that this one follows

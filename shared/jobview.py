@@ -26,6 +26,7 @@ def job_view(
         "status": job.status,
         "reason": job.reason,
         "function_id": job.function_id,
+        "function": job.function_name,
         "version": job.version,
         "attempt": job.attempt,
         "progress": progress,

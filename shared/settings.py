@@ -79,6 +79,11 @@ class Settings(BaseModel):
     max_users: Annotated[int, Field(ge=0)] = _setting(0, "How many accounts may register; 0: no limit.")
     login_attempts_per_minute: Positive = _setting(10, "Log-ins a minute for one account and address.")
     bcrypt_cost: Annotated[int, Field(ge=4, le=16)] = _setting(12, "Work factor of password hashes.")
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        "Networks of the proxies before the API, separated by commas: limits of an address count by what these write "
+        "into `X-Forwarded-For`; empty: by the address of the connection.",
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), "Origins that browsers may call from, separated by commas; empty: none."
     )
@@ -105,13 +110,6 @@ class Settings(BaseModel):
         "another one's flood; none where there are not more slots than that.",
     )
     functions_dir: Path = _setting(Path("./data/artifacts"), "Folder of the local artifact store.")
-    function_database_url: SecretStr = _setting(
-        SecretStr(""), "Database that functions get as `DATABASE_URL`; empty: none."
-    )
-    function_db_max_connections: Positive = _setting(
-        5, "Connections one sandbox should hold, told it as `DB_MAX_CONNECTIONS`."
-    )
-    function_db_timeout_ms: Positive = _setting(5000, "Statement timeout that functions are told as `DB_TIMEOUT_MS`.")
 
     function_egress: bool = _setting(True, 'Whether a function may have a network, by `network = "egress"`.')
     function_egress_allow: tuple[str, ...] = _setting(
@@ -327,6 +325,7 @@ class Settings(BaseModel):
         "function_egress_deny",
         "dockerfile_base_images",
         "callback_allow",
+        "trusted_proxies",
         "worker_queues",
         mode="before",
     )
@@ -354,7 +353,7 @@ class Settings(BaseModel):
                 raise ValueError(f"{part} is no IPv4 network; write it as 10.1.2.0/24 or 10.1.2.3") from error
         return value
 
-    @field_validator("callback_allow")
+    @field_validator("callback_allow", "trusted_proxies")
     @classmethod
     def _are_networks_of_either_kind(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for part in value:
@@ -432,6 +431,11 @@ class Settings(BaseModel):
     def callback_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """Those of ``CALLBACK_ALLOW``."""
         return tuple(map(ip_network, self.callback_allow))
+
+    @property
+    def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Those of ``TRUSTED_PROXIES``."""
+        return tuple(map(ip_network, self.trusted_proxies))
 
     @property
     def index_hosts(self) -> tuple[str, ...] | None:

@@ -127,7 +127,7 @@ class Service:
             ),
         )
         self._open.push_async_callback(pool.close)
-        specs = Specs(function_environment(settings))
+        specs = Specs(())  # no function gets an address or a password of a database that others use too
         subscribers = Subscribers(self._redis, settings.keyring)
         serves_invokes = "invoke" in settings.worker_queues
 
@@ -341,16 +341,4 @@ def dockerfile_config(settings: Settings) -> DockerfileConfig | None:
         cgroup_parent=settings.dockerfile_cgroup_parent,
         max_processes=settings.dockerfile_max_processes,
         min_free_bytes=settings.dockerfile_min_free_bytes,
-    )
-
-
-def function_environment(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """The variables with which functions find their database, if there is one."""
-    url = settings.function_database_url.get_secret_value()
-    if not url:
-        return ()
-    return (
-        ("DATABASE_URL", url),
-        ("DB_TIMEOUT_MS", str(settings.function_db_timeout_ms)),
-        ("DB_MAX_CONNECTIONS", str(settings.function_db_max_connections)),
     )

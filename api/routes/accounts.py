@@ -6,6 +6,7 @@ from aiohttp import web
 
 from api import models, params
 from api.call import Call
+from api.client_address import client_address
 from api.keys import ACCOUNTS
 from api.operation import Operation
 from shared.errors import Invalid
@@ -14,14 +15,16 @@ from shared.scopes import Scope
 
 async def register(request: web.Request, call: Call) -> web.Response:
     body: models.RegisterBody = call.body
-    tokens = await request.app[ACCOUNTS].register(email=str(body.email), username=body.username, password=body.password)
+    tokens = await request.app[ACCOUNTS].register(
+        email=str(body.email), username=body.username, password=body.password, address=client_address(request)
+    )
     return params.answer(tokens, status=201)
 
 
 async def login(request: web.Request, call: Call) -> web.Response:
     body: models.LoginBody = call.body
     tokens = await request.app[ACCOUNTS].login(
-        email=body.email.strip(), password=body.password, address=request.remote or ""
+        email=body.email.strip(), password=body.password, address=client_address(request)
     )
     return params.answer(tokens)
 

@@ -19,6 +19,7 @@ from shared.ids import new_id
 from shared.jsontext import elements, member
 from shared.queue.message import now_ms
 from shared.scopes import Scope
+from shared.settings import Settings
 from shared.submission.submission import Submission
 
 _LEVELS = 2  # around an event: the list and the object that it is in
@@ -33,28 +34,19 @@ async def invoke_batch(request: web.Request, call: Call) -> web.Response:
     app = request.app
     caller = call.caller
     settings = app[SETTINGS]
-    data = call.data
-    document = params.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
-    items = params.validate(models.InvokeBatchBody, document).items
-    if not 1 <= len(items) <= settings.max_batch:
-        raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
+    events = await _events(call.data, settings)
     if (name := "Idempotency-Key") in request.headers:
         raise BadRequest(f"{name} is not a parameter of a batch.", code="unknown_parameter", field=name)
     callback_url = params.callback_url(request, settings.callback_networks)
-    texts = await asyncio.to_thread(_texts, data)
-    if len(texts) != len(items):
-        raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
     target, version_id, function_settings = await app[RESOLVER].resolve(caller.user.id, request.match_info["function"])
     accepted_ms = now_ms()
     # A user's jobs wait in the order of their ids, and ids of one millisecond are in random order.
-    ids = sorted(new_id() for _ in items)
+    ids = sorted(new_id() for _ in events)
     submissions: list[Submission] = []
     entries: list[dict[str, Any]] = []
-    for item, text, job_id in zip(items, texts, ids, strict=True):
-        try:
-            params.validate(models.InvokeBody, item)
-        except Invalid as error:
-            entries.append({"error": {"code": error.code, "detail": error.message, "field": error.field}})
+    for event, job_id in zip(events, ids, strict=True):
+        if isinstance(event, dict):
+            entries.append(event)
             continue
         submission = Submission(
             id=job_id,
@@ -63,7 +55,7 @@ async def invoke_batch(request: web.Request, call: Call) -> web.Response:
             version_id=version_id,
             concurrency=function_settings.concurrency,
             accepted_ms=accepted_ms,
-            payload=complete(text, item),
+            payload=event,
             callback_url=callback_url,
         )
         submissions.append(submission)
@@ -74,6 +66,29 @@ async def invoke_batch(request: web.Request, call: Call) -> web.Response:
     await app[ADMISSION].admit(caller.user.id, len(submissions))
     await app[SUBMITTER].submit_together(submissions)
     return params.answer({"items": entries}, status=202)
+
+
+async def _events(data: bytes, settings: Settings) -> list[bytes | dict[str, Any]]:
+    """The events of a batch as JSON texts; in place of one that is not as it must be, what the answer says of it.
+
+    The parsed batch takes many times as much memory, and is freed when this returns, not when the batch is accepted.
+    """
+    document = params.parse_json(data, max_depth=settings.max_json_depth + _LEVELS) if data else {}
+    items = params.validate(models.InvokeBatchBody, document).items
+    if not 1 <= len(items) <= settings.max_batch:
+        raise Invalid(f"items must have 1 to {settings.max_batch} elements.", code="invalid_field", field="items")
+    texts = await asyncio.to_thread(_texts, data)
+    if len(texts) != len(items):
+        raise Invalid("items: write this name without escapes, and once.", code="invalid_field", field="items")
+    return [_event(item, text) for item, text in zip(items, texts, strict=True)]
+
+
+def _event(item: Any, text: bytes) -> bytes | dict[str, Any]:
+    try:
+        params.validate(models.InvokeBody, item)
+    except Invalid as error:
+        return {"error": {"code": error.code, "detail": error.message, "field": error.field}}
+    return complete(text, item)
 
 
 def _texts(data: bytes) -> Sequence[bytes]:

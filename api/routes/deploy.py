@@ -19,7 +19,7 @@ from api.routes.jobs import await_end
 from shared import archive
 from shared.artifacts import artifact_key
 from shared.errors import BadRequest, Invalid, TooLarge, Unavailable
-from shared.functions import NAME_PATTERN, project_settings
+from shared.functions import NAME_PATTERN, handler_folder, project_settings
 from shared.in_thread import finished_in_thread
 from shared.jobs import PLATFORM_REASONS, JobStatus
 from shared.runtimes import DOCKERFILE, known_runtimes
@@ -52,7 +52,15 @@ async def deploy(request: web.Request, call: Call) -> web.Response:
         if upload.archive is None:
             raise BadRequest("The upload has no field archive.", code="missing_field", field="archive")
         canonical_file = folder / "canonical.tar.gz"
-        canonical = await _rewrite(upload.archive, canonical_file, _limits(settings))
+        canonical = await finished_in_thread(
+            partial(
+                archive.rewrite,
+                upload.archive,
+                canonical_file,
+                _limits(settings),
+                own_folder=handler_folder(upload.settings),
+            )
+        )
         function_settings, name = project_settings(
             settings,
             file_name=canonical.project_file_name,
@@ -79,6 +87,7 @@ async def deploy(request: web.Request, call: Call) -> web.Response:
         artifact_sha256=canonical.sha256,
         artifact_bytes=canonical.size_bytes,
         settings=function_settings,
+        notes="".join(f"{note}\n" for note in canonical.notes),
     )
     job_id = None if accepted.job is None else accepted.job.id
     document = {
@@ -131,10 +140,6 @@ async def _receive(request: web.Request, folder: Path, settings: Settings) -> _U
     upload.settings = texts.get("settings") or None
     upload.name = texts.get("name", b"").decode("utf-8", "replace").strip() or None
     return upload
-
-
-async def _rewrite(upload: Path, target: Path, limits: archive.ArchiveLimits) -> archive.CanonicalArchive:
-    return await finished_in_thread(partial(archive.rewrite, upload, target, limits))
 
 
 async def _save(part: BodyPartReader, target: Path, settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from aiohttp import web
@@ -69,7 +68,7 @@ async def start_function(request: web.Request, call: Call) -> web.Response:
 async def _set_status(request: web.Request, caller: Caller, status: Literal["active", "inactive"]) -> web.Response:
     function = await function_of(request, caller)
     app, queue = request.app, request.app[QUEUE]
-    live, updated_at = await app[FUNCTIONS].set_status(function.id, status)
+    live = await app[FUNCTIONS].set_status(function.id, status)
     change = Change(function=function.id, live=live if status == "active" else None)
     app[RESOLVER].changed(change.encode().encode())
     try:
@@ -80,7 +79,7 @@ async def _set_status(request: web.Request, caller: Caller, status: Literal["act
         await queue.announce_change(change)
     except (Unavailable, QueueClosed):
         pass  # the scheduler brings the queue in line, and cached copies of the function expire within seconds
-    return params.answer(function_view(replace(function, status=status, updated_at=updated_at)))
+    return params.answer(function_view(await function_of(request, caller)))
 
 
 async def delete_function(request: web.Request, call: Call) -> web.Response:

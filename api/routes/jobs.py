@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -121,9 +122,9 @@ async def list_jobs(request: web.Request, call: Call) -> web.Response:
         before = HIGHEST_ID if cursor is None else UUID(cursor)
     except (ValueError, AttributeError, TypeError):
         raise params.bad_cursor() from None
-    jobs = await request.app[JOBS].list(user, await asked_for(request, user), before=before, limit=limit + 1)
-    following = params.encode_cursor(str(jobs[limit - 1].id)) if len(jobs) > limit else None
-    return params.answer({"items": await job_views(queue, jobs[:limit]), "next": following})
+    jobs, more = await request.app[JOBS].list(user, await asked_for(request, user), before=before, limit=limit)
+    following = params.encode_cursor(str(jobs[-1].id)) if more else None
+    return params.answer({"items": await job_views(queue, jobs), "next": following})
 
 
 async def asked_for(request: web.Request, user: UUID) -> JobFilter:
@@ -133,7 +134,10 @@ async def asked_for(request: web.Request, user: UUID) -> JobFilter:
     if reference is not None and function is None:
         raise no_such_function(reference)
     status = _one_of(request, "status", JobStatus)
+    first, last = _ids_that_begin(request.query.get("id"))
     where = JobFilter(
+        first=first,
+        last=last,
         function=None if function is None else function.id,
         statuses=None if status is None else [status],
         reason=_one_of(request, "reason", Reason),
@@ -145,6 +149,16 @@ async def asked_for(request: web.Request, user: UUID) -> JobFilter:
     running = [job for name in QUEUES for job in await queue.running_of_user(name, user)]
     where = replace(where, statuses=[JobStatus.QUEUED, JobStatus.RUNNING])
     return replace(where, among=running) if status == JobStatus.RUNNING else replace(where, except_for=running)
+
+
+def _ids_that_begin(text: str | None) -> tuple[UUID | None, UUID | None]:
+    """The first and the last id that begin with ``text``."""
+    if text is None:
+        return None, None
+    digits = text.replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
+        raise BadRequest("id must be the beginning of a job's id.", code="invalid_parameter", field="id")
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 def _one_of(request: web.Request, name: str, known: type[StrEnum]) -> str | None:
@@ -202,17 +216,19 @@ async def cancel_jobs(request: web.Request, call: Call) -> web.Response:
     if where.statuses is None:
         where = replace(where, statuses=[status for status in JobStatus if status not in FINAL])
     most, wait_s = app[SETTINGS].max_batch, app[SETTINGS].dependency_timeout_seconds
-    jobs = await app[JOBS].list(user, where, limit=most + 1)
-    chosen = [job for job in jobs[:most] if job.kind is not JobKind.DELETE]
+    jobs, more = await app[JOBS].list(user, where, limit=most)
+    chosen = [job for job in jobs if job.kind is not JobKind.DELETE]
     ends: list[bool] = []
     for start in range(0, len(chosen), _AT_ONCE):
         ends += await asyncio.gather(*(_cancel(app, job) for job in chosen[start : start + _AT_ONCE]))
     # Wait, so that the caller's next request does not find the same jobs again.
-    await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen))
-    return params.answer({"cancelled": sum(ends), "more": len(jobs) > most})
+    for start in range(0, len(chosen), _AT_ONCE):
+        await asyncio.gather(*(await_end(app, user, job.id, wait_s) for job in chosen[start : start + _AT_ONCE]))
+    return params.answer({"cancelled": sum(ends), "more": more})
 
 
 _STATUS = Parameter(name="status", description="Only jobs in this state.", schema=one_of(JobStatus))
+_ID = Parameter(name="id", description="Only jobs whose id begins with this.")
 FUNCTION = Parameter(name="function", description="Only jobs of this function, by id or name.")
 REASON = Parameter(name="reason", description="Only jobs that failed for this reason.", schema=one_of(Reason))
 
@@ -232,13 +248,7 @@ OPERATIONS = (
         handler=list_jobs,
         scope=Scope.READ,
         summary="List your jobs, newest first",
-        parameters=(
-            _STATUS,
-            FUNCTION,
-            REASON,
-            LIMIT,
-            CURSOR,
-        ),
+        parameters=(_STATUS, FUNCTION, REASON, _ID, LIMIT, CURSOR),
         responses={200: models.JobPage},
     ),
     Operation(

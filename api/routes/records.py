@@ -55,14 +55,14 @@ async def list_logs(request: web.Request, call: Call) -> web.Response:
     if level is not None and level not in LEVELS:
         raise BadRequest(f"level must be one of {', '.join(LEVELS)}.", code="invalid_parameter", field="level")
     before = _position(params.decode_cursor(request.query.get("cursor")), 4) or NEWEST_LOG
-    lines = await request.app[INVOCATIONS].logs(
+    lines, more = await request.app[INVOCATIONS].logs(
         function.id,
         job=_job_filter(request),
         levels=None if level is None else LEVELS[LEVELS.index(level) :],
         before=before,
-        limit=limit + 1,
+        limit=limit,
     )
-    following = params.encode_cursor(lines[limit - 1].position) if len(lines) > limit else None
+    following = params.encode_cursor(lines[-1].position) if more else None
     items = [
         {
             "job_id": line.job_id,
@@ -72,7 +72,7 @@ async def list_logs(request: web.Request, call: Call) -> web.Response:
             "message": line.message,
             "at": line.at,
         }
-        for line in lines[:limit]
+        for line in lines
     ]
     return params.answer({"items": items, "next": following})
 
@@ -110,15 +110,15 @@ async def list_invocations(request: web.Request, call: Call) -> web.Response:
     function = await function_of(request, caller)
     limit = params.page_limit(request, default=settings.default_page, most=settings.max_page)
     before = _position(params.decode_cursor(request.query.get("cursor")), 3) or NEWEST_INVOCATION
-    rows = await request.app[INVOCATIONS].page(
+    rows, more = await request.app[INVOCATIONS].page(
         function.id,
         job=_job_filter(request),
         before=before,
-        limit=limit + 1,
+        limit=limit,
     )
     following = None
-    if len(rows) > limit:
-        last = rows[limit - 1]
+    if more:
+        last = rows[-1]
         following = params.encode_cursor((last["accepted_at"], last["job_id"], last["epoch"]))
     items = [
         {
@@ -139,7 +139,7 @@ async def list_invocations(request: web.Request, call: Call) -> web.Response:
             "started_at": row["started_at"],
             "finished_at": row["finished_at"],
         }
-        for row in rows[:limit]
+        for row in rows
     ]
     return params.answer({"items": items, "next": following})
 

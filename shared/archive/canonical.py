@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from shared.archive import tidy
 from shared.archive.limits import ArchiveLimits
 from shared.archive.member import Member
 from shared.archive.names import PROJECT_FILES, NameSet, too_many_entries, vetted
@@ -33,8 +35,9 @@ class ArchiveEntry(NamedTuple):
     reader: FileContent | None
 
 
-def rewrite(source: Path, target: Path, limits: ArchiveLimits) -> CanonicalArchive:
-    """Read the upload at ``source`` and write the canonical archive of its contents to ``target``.
+def rewrite(source: Path, target: Path, limits: ArchiveLimits, *, own_folder: str | None = None) -> CanonicalArchive:
+    """Read the upload at ``source`` and write the canonical archive of its contents to ``target``. Files that tools add
+    are left out, and a single folder around everything is taken away unless it is ``own_folder``; the notes say so.
 
     Blocks: call it in a thread. ``target`` appears complete or not at all; nothing else is written but nameless
     temporary space beside it, at most ``limits.max_unpacked_bytes``. Memory stays below a few MB.
@@ -52,8 +55,13 @@ def rewrite(source: Path, target: Path, limits: ArchiveLimits) -> CanonicalArchi
                     field="archive",
                     extra={"max_bytes": limits.max_upload_bytes},
                 )
-            staged = _stage(_members(upload, file_bytes, limits), spool, limits)
-            return publish(staged, spool, target)
+            staged, notes = _stage(_members(upload, file_bytes, limits), spool, limits)
+            folder = tidy.top_folder(staged)
+            if folder is not None and folder != own_folder:
+                staged = tidy.unwrapped(staged, folder, limits)
+                notes.append(tidy.taken_out(folder))
+            _check_project_files(staged)
+            return publish(staged, spool, target, notes)
     except OSError as error:
         raise Unavailable("The server could not store the archive; retry later.", code="storage_unavailable") from error
 
@@ -70,7 +78,9 @@ def read_entries(path: Path, limits: ArchiveLimits | None = None) -> Iterator[Ar
     before = b""
     with path.open("rb") as file:
         source = GzipSource(file, max_bytes=limits.max_unpacked_bytes, overflow=lambda: _unpacks_to_more(limits))
-        for member in TarReader(source, limits):
+        for count, member in enumerate(TarReader(source, limits), 1):
+            if count > limits.max_entries:
+                raise too_many_entries(limits)
             name = member.name
             if vetted(name, limits) != name or name.encode() <= before or name.rpartition("/")[0] not in folders:
                 raise broken("it is not in canonical order or form")
@@ -112,33 +122,54 @@ def _members(upload: BinaryIO, file_bytes: int, limits: ArchiveLimits) -> Iterat
     raise rejected("archive_unknown_format", "The upload is not an archive; send a tar.gz, a tar or a zip.")
 
 
-def _stage(members: Iterator[Member], spool: BinaryIO, limits: ArchiveLimits) -> list[Staged]:
+def _stage(members: Iterator[Member], spool: BinaryIO, limits: ArchiveLimits) -> tuple[list[Staged], list[str]]:
     """Check every entry and copy the contents to ``spool``; files and folders in the order in which they are
-    written."""
+    written, and notes on what was left out."""
     names = NameSet(limits)
     files: list[Staged] = []
-    total = 0
-    for count, member in enumerate(members, 1):
-        if count > limits.max_entries:
-            raise too_many_entries(limits)
+    added: list[str] = []
+    total = kept = 0
+    for member in members:  # the readers bound how many there are
         name = vetted(member.name, limits)
+        if tidy.is_added(name):
+            added.append(name)
+            continue
+        kept += 1
+        if kept > limits.max_entries:
+            raise too_many_entries(limits)
         if not name:
             if member.is_folder:
                 continue  # "./", the root itself
             raise rejected("archive_bad_name", "The archive has a file without a name.")
+        content = member.content
+        if not member.is_folder and tidy.may_be_apple_double(name):
+            chunks = iter(content)
+            head = next(chunks, b"")
+            if tidy.is_apple_double(head):
+                added.append(name)
+                kept -= 1
+                continue
+            content = chain((head,), chunks)
         names.add(name, is_folder=member.is_folder)
         if member.is_folder:
             continue
         if total + member.size > limits.max_unpacked_bytes:
             raise _unpacks_to_more(limits)
-        if name in PROJECT_FILES and member.size > MAX_PROJECT_FILE_BYTES:
-            raise rejected(
-                "archive_project_file_too_large", f"{{name}} is larger than {MAX_PROJECT_FILE_BYTES} bytes.", name
-            )
-        for chunk in member.content:
+        for chunk in content:
             spool.write(chunk)
         files.append(Staged(name=name, executable=member.executable, offset=total, size=member.size))
         total += member.size
     if not files:
         raise rejected("archive_empty", "The archive holds no file.")
-    return sorted([*files, *(Staged(name=folder) for folder in names.folders)], key=lambda entry: entry.name.encode())
+    staged = sorted([*files, *(Staged(name=folder) for folder in names.folders)], key=lambda entry: entry.name.encode())
+    return staged, [tidy.left_out(added)] if added else []
+
+
+def _check_project_files(staged: list[Staged]) -> None:
+    for entry in staged:
+        if entry.name in PROJECT_FILES and (entry.size or 0) > MAX_PROJECT_FILE_BYTES:
+            raise rejected(
+                "archive_project_file_too_large",
+                f"{{name}} is larger than {MAX_PROJECT_FILE_BYTES} bytes.",
+                entry.name,
+            )

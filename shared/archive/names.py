@@ -29,6 +29,11 @@ def decoded(raw: bytes) -> str:
         raise rejected("archive_bad_name", "The name {name} is not valid UTF-8; rename the file.", raw) from None
 
 
+def slashed(name: str) -> str:
+    """``name`` with the backslashes of archives from Windows read as what they mean. All checks come after this."""
+    return name.replace("\\", "/")
+
+
 def vetted(name: str, limits: ArchiveLimits) -> str:
     """``name`` relative, without a leading ``./``; ``""`` for the archive's own root.
 

@@ -1,4 +1,4 @@
-"""Bytes out of an untrusted file: as they stand, or out of one gzip member, never more than asked for."""
+"""Bytes out of an untrusted file: as they stand, or out of a gzip file, never more than asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from shared.errors import ContainerPubError
 
 CHUNK_BYTES = 128 * 1024
 _INPUT_BYTES = 32 * 1024
+_MOST_MEMBERS = 16_384  # of a gzip file; a tool that makes a member of every 64 kB needs 4,000 for 250 MB
 
 
 class ByteSource(Protocol):
@@ -18,41 +19,63 @@ class ByteSource(Protocol):
         """Exactly ``size`` bytes, fewer only at the end."""
 
 
-def inflated(file: BinaryIO, compressed_bytes: int | None, wbits: int) -> Iterator[bytes]:
-    """Chunks of at most :data:`CHUNK_BYTES` out of one deflate stream that must end where its input ends.
+def inflated(file: BinaryIO, compressed_bytes: int) -> Iterator[bytes]:
+    """Chunks of at most :data:`CHUNK_BYTES` out of one bare deflate stream that must end where its input ends.
 
-    :param compressed_bytes: how much of ``file`` the stream takes; ``None`` for all the rest.
-    :param wbits: as in :func:`zlib.decompressobj`; 31 has zlib check the gzip header, CRC and length.
+    :param compressed_bytes: how much of ``file`` the stream takes.
     """
-    decompressor = zlib.decompressobj(wbits)
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
     left = compressed_bytes
     pending = b""
     while not decompressor.eof:
         if not pending:
-            pending = file.read(_INPUT_BYTES if left is None else min(left, _INPUT_BYTES))
-            left = None if left is None else left - len(pending)
-        try:
-            # With no input left this still drains what zlib holds back after a chunk was full.
-            chunk = decompressor.decompress(pending, CHUNK_BYTES)
-        except zlib.error:
-            raise broken("its compressed data or checksum is wrong") from None
-        if not pending and not chunk and not decompressor.eof:
-            raise broken("its compressed data ends too early")
+            pending = file.read(min(left, _INPUT_BYTES))
+            left -= len(pending)
+        chunk = _inflate(decompressor, pending)
         pending = decompressor.unconsumed_tail
         if chunk:
             yield chunk
-    if decompressor.unused_data or pending or left or (left is None and file.read(1)):
+    if decompressor.unused_data or pending or left:
         raise broken("there is more data after the end of its compressed data")
 
 
+def gunzipped(file: BinaryIO) -> Iterator[bytes]:
+    """Chunks of at most :data:`CHUNK_BYTES` out of a gzip file: the contents of its members, one after the other
+    (RFC 1952). It must end with a member's end."""
+    pending = b""
+    for _ in range(_MOST_MEMBERS):
+        decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)  # which checks header, CRC and length
+        while not decompressor.eof:
+            pending = pending or file.read(_INPUT_BYTES)
+            chunk = _inflate(decompressor, pending)
+            pending = decompressor.unconsumed_tail
+            if chunk:
+                yield chunk
+        pending = decompressor.unused_data or file.read(_INPUT_BYTES)
+        if not pending:
+            return
+    raise broken("its compressed data has too many parts")
+
+
+def _inflate(decompressor: zlib._Decompress, pending: bytes) -> bytes:
+    try:
+        # With no input left this still drains what zlib holds back after a chunk was full.
+        chunk = decompressor.decompress(pending, CHUNK_BYTES)
+    except zlib.error:
+        raise broken("its compressed data or checksum is wrong") from None
+    if not pending and not chunk and not decompressor.eof:
+        raise broken("its compressed data ends too early")
+    return chunk
+
+
 class GzipSource:
-    """The content of the one gzip member that ``file`` consists of.
+    """The content of the gzip file ``file``.
 
     :param max_bytes: ``overflow()`` is raised as soon as more than this came out.
     """
 
     def __init__(self, file: BinaryIO, *, max_bytes: int, overflow: Callable[[], ContainerPubError]) -> None:
-        self._chunks = inflated(file, None, wbits=31)
+        self._chunks = gunzipped(file)
         self._buffer = bytearray()
         self._budget = max_bytes
         self._overflow = overflow

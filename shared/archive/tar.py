@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shared.archive.limits import ArchiveLimits
 from shared.archive.member import Member
-from shared.archive.names import decoded, too_many_entries
+from shared.archive.names import decoded, slashed, too_many_entries
 from shared.archive.rejection import broken, rejected, too_large
 from shared.archive.source import CHUNK_BYTES, ByteSource
 
@@ -29,7 +29,7 @@ _DECIMAL = re.compile(rb"[0-9]{1,19}\Z")
 
 def stream_overhead(limits: ArchiveLimits) -> int:
     """How many bytes a tar within ``limits`` may have beside its contents: headers, padding, the last record."""
-    return 2 * BLOCK_BYTES * limits.max_entries + 2 * MAX_EXTENSIONS_BYTES + 16 * 1024 * 1024
+    return 2 * BLOCK_BYTES * limits.max_read_entries + 2 * MAX_EXTENSIONS_BYTES + 16 * 1024 * 1024
 
 
 def looks_like_tar(block: bytes) -> bool:
@@ -91,7 +91,7 @@ class TarReader:
                 self._read_extension(kind, self._extension(size), pending)
                 continue
             self._entries += 1
-            if self._entries > self._limits.max_entries:
+            if self._entries > self._limits.max_read_entries:
                 raise too_many_entries(self._limits)
             member, content = self._member(block, kind, size, pending)
             yield member
@@ -102,7 +102,7 @@ class TarReader:
             pending = _Pending()
 
     def _member(self, block: bytes, kind: bytes, size: int, pending: _Pending) -> tuple[Member, FileContent]:
-        name = decoded(_field_name(block) if pending.path is None else pending.path)
+        name = slashed(decoded(_field_name(block) if pending.path is None else pending.path))
         if kind not in (b"0", b"\0", b"5"):
             raise _refused(kind, name)
         if pending.size is not None:

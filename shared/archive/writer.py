@@ -35,6 +35,7 @@ class CanonicalArchive:
     :param unpacked_bytes: of all file contents.
     :param entries: files and folders in the written file, folders that were only implied by a path included.
     :param project_file: content of ``containerpub.toml``, else of ``function.json``, at the top level.
+    :param notes: lines for the build log on how it differs from the upload.
     """
 
     sha256: str
@@ -43,6 +44,7 @@ class CanonicalArchive:
     entries: int
     project_file: bytes | None
     project_file_name: str | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ class _Hashing:
         self._file.flush()
 
 
-def publish(staged: list[Staged], spool: BinaryIO, target: Path) -> CanonicalArchive:
+def publish(staged: list[Staged], spool: BinaryIO, target: Path, notes: Iterable[str] = ()) -> CanonicalArchive:
     """Write ``staged``, in that order, to ``target``, which appears complete or not at all."""
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.", suffix=".tmp")
     try:
@@ -94,6 +96,7 @@ def publish(staged: list[Staged], spool: BinaryIO, target: Path) -> CanonicalArc
         entries=len(staged),
         project_file=project[1] if project else None,
         project_file_name=project[0] if project else None,
+        notes=tuple(notes),
     )
 
 

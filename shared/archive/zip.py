@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from shared.archive.limits import ArchiveLimits
 from shared.archive.member import Member
-from shared.archive.names import decoded, too_many_entries
+from shared.archive.names import decoded, slashed, too_many_entries
 from shared.archive.rejection import broken, rejected, too_large
 from shared.archive.source import CHUNK_BYTES, inflated
 
@@ -47,7 +47,7 @@ class _DirectoryEntry:
 def zip_members(file: BinaryIO, file_bytes: int, limits: ArchiveLimits) -> Iterator[Member]:
     """The entries of the zip that ``file`` consists of, in the order of their data."""
     start, end, count = _find_directory(file, file_bytes)
-    if count > limits.max_entries:
+    if count > limits.max_read_entries:
         raise too_many_entries(limits)
     entries = sorted(_directory(file, start, end, count, limits), key=lambda entry: entry.offset)
     if sum(entry.size for entry in entries) > limits.max_unpacked_bytes:
@@ -187,7 +187,7 @@ def _check_local(file: BinaryIO, entry: _DirectoryEntry, directory_start: int) -
 
 
 def _member(file: BinaryIO, entry: _DirectoryEntry, data_start: int) -> Member:
-    name = decoded(entry.name)
+    name = slashed(decoded(entry.name))
     mode = entry.attributes >> 16
     kind = stat.S_IFMT(mode)
     if kind == stat.S_IFLNK:
@@ -219,7 +219,7 @@ def _member(file: BinaryIO, entry: _DirectoryEntry, data_start: int) -> Member:
 def _content(file: BinaryIO, entry: _DirectoryEntry, data_start: int) -> Iterator[bytes]:
     """The entry's bytes; raises as soon as there are more than declared, and at the end unless all of it agrees."""
     file.seek(data_start)
-    chunks = _stored(file, entry.packed) if entry.method == _STORED else inflated(file, entry.packed, wbits=-15)
+    chunks = _stored(file, entry.packed) if entry.method == _STORED else inflated(file, entry.packed)
     left, crc = entry.size, 0
     for chunk in chunks:
         left -= len(chunk)

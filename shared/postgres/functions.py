@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -40,12 +39,21 @@ class Functions:
         self._pool = pool
 
     async def deploy(
-        self, *, user: UUID, name: str, artifact_sha256: str, artifact_bytes: int, settings: FunctionSettings
+        self,
+        *,
+        user: UUID,
+        name: str,
+        artifact_sha256: str,
+        artifact_bytes: int,
+        settings: FunctionSettings,
+        notes: str = "",
     ) -> Deploy:
         """Make the next version of a function and the job that builds it, in one commit.
 
         A new function is made. If the newest version is live and has the same artifact and settings, it is returned,
         and nothing is made.
+
+        :param notes: what the version's build log begins with.
         """
         text = settings.model_dump_json()
         with postgres_errors():
@@ -68,7 +76,14 @@ class Functions:
                     )
                 number, version = function["last_number"] + 1, new_id()
                 await connection.execute(
-                    _SQL["insert_version"], version, function["id"], number, artifact_sha256, artifact_bytes, text
+                    _SQL["insert_version"],
+                    version,
+                    function["id"],
+                    number,
+                    artifact_sha256,
+                    artifact_bytes,
+                    text,
+                    notes,
                 )
                 await connection.execute(_SQL["set_last_number"], function["id"], number)
                 job = _job(JobKind.DEPLOY, user, function["id"], version)
@@ -88,8 +103,8 @@ class Functions:
                 await insert(connection, [job])
         return job
 
-    async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> tuple[UUID | None, datetime]:
-        """Start or stop a function; the live version, and the time of the change.
+    async def set_status(self, function: UUID, status: Literal["active", "inactive"]) -> UUID | None:
+        """Start or stop a function; the live version.
 
         :raises NotFound: if it was deleted.
         """
@@ -97,7 +112,8 @@ class Functions:
             row = await self._pool.fetchrow(_SQL["set_function_status"], function, status)
         if row is None:
             raise NotFound("The function was deleted.", code="function_not_found")
-        return row["live"], row["updated_at"]
+        live: UUID | None = row["live"]
+        return live
 
     async def stopped(self) -> set[UUID]:
         """Functions whose jobs wait until they are started again."""

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 
 from shared.errors import Unreadable
-from shared.postgres.jobs import HIGHEST_ID
+from shared.postgres.jobs import HIGHEST_ID, LIST_BYTES
 from shared.postgres.pool import Pool, postgres_errors
 from shared.postgres.queries import queries
 from shared.sealing import Keyring, Part
@@ -49,11 +49,12 @@ class Invocations:
         levels: Sequence[str] | None,
         before: tuple[datetime, UUID, int, int],
         limit: int,
-    ) -> Sequence[LogLine]:
-        """A page of a function's log, newest first."""
+    ) -> tuple[Sequence[LogLine], bool]:
+        """A page of a function's log, newest first, and whether there is more. A page with long lines is shorter than
+        ``limit``."""
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["list_logs"], function, job, levels, *before, limit)
-        return [
+            rows = await self._pool.fetch(_SQL["list_logs"], function, job, levels, *before, limit + 1, LIST_BYTES)
+        lines = [
             LogLine(
                 job_id=row["job_id"],
                 attempt=row["attempt"],
@@ -63,26 +64,29 @@ class Invocations:
                 at=row["logged_at"],
                 position=(row["accepted_at"], row["job_id"], row["epoch"], row["seq"]),
             )
-            for row in rows
+            for row in rows[:limit]
         ]
+        return lines, _more(rows, limit)
 
     async def page(
         self, function: UUID, *, job: UUID | None, before: tuple[datetime, UUID, int], limit: int
-    ) -> Sequence[dict[str, Any]]:
+    ) -> tuple[Sequence[dict[str, Any]], bool]:
         """A page of a function's invocations, newest first, as rows, each with the ``lines`` it printed
-        as (stream, level, message)."""
+        as (stream, level, message); and whether there are more. A page with much output is shorter than ``limit``."""
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["list_invocations"], function, job, *before, limit)
+            found = await self._pool.fetch(_SQL["list_invocations"], function, job, *before, limit + 1, LIST_BYTES)
+            rows = found[:limit]
             printed = await self._pool.fetch(
                 _SQL["logs_of_invocations"],
                 [row["accepted_at"] for row in rows],
                 [row["job_id"] for row in rows],
+                [row["epoch"] for row in rows],
             )
         lines: dict[tuple[UUID, int], list[tuple[str, str, str]]] = {}
         for row in printed:
             line = (row["stream"], row["level"], self._message(row))
             lines.setdefault((row["job_id"], row["epoch"]), []).append(line)
-        return [
+        invocations = [
             dict(row)
             | {
                 "lines": lines.get((row["job_id"], row["epoch"]), []),
@@ -91,6 +95,7 @@ class Invocations:
             }
             for row in rows
         ]
+        return invocations, _more(found, limit)
 
     def _message(self, row: Any) -> str:
         message: str = row["message"]
@@ -112,3 +117,8 @@ class Invocations:
             return self._keyring.open_column(orjson.loads(request), row["job_id"], Part.REQUEST)
         except Unreadable:
             return "{}"
+
+
+def _more(rows: Sequence[Any], limit: int) -> bool:
+    """Whether there is more than the first ``limit`` of these rows."""
+    return bool(rows) and rows[0]["found"] > min(limit, len(rows))

@@ -26,17 +26,21 @@ _HOOKS = queries("completion_hooks")
 HIGHEST_ID = UUID(int=(1 << 128) - 1)
 LOWEST_ID = UUID(int=0)
 _PAGE_BYTES = 16 * 1024 * 1024
+LIST_BYTES = 4 * 1024 * 1024
+"""What the results of jobs, or the output of attempts, may have together on one page of a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Selects jobs; a field that is None matches all."""
+    """Selects jobs; a field that is None matches all. ``first`` and ``last`` are bounds of ids."""
 
     function: UUID | None = None
     statuses: Sequence[str] | None = None
     among: Sequence[UUID] | None = None
     except_for: Sequence[UUID] | None = None
     reason: str | None = None
+    first: UUID | None = None
+    last: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +97,15 @@ class Jobs:
         *,
         before: UUID = HIGHEST_ID,
         limit: int,
-    ) -> Sequence[Job]:
-        """A page of jobs, newest first, opened as by :meth:`get` but for what is in the artifact store."""
+    ) -> tuple[Sequence[Job], bool]:
+        """A page of jobs, newest first, opened as by :meth:`get` but for what is in the artifact store, and without
+        payloads; and whether there are more. A page whose results are large is shorter than ``limit``."""
         asked = (where.function, where.statuses, where.among, where.except_for, where.reason)
+        bounds = (where.first or LOWEST_ID, where.last or HIGHEST_ID)
         with postgres_errors():
-            rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit)
-        return [await self._opened(_job(row), in_list=True) for row in rows]
+            rows = await self._pool.fetch(_SQL["list_jobs"], user, before, *asked, limit + 1, LIST_BYTES, *bounds)
+        more = bool(rows) and rows[0]["found"] > min(limit, len(rows))
+        return [await self._opened(_job(row), in_list=True) for row in rows[:limit]], more
 
     async def _opened(self, job: Job, *, in_list: bool = False) -> Job:
         payload_store, keyring = self._payload_store, self._keyring
@@ -227,6 +234,7 @@ def _job(row: Any) -> Job:
         function_id=row["function_id"],
         version_id=row["version_id"],
         version=row["version"],
+        function_name=row.get("function_name"),
         status=JobStatus(row["status"]),
         reason=row["reason"],
         attempt=row["attempt"],

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
+from asyncpg.pool import PoolAcquireContext
 
 from shared.errors import Conflict, Invalid, Unavailable
 
@@ -50,14 +51,53 @@ _AWAY = (
 )
 
 
+_GIVE_UP_S = 0.25
+"""How long a connection whose statement was broken off gets to become usable again."""
+
+
+class _Acquired(PoolAcquireContext):  # type: ignore[misc]
+    """A connection of the pool for a block. If the block runs out of time, the caller is told so at once: asyncpg would
+    let it wait for as long again until Postgres confirms that the statement was broken off."""
+
+    connection: Any
+
+    async def __aexit__(self, kind: Any = None, error: Any = None, trace: Any = None) -> None:
+        if not isinstance(error, TimeoutError | asyncio.CancelledError):
+            await super().__aexit__(kind, error, trace)
+            return
+        self.done = True
+        connection, self.connection = self.connection, None
+        try:
+            await self.pool.release(connection, timeout=_GIVE_UP_S)
+        except (TimeoutError, *_AWAY):
+            pass  # asyncpg has closed the connection, and opens another one when it needs one
+
+
 class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]
-    """A pool in which a caller waits at most ``patience_s`` for a connection. asyncpg's own waits have no end: while
-    Postgres hangs, one group of callers after the other would wait."""
+    """A pool in which a caller waits at most ``patience_s`` for a connection, and as long in all for the connection and
+    the answer to a single statement. asyncpg's own waits have no end: while Postgres hangs, one group of callers after
+    the other would wait."""
 
     patience_s: float
 
     def acquire(self, *, timeout: float | None = None) -> Any:
-        return super().acquire(timeout=self.patience_s if timeout is None else timeout)
+        return _Acquired(self, self.patience_s if timeout is None else timeout)
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        async with asyncio.timeout(timeout or self.patience_s):
+            return str(await super().execute(query, *args, timeout=timeout))
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
+        async with asyncio.timeout(timeout or self.patience_s):
+            return await super().fetch(query, *args, timeout=timeout, record_class=record_class)
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float | None = None, record_class: Any = None) -> Any:
+        async with asyncio.timeout(timeout or self.patience_s):
+            return await super().fetchrow(query, *args, timeout=timeout, record_class=record_class)
+
+    async def fetchval(self, query: str, *args: Any, column: int = 0, timeout: float | None = None) -> Any:
+        async with asyncio.timeout(timeout or self.patience_s):
+            return await super().fetchval(query, *args, column=column, timeout=timeout)
 
 
 async def open_pool(dsn: str, *, size: int, timeout_s: float, name: str) -> Pool:

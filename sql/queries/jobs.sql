@@ -11,17 +11,31 @@ SELECT moved.*, v.number AS version FROM moved LEFT JOIN versions v ON v.id = mo
 
 -- name: job_of_user
 -- One job, if it is this user's.
-SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
+SELECT j.*, v.number AS version, f.name AS function_name
+FROM jobs j LEFT JOIN versions v ON v.id = j.version_id LEFT JOIN functions f ON f.id = j.function_id
 WHERE j.id = $1 AND j.user_id = $2
 
 -- name: list_jobs
--- A page of a user's jobs, newest first; filters that are null match everything.
-SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id
-WHERE j.user_id = $1 AND j.id < $2
-  AND ($3::uuid IS NULL OR j.function_id = $3) AND ($4::text[] IS NULL OR j.status = ANY ($4))
-  AND ($5::uuid[] IS NULL OR j.id = ANY ($5)) AND ($6::uuid[] IS NULL OR j.id <> ALL ($6))
-  AND ($7::text IS NULL OR j.reason = $7)
-ORDER BY j.id DESC LIMIT $8
+-- A page of a user's jobs with ids from $10 to $11, without what they were called with, newest first; filters that are
+-- null match everything. At most $8 jobs, with results and errors of at most $9 bytes together, but for a single one
+-- that has more; found is the number of jobs before these bytes were counted.
+WITH page AS (
+    SELECT id, coalesce(octet_length(result), 0) + coalesce(octet_length(error), 0) AS bytes FROM jobs
+    WHERE user_id = $1 AND id < $2 AND id BETWEEN $10 AND $11
+      AND ($3::uuid IS NULL OR function_id = $3) AND ($4::text[] IS NULL OR status = ANY ($4))
+      AND ($5::uuid[] IS NULL OR id = ANY ($5)) AND ($6::uuid[] IS NULL OR id <> ALL ($6))
+      AND ($7::text IS NULL OR reason = $7)
+    ORDER BY id DESC LIMIT $8
+), sized AS (
+    SELECT id, sum(bytes) OVER (ORDER BY id DESC) - bytes AS before, count(*) OVER () AS found FROM page
+)
+SELECT j.id, j.kind, j.user_id, j.function_id, j.version_id, j.status, j.reason, j.attempt, j.lost, j.concurrency,
+       NULL::bytea AS payload, j.result, j.error, j.queue_ms, j.sandbox_ms, j.run_ms, j.total_ms, j.created_at, j.run_at,
+       j.started_at, j.finished_at, j.priority, j.expires_at, j.redrive_of, j.callback_url, j.chained_from,
+       j.chain_refused, v.number AS version, f.name AS function_name, sized.found
+FROM sized JOIN jobs j USING (id) LEFT JOIN versions v ON v.id = j.version_id LEFT JOIN functions f ON f.id = j.function_id
+WHERE sized.before < $9
+ORDER BY j.id DESC
 
 -- name: to_repeat
 -- Those of the user's jobs $2 that failed and can be repeated, with all that a repetition takes over from each.
@@ -191,18 +205,43 @@ SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.ver
 WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running') ORDER BY j.id
 
 -- name: list_logs
--- A page of a function's log, newest first; filters that are null match everything.
-SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at, sealed
-FROM logs
-WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND ($3::text[] IS NULL OR level = ANY ($3))
-  AND (accepted_at, job_id, epoch, seq) < ($4, $5, $6, $7)
-ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC LIMIT $8
+-- A page of a function's log, newest first; filters that are null match everything. At most $8 lines, with messages of
+-- at most $9 bytes together, but for a single one that has more; found is the number of lines before that.
+WITH page AS (
+    SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at, sealed
+    FROM logs
+    WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND ($3::text[] IS NULL OR level = ANY ($3))
+      AND (accepted_at, job_id, epoch, seq) < ($4, $5, $6, $7)
+    ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC LIMIT $8
+), sized AS (
+    SELECT *, sum(octet_length(message)) OVER (ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC)
+                  - octet_length(message) AS before, count(*) OVER () AS found
+    FROM page
+)
+SELECT * FROM sized WHERE before < $9 ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC
 
 -- name: list_invocations
--- A page of a function's invocations, newest first.
-SELECT * FROM invocations
-WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND (accepted_at, job_id, epoch) < ($3, $4, $5)
-ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
+-- A page of a function's invocations, newest first: at most $6, with what they printed, their errors and requests of at
+-- most $7 bytes together, but for a single one that has more; found is the number of invocations before that.
+WITH page AS (
+    SELECT * FROM invocations
+    WHERE function_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND (accepted_at, job_id, epoch) < ($3, $4, $5)
+    ORDER BY accepted_at DESC, job_id DESC, epoch DESC LIMIT $6
+), weighed AS (
+    SELECT accepted_at, job_id, epoch,
+           coalesce(octet_length(error), 0) + coalesce(pg_column_size(request), 0) + coalesce((
+               SELECT sum(octet_length(message)) FROM logs l
+               WHERE l.accepted_at = page.accepted_at AND l.job_id = page.job_id AND l.epoch = page.epoch
+           ), 0) AS bytes
+    FROM page
+), sized AS (
+    SELECT accepted_at, job_id, epoch, count(*) OVER () AS found,
+           sum(bytes) OVER (ORDER BY accepted_at DESC, job_id DESC, epoch DESC) - bytes AS before
+    FROM weighed
+)
+SELECT page.*, sized.found FROM page JOIN sized USING (accepted_at, job_id, epoch)
+WHERE sized.before < $7
+ORDER BY accepted_at DESC, job_id DESC, epoch DESC
 
 -- name: logs_of_job
 -- The log lines of all attempts of a job, in order.
@@ -212,4 +251,4 @@ WHERE accepted_at = $1 AND job_id = $2 ORDER BY epoch, seq
 -- name: logs_of_invocations
 -- The log lines of these attempts, in order.
 SELECT job_id, epoch, stream, level, message, sealed FROM logs
-WHERE accepted_at = ANY ($1) AND job_id = ANY ($2) ORDER BY job_id, epoch, seq
+WHERE accepted_at = ANY ($1) AND job_id = ANY ($2) AND epoch = ANY ($3) ORDER BY job_id, epoch, seq

@@ -328,6 +328,53 @@ async def test_a9_guessing_is_bounded_and_locks_nobody_out(start_api: StartApi) 
         assert (await me(client, client.token or "")).status == 200, "a session that stands"
 
 
+async def log_in_through(client: Client, forwarded: str, email: str, password: str = PASSWORD) -> Answer:
+    """As a proxy passes it on that saw the request come from the last of ``forwarded``."""
+    body = {"email": email, "password": password}
+    return await client.call("POST", "/api/auth/login", json=body, headers={"X-Forwarded-For": forwarded}, token="")
+
+
+async def test_behind_a_proxy_guesses_lock_nobody_out_and_no_client_chooses_its_address(start_api: StartApi) -> None:
+    alone = await start_api({"TRUSTED_PROXIES": "127.0.0.0/8"})
+    async with alone.client() as client:
+        await client.register()
+        guesses = [await log_in_through(client, f"10.9.9.{n}, 203.0.113.9", client.email, "guess") for n in range(12)]
+        assert [answer.status for answer in guesses] == [401] * 10 + [429] * 2
+        assert (await log_in_through(client, "198.51.100.7", client.email)).status == 200, "the victim"
+        assert (await log_in_through(client, "203.0.113.9", client.email)).status == 429
+
+
+async def test_without_trusted_proxies_the_header_is_the_clients_and_does_not_count(start_api: StartApi) -> None:
+    alone = await start_api({})
+    async with alone.client() as client:
+        await client.register()
+        guesses = [await log_in_through(client, f"203.0.113.{n}", client.email, "guess") for n in range(12)]
+        assert [answer.status for answer in guesses] == [401] * 10 + [429] * 2
+    assert "a proxy forwards requests and is not in TRUSTED_PROXIES" in alone.logs()
+
+
+@pytest.mark.alone
+async def test_a_flood_of_log_ins_is_bounded_and_delays_other_addresses_by_a_hash(start_api: StartApi) -> None:
+    alone = await start_api({"BCRYPT_COST": "12", "TRUSTED_PROXIES": "127.0.0.0/8"})
+    async with alone.client() as client, alone.client() as flooder:
+        await client.register()
+        started = time.perf_counter()
+        assert (await log_in_through(client, "198.51.100.7", client.email)).status == 200
+        quiet = time.perf_counter() - started
+        flood = [
+            asyncio.create_task(log_in_through(flooder, "203.0.113.9", f"nobody{n}@example.com")) for n in range(90)
+        ]
+        while sum(task.done() for task in flood) < 20:  # those that are one too many are answered at once
+            await asyncio.sleep(0.01)
+        started = time.perf_counter()
+        assert (await log_in_through(client, "198.51.100.7", client.email)).status == 200
+        beside = time.perf_counter() - started
+        answers = await asyncio.gather(*flood)
+        assert {answer.status for answer in answers} == {401, 429}
+        assert {answer.json["code"] for answer in answers if answer.status == 429} == {"too_many_logins"}
+        assert beside < 5 * quiet + 1, (quiet, beside)  # in their order it would be thirty times as long
+
+
 @pytest.mark.alone
 async def test_a10_password_hashing_does_not_hold_up_others(start_api: StartApi) -> None:
     alone = await start_api({"BCRYPT_COST": "12", **NO_LIMIT})

@@ -212,8 +212,17 @@ async def test_result_over_the_limit_is_result_too_large(client: Client) -> None
     [
         (b'{"bdoy": 1}', "invalid_field", "bdoy"),
         (b'{"body": 1, "extra": 1}', "invalid_field", "extra"),
-        (b'{"query": []}', "invalid_field", "query"),
+        (b'{"name": "x", "age": 7}', "invalid_field", "name"),
+        (b'{"query": 7}', "invalid_field", "query"),
+        (b'{"query": [["a"]]}', "invalid_field", "query"),
+        (b'{"query": [[1, "a"]]}', "invalid_field", "query"),
         (b'{"headers": "x"}', "invalid_field", "headers"),
+        (b'{"headers": ["a: b"]}', "invalid_field", "headers"),
+        (b'{"body_base64": 7}', "invalid_field", "body_base64"),
+        (b'{"body_base64": "/wA"}', "invalid_field", "body_base64"),
+        (b'{"body_base64": "_wAB"}', "invalid_field", "body_base64"),
+        (b'{"body_base64": "/w\\nAB"}', "invalid_field", "body_base64"),
+        (b'{"body": 1, "body_base64": "/wAB"}', "invalid_field", "body_base64"),
         (b'{"method": 7}', "invalid_field", "method"),
         (b'{"path": ["/"]}', "invalid_field", "path"),
         (b"[]", "invalid_body", None),
@@ -227,6 +236,12 @@ async def test_event_of_a_wrong_shape_is_422_with_the_field(
 ) -> None:
     answer = await post(client, "/api/functions/none/invoke", body)
     assert (answer.status, answer.json["code"], answer.json.get("field")) == (422, code, field)
+
+
+async def test_a_payload_that_is_not_wrapped_is_told_where_it_belongs(client: Client) -> None:
+    answer = await post(client, "/api/functions/none/invoke", b'{"name": "x"}')
+    assert "there are: body, body_base64, query, headers, method, path" in answer.json["detail"]
+    assert 'stands in body: {"body": …}' in answer.json["detail"]
 
 
 async def test_body_over_the_limit_is_413_however_its_length_is_told(client: Client) -> None:

@@ -50,7 +50,8 @@ async def payload_store(tmp_path: Path) -> AsyncIterator[PayloadStore]:
 
 
 async def listed(jobs: Jobs, user: UUID) -> list[Job]:
-    return [*reversed(await jobs.list(user, JobFilter(), limit=100))]
+    found, _ = await jobs.list(user, JobFilter(), limit=100)
+    return [*reversed(found)]
 
 
 async def event_of(jobs: Jobs, following: JobMessage, payload_store: PayloadStore) -> bytes:
@@ -123,7 +124,7 @@ async def test_nothing_follows_a_cancelled_job_or_another_users_or_one_that_goes
     await accept(pool, [cancelled])
     assert await jobs.cancel(cancelled.id)
     assert await jobs.settle([record(job, epoch="1-2")]) == []
-    assert await jobs.list(stranger, JobFilter(), limit=10) == []
+    assert await jobs.list(stranger, JobFilter(), limit=10) == ([], False)
     found = await jobs.get(user, job.id)
     assert found is not None
     assert found.chain_refused == "function_not_found"

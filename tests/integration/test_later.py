@@ -94,6 +94,34 @@ async def test_run_at_is_taken_in_any_zone(client: Client) -> None:
         assert (await client.job(job["id"], wait=10))["status"] == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ("{}t{}z", timedelta()),
+        ("{}T{}z", timedelta()),
+        ("{} {}Z", timedelta()),
+        ("{}t{}-00:00", timedelta()),
+        ("{}T{}.250z", timedelta(milliseconds=250)),
+    ],
+)
+async def test_run_at_is_read_as_rfc_3339_has_it(client: Client, written: str, means: timedelta) -> None:
+    due = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    text = written.format(due.date(), due.time())
+    answer = await later(client, f"run_at={text}")
+    assert answer.status == 202, answer
+    assert at((await client.job(answer.json["job_id"]))["run_at"]) == due + means
+
+
+@pytest.mark.parametrize("end", ["60Z", "60z", "60.5Z", "60%2B00:00", "60+00:00"])
+async def test_a_leap_second_is_when_the_next_minute_begins(client: Client, end: str) -> None:
+    due = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(hours=1)
+    answer = await later(client, f"run_at={due.strftime('%Y-%m-%dT%H:%M')}:{end}")
+    assert answer.status == 202, answer
+    assert at((await client.job(answer.json["job_id"]))["run_at"]) == due + timedelta(minutes=1)
+    wrong = await later(client, f"run_at={due.strftime('%Y-%m-%dT%H')}:61:60Z")
+    assert wrong.status == 400
+
+
 @pytest.mark.parametrize("query", ["delay=0", "run_at=2001-01-01T00:00:00Z"])
 async def test_a_time_that_has_passed_is_now(client: Client, query: str) -> None:
     answer = await later(client, query)

@@ -204,17 +204,6 @@ def test_an_archive_stays_readable_when_limits_become_narrower(tmp_path: Path) -
         list(read_entries(tmp_path / "target", ArchiveLimits(max_entries=1)))
 
 
-def test_a_single_top_folder_stays(tmp_path: Path) -> None:
-    result = rewritten(tmp_path, archives.tar_gz(tar_file(b"app/main.py", b"x"), tar_file(b"app/containerpub.toml")))
-    assert [entry.name for entry in read_entries(tmp_path / "target")] == [
-        "app",
-        "app/containerpub.toml",
-        "app/main.py",
-    ]
-    assert result.project_file is None
-    assert result.project_file_name is None
-
-
 def test_empty_folders_count_as_content(tmp_path: Path) -> None:
     without = rewritten(tmp_path, archives.tar_gz(tar_file(b"a")))
     with_one = rewritten(tmp_path, archives.tar_gz(tar_file(b"a"), tar_folder(b"empty/")))

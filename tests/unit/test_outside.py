@@ -110,7 +110,6 @@ def test_every_server_of_the_settings_is_the_platforms_own() -> None:
             "DOCKER_HOST": "tcp://engine.example:2376",
             "PUBLIC_URL": "https://functions.example",
             "DOCKER_REGISTRY": "registry.example:5000/team",
-            "FUNCTION_DATABASE_URL": "postgresql://theirs.example/y",
             "FUNCTION_EGRESS": "off",
             "FUNCTION_EGRESS_ALLOW": "10.1.2.0/24, 10.9.9.9",
             "FUNCTION_EGRESS_DENY": "8.8.8.0/24",
