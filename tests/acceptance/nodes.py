@@ -41,7 +41,7 @@ class Builder:
         self._engine, self._folder = engine, folder
 
     async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltVersion:
-        return await self._engine.build(_plan_of(_archive(self._folder, files), handler), self.log.append)
+        return await self._engine.build(plan_of(archive(self._folder, files), handler), self.log.append)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def node_layers() -> Iterator[VersionLayers]:
         engine = DockerEngine(config, new_layers())
         await engine.open()
         try:
-            return (await engine.build(_plan_of(_archive(folder, files)), print)).layers
+            return (await engine.build(plan_of(archive(folder, files)), print)).layers
         finally:
             await engine.close()
 
@@ -98,7 +98,7 @@ def result(outcome: CallOutcome) -> object:
     return orjson.loads(outcome.result)
 
 
-def _plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
+def plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
     return BuildPlan(
         version_id=uuid.uuid4(),
         function_id=uuid.uuid4(),
@@ -114,7 +114,7 @@ def _plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
     )
 
 
-def _archive(folder: Path, files: dict[str, bytes]) -> Path:
+def archive(folder: Path, files: dict[str, bytes]) -> Path:
     path = folder / f"{uuid.uuid4().hex}.tar.gz"
     with tarfile.open(path, "w:gz") as out:
         for name, content in files.items():

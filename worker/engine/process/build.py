@@ -109,8 +109,8 @@ class ProcessBuilder:
             limits = [(_CHECK_MB + recipe.address_space_extra_mb) * _MEBIBYTE, _CHECK_S, _MEBIBYTE]
             with tempfile.TemporaryFile() as answer:
                 code = await _run_limited([*argv], scratch, limits, answer, BuildLog(lambda _: None, 0))
-                answer.seek(0)
-                judge_check(code, answer.read())
+                await asyncio.to_thread(answer.seek, 0)
+                judge_check(code, await asyncio.to_thread(answer.read))
 
     async def _dependencies(
         self,

@@ -206,6 +206,7 @@ class ProcessEngine:
             raise RuntimeError("the engine is not open")
         folder = self._folders.folder(sandbox_id)
         temp = folder / TEMP_FOLDER
+        argv = await asyncio.to_thread(_argv, recipe)
 
         limits = {
             "AS": (size.memory_mb + recipe.address_space_extra_mb) * 1024**2,
@@ -222,7 +223,7 @@ class ProcessEngine:
 
         def new_vessel() -> Child:
             code = self._code_folders.home(sandbox_id)
-            return Child(folder, namespaces, _argv(recipe), working_dir, limits, attached_env, code)
+            return Child(folder, namespaces, argv, working_dir, limits, attached_env, code)
 
         sandbox = await start_attached(
             self._sandboxes,
@@ -254,7 +255,7 @@ def _environment(code: Path, spec: SandboxSpec, **attachment: str) -> dict[str, 
 
 
 def _argv(recipe: Recipe) -> tuple[str, ...]:
-    """The recipe's argv on this machine: Python without the packages that are installed for us."""
+    """The recipe's argv on this machine: Python without the packages that are installed for us. Blocking."""
     runtime = Path(str(files("runtimes"))) / recipe.name
     local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in recipe.argv]
     return local_argv(local, "-s", "-S", "-B")
