@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.callbacks.url import checked_url
 from shared.errors import Invalid
 from shared.layers import VersionLayers
-from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
 
 Network = Literal["none", "egress"]
@@ -36,9 +35,9 @@ class FunctionSettings(BaseModel):
         Field(
             max_length=200,
             pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="module:attribute, empty for the one marked @function.",
+            description="module:attribute; empty for the runtime's own default, such as what is marked @function.",
         ),
-    ]
+    ] = ""
     timeout_s: Annotated[float, Field(gt=0, description="Run time of an invocation in seconds.")]
     memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
     cpus: Annotated[float, Field(gt=0, le=64, description="CPUs of a sandbox.")]
@@ -121,7 +120,6 @@ def project_settings(
         if not isinstance(values, dict):
             raise Invalid("settings must be a JSON object.", code="invalid_settings", field="settings")
         merged.update(values)
-    merged.setdefault("handler", "" if merged["runtime"] == DOCKERFILE else "main:handler")
     try:
         result = FunctionSettings.model_validate(merged)
     except ValidationError as error:

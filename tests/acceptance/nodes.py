@@ -16,9 +16,11 @@ import pytest
 from engines import Bench, new_layers
 
 from shared.layers import VersionLayers
+from tests.machine import lacks
 from worker.build.plan import BuildPlan, BuiltVersion
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
+from worker.engine.process import ProcessEngine
 from worker.sandbox.contract import CallOutcome, SandboxSpec
 
 FUNCTIONS = Path(__file__).with_name("node_functions")
@@ -90,6 +92,23 @@ async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[
         yield builder
     finally:
         await asyncio.gather(*(sandbox.destroy() for sandbox in builder.bench.started))
+        await engine.close()
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def node_engine(
+    request: pytest.FixtureRequest, engine_config: EngineConfig
+) -> AsyncIterator[DockerEngine | ProcessEngine]:
+    """Each engine that there is; the process engine needs a Node.js on this machine."""
+    if request.param == "process" and shutil.which("node") is None:
+        lacks("Node.js is not installed: the engine process cannot be tested with it")
+    kind = ProcessEngine if request.param == "process" else DockerEngine
+    engine = kind(engine_config, new_layers())
+    await engine.open()
+    try:
+        await asyncio.to_thread(engine_config.data_dir.mkdir, parents=True, exist_ok=True)
+        yield engine
+    finally:
         await engine.close()
 
 

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from engines import call, engine_config, new_layers, short_dir
-from nodes import FUNCTIONS, Node, archive, plan_of, result
+from engines import call, engine_config, short_dir
+from nodes import FUNCTIONS, Node, archive, node_engine, plan_of, result
 
-from tests.machine import lacks
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
 from worker.engine.process import ProcessEngine
 from worker.sandbox.contract import CallOutcome
 
-__all__ = ["engine_config", "short_dir"]
+__all__ = ["engine_config", "node_engine", "short_dir"]
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-async def node(request: pytest.FixtureRequest, engine_config: EngineConfig) -> AsyncIterator[Node]:
-    """Each engine that there is; the process engine needs a Node.js on this machine."""
-    if request.param == "process" and shutil.which("node") is None:
-        lacks("Node.js is not installed: the engine process cannot be tested with it")
-    kind = ProcessEngine if request.param == "process" else DockerEngine
-    engine = kind(engine_config, new_layers())
-    await engine.open()
-    try:
-        engine_config.data_dir.mkdir(parents=True, exist_ok=True)
-        files = {str(path.relative_to(FUNCTIONS)): path.read_bytes() for path in FUNCTIONS.rglob("*") if path.is_file()}
-        built = await engine.build(plan_of(archive(engine_config.data_dir, files), "results"), print)
-        yield Node(engine=engine, config=engine_config, layers=built.layers)
-    finally:
-        await engine.close()
+@pytest.fixture
+async def node(node_engine: DockerEngine | ProcessEngine, engine_config: EngineConfig) -> Node:
+    files = {str(path.relative_to(FUNCTIONS)): path.read_bytes() for path in FUNCTIONS.rglob("*") if path.is_file()}
+    built = await node_engine.build(plan_of(archive(engine_config.data_dir, files), "results"), print)
+    return Node(engine=node_engine, config=engine_config, layers=built.layers)
 
 
 async def test_a_handler_that_declares_a_callback_answers_by_it(node: Node) -> None:
