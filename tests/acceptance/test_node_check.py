@@ -121,3 +121,15 @@ async def test_source_is_judged_as_node_runs_it(node_engine: Engine, engine_conf
     assert built.analysis["handler"] == "main:handler"
     assert built.analysis["files"] == 2
     assert built.analysis["warnings"] == ["'yarn.lock' is not read: packages are locked by package-lock.json"]
+
+
+async def test_a_package_of_hundreds_of_modules_is_imported(node_engine: Engine, engine_config: EngineConfig) -> None:
+    """Node.js opens all files that a module imports at once."""
+    files = {f"lib/m{number}.mjs": f"export const m{number} = {number};\n".encode() for number in range(500)}
+    files["lib/index.mjs"] = "".join(f"export * from './m{number}.mjs';\n" for number in range(500)).encode()
+    files["main.mjs"] = b"import { m499 } from './lib/index.mjs';\nexport const handler = () => m499;\n"
+    built = await node_engine.build(plan_of(archive(engine_config.data_dir, files), ""), print)
+    node = Node(engine=node_engine, config=engine_config, layers=built.layers)
+    sandbox = await node.engine.start(replace(node.spec("x"), handler=""))
+    assert result(await sandbox.call(call())) == 499
+    await sandbox.destroy()

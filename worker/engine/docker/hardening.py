@@ -14,7 +14,7 @@ UID = 65534
 TMP_BYTES = 16 * 1024**2
 TMP_INODES = 1024
 PIDS = 64
-OPEN_FILES = 256
+OPEN_FILES = 1024
 FILE_BYTES = 32 * 1024**2
 LOCKED_BYTES = 64 * 1024
 SHM_BYTES = 1024**2
@@ -55,6 +55,7 @@ def container_config(
     oci_runtime: str | None,
     folders: Mapping[str, str] | None = None,
     network: str = "none",
+    open_files: int = OPEN_FILES,
 ) -> dict[str, JSONValue]:
     """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
 
@@ -90,7 +91,7 @@ def container_config(
         # No nproc: it counts over all containers of the same uid.
         "Ulimits": [
             {"Name": name, "Soft": limit, "Hard": limit}
-            for name, limit in (("nofile", OPEN_FILES), ("fsize", FILE_BYTES), ("core", 0), ("memlock", LOCKED_BYTES))
+            for name, limit in (("nofile", open_files), ("fsize", FILE_BYTES), ("core", 0), ("memlock", LOCKED_BYTES))
         ],
         # Output comes over sockets of ours: none of it on the host's disk, and no stalled reader can wedge a kill.
         "LogConfig": {"Type": "none"},

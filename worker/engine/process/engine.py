@@ -40,7 +40,6 @@ from worker.sandbox.registry import SandboxRegistry
 from worker.sandbox.start import start_attached
 
 _IN_IMAGE = f"/{PLATFORM}/"
-_OPEN_FILES = 256
 _FILE_BYTES = 32 * 1024**2
 _CPU_S = 3600
 """A sandbox serves many calls; this only ends one that every other limit has missed."""
@@ -99,7 +98,7 @@ class ProcessEngine:
                 raise RuntimeError("the engine is not open")
             try:
                 return await start_command(
-                    self._sandboxes, self._namespaces, self._folders, sandbox_id, code, recipe, spec
+                    self._sandboxes, self._config, self._namespaces, self._folders, sandbox_id, code, recipe, spec
                 )
             except BaseException:
                 await asyncio.to_thread(remove_folder, code)
@@ -211,7 +210,7 @@ class ProcessEngine:
         limits = {
             "AS": (size.memory_mb + recipe.address_space_extra_mb) * 1024**2,
             "DATA": (size.memory_mb + recipe.data_extra_mb) * 1024**2,
-            "NOFILE": _OPEN_FILES,
+            "NOFILE": self._config.open_files,
             "FSIZE": _FILE_BYTES,
             "CORE": 0,
             "CPU": _CPU_S,
