@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.callbacks.url import checked_url
 from shared.errors import Invalid
 from shared.layers import VersionLayers
-from shared.runtimes import DOCKERFILE
 from shared.settings import Settings
 from shared.textfile import NotText, text_of
 
@@ -40,9 +39,9 @@ class FunctionSettings(BaseModel):
         Field(
             max_length=200,
             pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="module:attribute, empty for the one marked @function.",
+            description="module:attribute; empty for the runtime's own default, such as what is marked @function.",
         ),
-    ]
+    ] = ""
     timeout_s: Annotated[float, Field(gt=0, description="Run time of an invocation in seconds.")]
     memory_mb: Annotated[int, Field(ge=16, description="Memory of a sandbox in 2^20 bytes.")]
     tmp_mb: Annotated[
@@ -128,7 +127,6 @@ def project_settings(
         merged.update(values)
     if overrides is not None:
         merged.update(_json_object(overrides))
-    merged.setdefault("handler", "" if merged["runtime"] == DOCKERFILE else "main:handler")
     try:
         result = FunctionSettings.model_validate(merged)
     except ValidationError as error:

@@ -43,6 +43,7 @@ class EngineConfig:
         engine's machine has processors. More at once would slow down running calls.
     :param max_image_bytes: bound on what one version has of its own, and on a Dockerfile's image.
     :param sandbox_users: user ids of containers that run what tenants wrote, one each.
+    :param open_files: that each process of a function may have.
     :param egress: where functions with a network may go.
     :param dockerfile: ``None`` while tenants' Dockerfiles are not built.
     :param code_cache_bytes: bound on the code of versions that is kept on this machine.
@@ -64,6 +65,7 @@ class EngineConfig:
     image_disk_bytes: int = 20 * 1000**3
     image_in_use_s: float = 90.0
     sandbox_users: range = range(61184, 65520)
+    open_files: int = 1024
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     dockerfile: DockerfileConfig | None = None
     start_timeout_s: float = 30.0

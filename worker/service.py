@@ -310,6 +310,7 @@ def engine_config(settings: Settings, worker: str) -> EngineConfig:
         image_disk_bytes=settings.image_disk_bytes,
         # Other workers write down the images that they use with each of their sweeps: one may be late, and one fail.
         image_in_use_s=3 * settings.sweep_seconds,
+        open_files=settings.function_open_files,
         egress=egress_policy(settings),
         sandbox_users=range(settings.sandbox_first_user, settings.sandbox_first_user + settings.sandbox_users),
         dockerfile=dockerfile_config(settings),

@@ -12,41 +12,21 @@ const net = require('node:net');
 const path = require('node:path');
 const { Writable } = require('node:stream');
 const { pathToFileURL } = require('node:url');
+const { describe, printable, wishOf } = require('./errors.cjs');
+const { findHandler } = require('./handler.cjs');
+const { documentOf, encode, isAnswer } = require('./result.cjs');
 
 const PREFIX = 'CONTAINERPUB_ATTACH_';
 const READY_NONCE = '0'.repeat(16);
-const MESSAGE_CHARS = 16 * 1024;
-const STACK_CHARS = 64 * 1024;
-const CAUSES = 8;
 const REPORT_EVERY_MS = 50;
 const REPORT_CHARS = 1024;
-const MOST_WISHED_S = 86_400;
 // More open files than after the import that a function may keep: clients that it opens lazily and uses again. One that
 // leaks is replaced at this point, far from where opening fails.
 const KEPT_DESCRIPTORS = 32;
 // What a generic sandbox loads before it meets its function: what most functions import, or serving one needs. Each is Node.js's
 // own, under names that a function's modules cannot have.
 const MOST_WANTED = ['buffer', 'crypto', 'events', 'fs/promises', 'module', 'stream', 'timers/promises', 'util'];
-const EXTENSIONS = ['.mjs', '.js', '.cjs'];
-const DEFAULT_MODULES = ['main', 'index'];
-const SHAPED = Symbol.for('containerpub.response');
-const EXPECTED = Symbol.for('containerpub.expected');
-const LONE_SURROGATE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 const pause = new Int32Array(new SharedArrayBuffer(4));
-
-/** The function's code does not have the handler that it should have. */
-class NoHandler extends Error {
-  get name() {
-    return 'NoHandler';
-  }
-
-  get [EXPECTED]() {
-    return true;
-  }
-}
-
-/** What was returned cannot be said in JSON. */
-class NotJSON extends Error {}
 
 /** Write all of `data` before returning, so that it is kept whatever ends the process next. */
 function writeAll(fd, data) {
@@ -113,11 +93,6 @@ function standardStream(name, fd) {
       return stream;
     },
   });
-}
-
-/** `text` with lone surrogates escaped, which no encoding of ours could carry. */
-function printable(text) {
-  return text.replace(LONE_SURROGATE, (unit) => `\\u${unit.charCodeAt(0).toString(16)}`);
 }
 
 /** The control connection. */
@@ -252,121 +227,6 @@ const newestProcess = () => read('/proc/loadavg').trim().split(' ').pop();
 /** The name before the last parenthesis may hold anything; state and parent follow it. */
 const parentOf = (pid) => read(`/proc/${pid}/stat`).split(')').pop().split(' ')[2];
 
-/** The file that `module` names in `folder`, or null. */
-function findFile(folder, module) {
-  const names = EXTENSIONS.includes(path.extname(module)) ? [module] : EXTENSIONS.map((one) => module + one);
-  names.push(...EXTENSIONS.map((one) => `${module}/index${one}`));
-  for (const name of names) {
-    const file = path.join(folder, name);
-    if (file.startsWith(folder + path.sep) && fs.statSync(file, { throwIfNoEntry: false })?.isFile()) return file;
-  }
-  return null;
-}
-
-/** What `module:name` means. Without a name it is the export `handler`, or else the default one. */
-async function findHandler(setting, folder) {
-  const at = setting.lastIndexOf(':');
-  const wanted = at < 0 ? setting : setting.slice(0, at);
-  const name = at < 0 ? '' : setting.slice(at + 1);
-  const modules = wanted ? [wanted] : DEFAULT_MODULES;
-  const module = modules.find((one) => findFile(folder, one) !== null);
-  if (module === undefined) {
-    throw new NoHandler(`there is no module '${modules[0]}' for the handler '${setting}' in the function's folder`);
-  }
-  const exported = await import(pathToFileURL(findFile(folder, module)));
-  // What a CommonJS module exports is the default; some of it has names as well.
-  const places = [exported, exported.default].filter((one) => one !== null && one !== undefined);
-  for (const place of places) {
-    let [owner, found] = [undefined, place];
-    for (const part of (name || 'handler').split('.')) [owner, found] = [found, found?.[part]];
-    if (typeof found === 'function') return owner === place ? found : found.bind(owner);
-  }
-  const bare = places.find((one) => typeof one === 'function');
-  if (bare !== undefined && (name === '' || name === 'handler')) return bare;
-  const what = name ? `function '${name}'` : "function that is called 'handler' or the default";
-  throw new NoHandler(`the module '${module}' exports no ${what}`);
-}
-
-/** Stack of `error` and of what caused it, with the function's own frames only. */
-function stackOf(error, folder, depth = 0) {
-  let stack = typeof error?.stack === 'string' ? error.stack : String(error);
-  stack = stack
-    .split('\n')
-    .filter((line) => !/^\s+at /.test(line) || !(line.includes(__filename) || /[( ]node:/.test(line)))
-    .join('\n')
-    .replaceAll(pathToFileURL(folder).href, '/function')
-    .replaceAll(folder, '/function');
-  const causes = [error?.cause, ...(Array.isArray(error?.errors) ? error.errors.slice(0, CAUSES) : [])];
-  for (const cause of depth < CAUSES ? causes : []) {
-    if (cause instanceof Error) stack += `\ncaused by: ${stackOf(cause, folder, depth + 1)}`;
-  }
-  return stack;
-}
-
-/** `error` for the caller. It may be anything, and reading it may throw. */
-function describe(error, folder) {
-  const read = (get, otherwise) => {
-    try {
-      return printable(String(get()));
-    } catch {
-      return otherwise;
-    }
-  };
-  const isError = read(() => error instanceof Error || typeof error?.stack === 'string', 'false') === 'true';
-  const described = {
-    type: read(() => (isError ? error.name : typeof error), 'Error').slice(0, 256),
-    message: read(() => (isError ? error.message : error), '(the error has no readable message)').slice(
-      0,
-      MESSAGE_CHARS,
-    ),
-  };
-  if (!isError || read(() => error[EXPECTED], '') !== 'true') {
-    described.traceback = read(() => stackOf(error, folder), '').slice(0, STACK_CHARS);
-  }
-  return described;
-}
-
-/** What an expected failure says of another attempt: false for none, or seconds until it. Reading it may throw. */
-function wishOf(error) {
-  try {
-    if (!error?.[EXPECTED]) return undefined;
-    if (error.retry === false) return false;
-    const seconds = error.retryAfterS;
-    if (seconds === undefined || seconds === null) return undefined;
-    if (typeof seconds === 'number' && seconds >= 0) return Math.min(seconds, MOST_WISHED_S);
-    const given = typeof seconds === 'number' ? seconds : typeof seconds;
-    process.stderr.write(`retryAfterS must be a number of seconds, not ${given}: the function's settings hold\n`);
-    return undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** For JSON.stringify, which would turn all of these into null or {} or nothing without a word. */
-function strict(key, value) {
-  switch (typeof value) {
-    case 'number':
-      if (!Number.isFinite(value)) throw new NotJSON(`${value} at '${key}'`);
-      break;
-    case 'function':
-    case 'symbol':
-    case 'bigint':
-      throw new NotJSON(`a ${typeof value} at '${key}'`);
-    case 'object':
-      if (value instanceof Map || value instanceof Set || value instanceof Promise) {
-        throw new NotJSON(`a ${value.constructor.name} at '${key}'`);
-      }
-  }
-  return value;
-}
-
-/** JSON text of `result`, and whether it is a Response. */
-function encode(result) {
-  const shaped = result !== null && typeof result === 'object' && result[SHAPED] === true;
-  if (shaped) result = { status: result.status, headers: result.headers, body: result.body };
-  return [JSON.stringify(result === undefined ? null : result, strict), shaped];
-}
-
 /** CPU time of this process in ms. */
 function cpuMs() {
   const { user, system } = process.cpuUsage();
@@ -379,9 +239,11 @@ async function answer(handler, call, context, folder) {
   let result = null;
   const before = cpuMs();
   try {
-    const returned = await handler(call.event, context);
+    let returned = await handler(call.event, context);
     try {
-      [result, meta.response] = encode(returned);
+      meta.response = isAnswer(returned);
+      if (meta.response) returned = await documentOf(returned, call.max_result_bytes);
+      result = encode(returned);
       meta.kind = 'result';
     } catch (error) {
       const message = `the result is not JSON: ${describe(error, folder).message}`;

@@ -31,7 +31,7 @@ _BY_OPERATOR = {
     "memory_mb": ("function_max_memory_mb", "function_memory_limit_mb"),
     "cpus": ("function_cpus", None),
 }
-_OF_THE_DEPLOY = {"runtime": "python", "handler": "main:handler"}
+_OF_THE_DEPLOY = {"runtime": "python"}
 _BOUNDS = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to", "maxLength": "at most, in characters,"}
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "array": "list", "boolean": "true or false"}
 _NAME = {

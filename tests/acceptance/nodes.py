@@ -16,9 +16,11 @@ import pytest
 from engines import Bench, new_layers
 
 from shared.layers import VersionLayers
+from tests.machine import lacks
 from worker.build.plan import BuildPlan, BuiltVersion
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
+from worker.engine.process import ProcessEngine
 from worker.sandbox.contract import CallOutcome, SandboxSpec
 
 FUNCTIONS = Path(__file__).with_name("node_functions")
@@ -41,7 +43,7 @@ class Builder:
         self._engine, self._folder = engine, folder
 
     async def build(self, files: dict[str, bytes], handler: str = "main:echo") -> BuiltVersion:
-        return await self._engine.build(_plan_of(_archive(self._folder, files), handler), self.log.append)
+        return await self._engine.build(plan_of(archive(self._folder, files), handler), self.log.append)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def node_layers() -> Iterator[VersionLayers]:
         engine = DockerEngine(config, new_layers())
         await engine.open()
         try:
-            return (await engine.build(_plan_of(_archive(folder, files)), print)).layers
+            return (await engine.build(plan_of(archive(folder, files)), print)).layers
         finally:
             await engine.close()
 
@@ -93,12 +95,29 @@ async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[
         await engine.close()
 
 
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+async def node_engine(
+    request: pytest.FixtureRequest, engine_config: EngineConfig
+) -> AsyncIterator[DockerEngine | ProcessEngine]:
+    """Each engine that there is; the process engine needs a Node.js on this machine."""
+    if request.param == "process" and shutil.which("node") is None:
+        lacks("Node.js is not installed: the engine process cannot be tested with it")
+    kind = ProcessEngine if request.param == "process" else DockerEngine
+    engine = kind(engine_config, new_layers())
+    await engine.open()
+    try:
+        await asyncio.to_thread(engine_config.data_dir.mkdir, parents=True, exist_ok=True)
+        yield engine
+    finally:
+        await engine.close()
+
+
 def result(outcome: CallOutcome) -> object:
     assert outcome.result is not None, outcome
     return orjson.loads(outcome.result)
 
 
-def _plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
+def plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
     return BuildPlan(
         version_id=uuid.uuid4(),
         function_id=uuid.uuid4(),
@@ -114,7 +133,7 @@ def _plan_of(artifact: Path, handler: str = "main:echo") -> BuildPlan:
     )
 
 
-def _archive(folder: Path, files: dict[str, bytes]) -> Path:
+def archive(folder: Path, files: dict[str, bytes]) -> Path:
     path = folder / f"{uuid.uuid4().hex}.tar.gz"
     with tarfile.open(path, "w:gz") as out:
         for name, content in files.items():

@@ -281,7 +281,7 @@ async def test_compiled_dependencies_work_in_a_hardened_container_and_are_instal
 
 REJECTED_SOURCES = [
     ({"main.py": b"def handler(:\n"}, "main:handler", "main.py:1: "),
-    ({"main.py": HANDLER, "pkg/broken.py": b"x = 1\n\nreturn 2\n"}, "main:handler", "pkg/broken.py:3: "),
+    ({"main.py": b"import pkg.broken\n", "pkg/broken.py": b"x = 1\n\nreturn 2\n"}, "main:handler", "pkg/broken.py:3: "),
     ({"main.py": b"x = 1\n"}, "main:handler", "main.py:1: there is no 'handler'"),
     ({"other.py": HANDLER}, "main:handler", "main.py:1: there is no such file"),
     ({"main.py": b"x = '\x00'\n"}, "main:handler", "main.py:1: "),

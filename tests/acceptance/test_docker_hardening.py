@@ -237,7 +237,7 @@ async def test_r2_processes_are_capped(docker_bench: Bench) -> None:
 async def test_r7_descriptors_are_capped(docker_bench: Bench) -> None:
     opened = await _ask(docker_bench, "open_many")
     assert isinstance(opened, list)
-    assert 200 < opened[0] < 256
+    assert 960 < opened[0] < 1024
     assert opened[1] == errno.EMFILE
 
 

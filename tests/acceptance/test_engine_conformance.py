@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 import uuid
@@ -795,6 +796,12 @@ async def test_r7_a_function_that_opens_all_it_may_is_told_where_it_did(bench: B
     outcome = await bench.run("open_without_end")
     assert (outcome.reason, (outcome.error or {})["type"]) == ("handler_error", "OSError")
     assert "in open_without_end" in (outcome.error or {})["traceback"]
+
+
+async def test_a_function_may_have_as_many_files_open_as_the_operator_says(bench: Bench) -> None:
+    opened = orjson.loads((await bench.run("open_many")).result or b"")
+    assert 1024 - 64 < opened[0] < 1024
+    assert opened[1] == errno.EMFILE
 
 
 @pytest.mark.every_way

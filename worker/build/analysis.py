@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from worker.build.plan import BuildPlan, BuildRejected
@@ -17,6 +17,8 @@ from worker.build.recipe import Contract, Recipe
 
 _TIMEOUT_S = 30.0  # longer than the CPU time the child allows itself
 _MAX_SOURCE_BYTES = 32 * 1024 * 1024
+_MAX_WARNINGS = 40
+_UNCHECKED = "the files that the handler does not need are not checked: they are too large or too deeply nested"
 SOURCES = "sources.json"
 
 
@@ -57,43 +59,56 @@ async def analyze(plan: BuildPlan, recipe: Recipe) -> Mapping[str, object]:
     return report
 
 
-def read_sources(artifact: Path, recipe: Recipe) -> str:
+def read_sources(artifact: Path, recipe: Recipe) -> tuple[str, Sequence[str]]:
     """The input of a recipe's check script: a JSON object of texts by path, without packages that the archive brings,
-    since they may hold anything. Blocking.
-
-    :raises BuildRejected: it is too much.
+    since they may hold anything; and warnings of files that are left out because it would be too much. Blocking.
     """
     texts: dict[str, str] = {}
+    left_out: list[str] = []
     room = _MAX_SOURCE_BYTES
     with tarfile.open(artifact, mode="r|gz") as archive:
         for member in archive:
             name = member.name.removeprefix("./")
             if not member.isreg() or not name.endswith(recipe.check_files) or recipe.dependencies in name.split("/"):
                 continue
+            if member.size > room:
+                left_out.append(
+                    f"{name}:1: it is not checked: the sources are larger than {_MAX_SOURCE_BYTES >> 20} MB"
+                )
+                continue
             room -= member.size
-            if room < 0:
-                raise _uncheckable()
             content = archive.extractfile(member)
             texts[name] = content.read().decode("utf-8", "replace") if content else ""
-    return json.dumps(texts)
+    return json.dumps(texts), left_out[:_MAX_WARNINGS]
 
 
-def judge_check(code: int | None, output: bytes) -> None:
-    """Whether a check script that ended with ``code``, and printed ``output``, found nothing.
+def judge_check(code: int | None, output: bytes) -> Sequence[str]:
+    """The warnings of a check script that ended with ``code`` and printed ``output``.
 
     :raises BuildRejected: ``analysis_rejected``, with the first error as ``file:line: what``.
     """
-    if code != 0:
-        raise _uncheckable()
+    errors, whole, rest = output.partition(b"\n")
     try:
-        errors = json.loads(output)
+        _reject(json.loads(errors) if whole else None)
+        # Whatever the second list is about, a function can do without it.
+        return [str(one) for one in json.loads(rest)] if code == 0 else [_UNCHECKED]
     except ValueError:
         raise _uncheckable() from None
-    _reject(errors)
+
+
+def concluded(report: Mapping[str, object], more: Sequence[str], log: Callable[[str], None]) -> Mapping[str, object]:
+    """The report of an analysis with ``more`` warnings in it; all of them are said in the build's log."""
+    known = report.get("warnings")
+    warnings = [*(known if isinstance(known, list) else ()), *more][:_MAX_WARNINGS]
+    for sentence in warnings:
+        log(f"warning: {sentence}")
+    return {**report, "warnings": warnings} if warnings else report
 
 
 def _reject(errors: object) -> None:
-    if isinstance(errors, list) and errors:
+    if not isinstance(errors, list):
+        raise _uncheckable()
+    if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise BuildRejected("analysis_rejected", f"{errors[0]}{more}")
 

@@ -173,8 +173,6 @@ export function give(event) {
     bigint: 1n,
     function: () => {},
     symbol: { a: Symbol('x') },
-    map: new Map([[1, 2]]),
-    set: { a: new Set([1]) },
     promise: [later(1)],
     surrogate: '\ud800',
     circle,

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import IO
 
 from shared.layers import LayerKind, LayerRef, VersionLayers
-from worker.build.analysis import analyze
+from worker.build.analysis import analyze, concluded
 from worker.build.build_log import BuildLog
 from worker.build.builds import Builds, content_key
 from worker.build.code_cache import CodeCache
@@ -78,7 +78,8 @@ class VersionBuilder:
             analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
         foundation = await self._runtimes.current(recipe)
-        await self._checker.check(plan, recipe, foundation.base)
+        told = await self._checker.check(plan, recipe, foundation.base, str(analysis.get("file")))
+        analysis = concluded(analysis, told, log.line)
         files: dict[str, IO[bytes]] = {}
         async with AsyncExitStack() as opened:
 

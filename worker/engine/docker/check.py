@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 
 from worker.build.analysis import SOURCES, judge_check, read_sources
 from worker.build.plan import BuildPlan
@@ -26,14 +27,15 @@ class Checker:
         self._tools = Tools(client, config)
         self._folders = SocketFolders.of("docker", config)
 
-    async def check(self, plan: BuildPlan, recipe: Recipe, base: Image) -> None:
-        """Nothing, for recipes without a check.
+    async def check(self, plan: BuildPlan, recipe: Recipe, base: Image, entry: str) -> Sequence[str]:
+        """The warnings of the check; none for recipes without one.
 
+        :param entry: the file that the handler's module is.
         :raises BuildRejected: ``analysis_rejected``, with the first error as ``file:line: what``.
         """
         if recipe.check is None:
-            return
-        sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
+            return ()
+        sources, left_out = await asyncio.to_thread(read_sources, plan.artifact, recipe)
         async with exchange_folder(self._folders, {SOURCES: sources}) as folder:
             limits = ToolLimits(
                 memory_mb=_MEMORY_MB,
@@ -43,11 +45,10 @@ class Checker:
                 timeout_s=min(_TIMEOUT_S, plan.timeout_s),
             )
             with tempfile.SpooledTemporaryFile(max_size=_MAX_ANSWER_BYTES) as answer:
-                argv = recipe.check.arguments(f"{INSIDE}/{SOURCES}")
+                argv = recipe.check.arguments(f"{INSIDE}/{SOURCES}", entry)
                 try:
                     ended = await self._tools.run(base, argv, limits, answer, lambda _: None)
                 except TooMuchOutput:
-                    judge_check(None, b"")
-                else:
-                    answer.seek(0)
-                    judge_check(ended.exit_code, answer.read())
+                    return judge_check(None, b"")
+                answer.seek(0)
+                return [*judge_check(ended.exit_code, answer.read()), *left_out]

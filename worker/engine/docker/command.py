@@ -104,6 +104,7 @@ async def start_command(
             oci_runtime=config.oci_runtime,
             folders=mounts(code),
             network="none" if namespace is None else namespace.network,
+            open_files=config.open_files,
         )
 
     owned = {folder.parent for folder in code.values()}

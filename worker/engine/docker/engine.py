@@ -347,6 +347,7 @@ class DockerEngine:
                 oci_runtime=self._config.oci_runtime,
                 folders=mounts(folders),
                 network="none" if namespace is None else namespace.network,
+                open_files=self._config.open_files,
             )
 
         def new_vessel() -> Container:

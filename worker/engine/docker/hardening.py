@@ -13,7 +13,7 @@ from aiodocker.types import JSONValue
 FILES_A_MEBIBYTE = 64
 """So many files may be in ``/tmp``: each takes memory too, however small it is."""
 PIDS = 64
-OPEN_FILES = 256
+OPEN_FILES = 1024
 FILE_BYTES = 32 * 1024**2
 """Of one file on a disk, as a command's result."""
 LOCKED_BYTES = 64 * 1024
@@ -57,6 +57,7 @@ def container_config(
     folders: Mapping[str, str] | None = None,
     network: str = "none",
     keeps_result: bool = False,
+    open_files: int = OPEN_FILES,
 ) -> dict[str, JSONValue]:
     """Body of ``POST /containers/create``. Entry point, user, environment and labels never come from the image.
 
@@ -97,7 +98,7 @@ def container_config(
         "Ulimits": [
             {"Name": name, "Soft": limit, "Hard": limit}
             for name, limit in (
-                ("nofile", OPEN_FILES),
+                ("nofile", open_files),
                 ("fsize", FILE_BYTES if keeps_result else max(FILE_BYTES, memory_bytes)),
                 ("core", 0),
                 ("memlock", LOCKED_BYTES),

@@ -8,14 +8,14 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO
 
 from shared.in_thread import temporary_folder
 from shared.layers import LayerKind, LayerRef, VersionLayers
-from worker.build.analysis import SOURCES, analyze, judge_check, read_sources
+from worker.build.analysis import SOURCES, analyze, concluded, judge_check, read_sources
 from worker.build.build_log import BuildLog
 from worker.build.builds import Builds, content_key
 from worker.build.code_cache import CodeCache
@@ -74,7 +74,7 @@ class ProcessBuilder:
         analysis, manifest = await asyncio.gather(
             analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
-        await self._check(plan, recipe)
+        analysis = concluded(analysis, await self._check(plan, recipe, str(analysis.get("file"))), log.line)
         files: dict[str, IO[bytes]] = {}
         async with AsyncExitStack() as opened:
 
@@ -98,19 +98,19 @@ class ProcessBuilder:
             await self._code.add(plan.user_id, recipe, layers, files)
         return BuiltVersion(layers=layers, analysis=analysis)
 
-    async def _check(self, plan: BuildPlan, recipe: Recipe) -> None:
+    async def _check(self, plan: BuildPlan, recipe: Recipe, entry: str) -> Sequence[str]:
         """Parse source files by the recipe's own program, as :class:`worker.engine.docker.check.Checker` does."""
         if recipe.check is None:
-            return
+            return ()
         async with temporary_folder(self._cache.scratch) as scratch:
-            sources = await asyncio.to_thread(read_sources, plan.artifact, recipe)
+            sources, left_out = await asyncio.to_thread(read_sources, plan.artifact, recipe)
             await asyncio.to_thread((scratch / SOURCES).write_text, sources, "ascii")
-            argv = await asyncio.to_thread(local_argv, recipe.check.arguments(SOURCES))
+            argv = await asyncio.to_thread(local_argv, recipe.check.arguments(SOURCES, entry))
             limits = [(_CHECK_MB + recipe.address_space_extra_mb) * _MEBIBYTE, _CHECK_S, _MEBIBYTE]
             with tempfile.TemporaryFile() as answer:
                 code = await _run_limited([*argv], scratch, limits, answer, BuildLog(lambda _: None, 0))
-                answer.seek(0)
-                judge_check(code, answer.read())
+                await asyncio.to_thread(answer.seek, 0)
+                return [*judge_check(code, await asyncio.to_thread(answer.read)), *left_out]
 
     async def _dependencies(
         self,

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from worker.build.recipe import FUNCTION, PLATFORM, Recipe
+from worker.config import EngineConfig
 from worker.engine.process.child import TEMP_FOLDER, Child
 from worker.engine.process.namespaces import Namespaces
 from worker.engine.process.program import local_argv
@@ -22,13 +23,13 @@ from worker.sandbox.output import Output
 from worker.sandbox.registry import SandboxRegistry
 
 _LOOK_EVERY_S = 0.02
-_OPEN_FILES = 256
 _FILE_BYTES = 32 * 1024**2
 _CPU_S = 3600
 
 
 async def start_command(
     registry: SandboxRegistry,
+    config: EngineConfig,
     namespaces: Namespaces,
     folders: SocketFolders,
     sandbox_id: str,
@@ -45,7 +46,7 @@ async def start_command(
     limits = {
         "AS": (spec.memory_mb + recipe.address_space_extra_mb) * 1024**2,
         "DATA": (spec.memory_mb + recipe.data_extra_mb) * 1024**2,
-        "NOFILE": _OPEN_FILES,
+        "NOFILE": config.open_files,
         "FSIZE": _FILE_BYTES,
         "CORE": 0,
         "CPU": _CPU_S,

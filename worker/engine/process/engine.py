@@ -40,7 +40,6 @@ from worker.sandbox.registry import SandboxRegistry
 from worker.sandbox.start import start_attached
 
 _IN_IMAGE = f"/{PLATFORM}/"
-_OPEN_FILES = 256
 _FILE_BYTES = 32 * 1024**2
 _CPU_S = 3600
 """A sandbox serves many calls; this only ends one that every other limit has missed."""
@@ -99,7 +98,7 @@ class ProcessEngine:
                 raise RuntimeError("the engine is not open")
             try:
                 return await start_command(
-                    self._sandboxes, self._namespaces, self._folders, sandbox_id, code, recipe, spec
+                    self._sandboxes, self._config, self._namespaces, self._folders, sandbox_id, code, recipe, spec
                 )
             except BaseException:
                 await asyncio.to_thread(remove_folder, code)
@@ -206,11 +205,12 @@ class ProcessEngine:
             raise RuntimeError("the engine is not open")
         folder = self._folders.folder(sandbox_id)
         temp = folder / TEMP_FOLDER
+        argv = await asyncio.to_thread(_argv, recipe)
 
         limits = {
             "AS": (size.memory_mb + recipe.address_space_extra_mb) * 1024**2,
             "DATA": (size.memory_mb + recipe.data_extra_mb) * 1024**2,
-            "NOFILE": _OPEN_FILES,
+            "NOFILE": self._config.open_files,
             "FSIZE": max(_FILE_BYTES, size.memory_mb * 1024**2),
             "CORE": 0,
             "CPU": _CPU_S,
@@ -222,7 +222,7 @@ class ProcessEngine:
 
         def new_vessel() -> Child:
             code = self._code_folders.home(sandbox_id)
-            return Child(folder, namespaces, _argv(recipe), working_dir, limits, attached_env, code)
+            return Child(folder, namespaces, argv, working_dir, limits, attached_env, code)
 
         sandbox = await start_attached(
             self._sandboxes,
@@ -254,7 +254,7 @@ def _environment(code: Path, spec: SandboxSpec, **attachment: str) -> dict[str, 
 
 
 def _argv(recipe: Recipe) -> tuple[str, ...]:
-    """The recipe's argv on this machine: Python without the packages that are installed for us."""
+    """The recipe's argv on this machine: Python without the packages that are installed for us. Blocking."""
     runtime = Path(str(files("runtimes"))) / recipe.name
     local = [str(runtime / one.removeprefix(_IN_IMAGE)) if one.startswith(_IN_IMAGE) else one for one in recipe.argv]
     return local_argv(local, "-s", "-S", "-B")

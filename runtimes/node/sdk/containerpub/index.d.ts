@@ -1,8 +1,14 @@
 /** An HTTP answer shaped by the function. */
 export class Response {
-  constructor(status?: number, headers?: Record<string, string>, body?: unknown);
+  /** A list of values, or pairs, where a name is repeated. The body is text, bytes, a stream of bytes, or any JSON. */
+  constructor(
+    status?: number,
+    headers?: Record<string, string | string[]> | Iterable<readonly [string, string]>,
+    body?: unknown,
+  );
   readonly status: number;
-  readonly headers: Record<string, string>;
+  /** Pairs where a name is repeated. */
+  readonly headers: Record<string, string> | [string, string][];
   readonly body: unknown;
 }
 
@@ -49,4 +55,7 @@ export interface Context {
   remaining_s(): number;
 }
 
-export type Handler = (event: Event, context: Context) => unknown;
+/** What a handler that declares a third parameter may answer with. */
+export type Callback = (error?: unknown, result?: unknown) => void;
+
+export type Handler = (event: Event, context: Context, callback: Callback) => unknown;

@@ -18,15 +18,16 @@
 class Response {
   /**
    * @param {number} status HTTP status, 200 to 599.
-   * @param {Record<string, string>} headers names to values.
-   * @param {unknown} body text, or anything that JSON can say.
+   * @param {Record<string, string | string[]> | Iterable<[string, string]>} headers names to values, with a list where a
+   *   name is repeated; or pairs, as a list, a Map or fetch()'s Headers.
+   * @param {unknown} body text, bytes, a stream of bytes, or anything that JSON can say.
    */
   constructor(status = 200, headers = {}, body = null) {
     if (!Number.isInteger(status) || status < 200 || status > 599) {
       throw new RangeError(`status is a number from 200 to 599, not ${String(status)}`);
     }
     this.status = status;
-    this.headers = Object.fromEntries(Object.entries(headers ?? {}).map(([name, value]) => [name, String(value)]));
+    this.headers = shaped(headers ?? {});
     this.body = body;
   }
 
@@ -34,6 +35,19 @@ class Response {
   get [Symbol.for('containerpub.response')]() {
     return true;
   }
+}
+
+/** Names to values, or a list of pairs of both where a name is repeated. */
+function shaped(headers) {
+  if (typeof headers !== 'object') throw new TypeError('headers are an object of names and values, or pairs of both');
+  const pairs = [];
+  for (const pair of typeof headers[Symbol.iterator] === 'function' ? headers : Object.entries(headers)) {
+    if (!Array.isArray(pair) || pair.length !== 2) throw new TypeError('each header is a pair of a name and a value');
+    const [name, value] = pair;
+    for (const one of Array.isArray(value) ? value : [value]) pairs.push([String(name), String(one)]);
+  }
+  const names = new Set(pairs.map(([name]) => name.toLowerCase()));
+  return names.size === pairs.length ? Object.fromEntries(pairs) : pairs;
 }
 
 /**

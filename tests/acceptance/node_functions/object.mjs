@@ -1,0 +1,6 @@
+export default {
+  helper: () => 'helped',
+  handler() {
+    return this.helper();
+  },
+};
