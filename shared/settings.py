@@ -98,7 +98,7 @@ class Settings(BaseModel):
     )
     function_memory_limit_mb: Positive = _setting(2048, "Largest `memory_mb` a function may ask for.")
     function_cpus: PositiveSeconds = _setting(0.5, "CPUs of a sandbox.")
-    function_open_files: Annotated[int, Field(ge=64, le=1_048_576)] = _setting(
+    function_open_files: Annotated[int, Field(ge=64, le=100_000)] = _setting(
         1024, "Open files of each process of a function, sockets included."
     )
     function_max_concurrent: Positive = _setting(10, "Slots: attempts that one worker process runs at a time.")

@@ -73,6 +73,29 @@ def install(requirements: str, target: str, scratch: str, proxy: str | None) -> 
     return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
 
 
+def judge_indexes(requirements: str) -> bool:
+    """Whether each index that the project names is the one in use; says so of the first one that is not."""
+    from pip._internal.models.index import PyPI
+
+    path = os.path.join(os.path.dirname(requirements), "indexes.txt")
+    if not os.path.exists(path):
+        return True
+    with open(path, encoding="ascii") as lines:
+        for line in lines:
+            where, address = line.split()
+            if plain(address) != plain(PyPI.simple_url):
+                print(f"{where}: {address} is not the index in use, which is {PyPI.simple_url}: leave the option out")
+                return False
+    return True
+
+
+def plain(address: str) -> str:
+    """An address without what makes no difference."""
+    scheme, _, rest = address.partition("://")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host.lower().removesuffix(':443')}/{path.strip('/')}"
+
+
 def send(target: str) -> None:
     """Only plain files and folders; names that ustar cannot hold are left out, and said so."""
     with (
@@ -113,6 +136,8 @@ def main() -> int:
         return 0
     requirements, target = sys.argv[1:3]
     target = os.path.abspath(target)
+    if not judge_indexes(os.path.abspath(requirements)):
+        return 1
     scratch = os.path.join(target, ".scratch")
     os.mkdir(scratch, 0o700)
     proxy = f"http://127.0.0.1:{forward(sys.argv[3])}" if len(sys.argv) > 3 else None

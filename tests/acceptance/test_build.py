@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -326,6 +328,35 @@ async def test_handlers_are_found_without_running_anything(
 ) -> None:
     built = await process.build(plan(files, handler=handler), ignore)
     assert built.analysis["handler"] == found
+
+
+async def test_files_and_the_index_that_requirements_name_are_followed(process: ProcessEngine, plan: Plans) -> None:
+    asked = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    index = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", asked], text=True)
+    files = {
+        "main.py": b"import idna\n" + HANDLER,
+        "requirements.txt": f"--index-url={index.strip()}/\n-r requirements/prod.txt\n".encode(),
+        "requirements/prod.txt": b"-c ../limits.txt\nidna\n",
+        "limits.txt": b"idna==3.6\n",
+    }
+    log: list[str] = []
+    built = await process.build(plan(files), log.append)
+    assert "Successfully installed idna-3.6" in log
+    assert built.layers.of(LayerKind.DEPENDENCIES) is not None
+
+
+async def test_packages_of_a_pyproject_are_installed_and_warnings_stand_in_the_log(
+    process: ProcessEngine, plan: Plans
+) -> None:
+    project = b'[project]\nname = "mine"\ndependencies = ["idna==3.7"]\n'
+    files = {"main.py": HANDLER, "pyproject.toml": project, "uv.lock": b"", "old.py": b"print 1\n"}
+    log: list[str] = []
+    built = await process.build(plan(files), log.append)
+    assert "Successfully installed idna-3.7" in log
+    warnings = built.analysis["warnings"]
+    assert isinstance(warnings, list)
+    assert [line for line in log if line.startswith("warning: ")] == [f"warning: {one}" for one in warnings]
+    assert [one.split(" ")[0] for one in warnings] == ["old.py:1:", "the", "uv.lock"]
 
 
 @pytest.mark.docker

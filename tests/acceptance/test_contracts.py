@@ -227,6 +227,17 @@ async def test_answers_keep_repeated_headers_bytes_and_streams(bench: Bench) -> 
     assert text(outcome, "stdout") == "closed\n"
 
 
+async def test_a_project_that_names_no_handler_has_its_runtimes_default(bench: Bench) -> None:
+    wsgi = b"def app(environ, start):\n    start('200 OK', [])\n    return [b'web']\n"
+    web = await (await bench.start("python-flask", "", {"app.py": wsgi, "other.py": b""})).call(_request())
+    assert orjson.loads(web.result or b"")["body"] == "web"
+    marked = b"from containerpub import function\n@function\ndef hello(event, context):\n    return 'marked'\n"
+    assert (await (await bench.start("python", "", {"main.py": marked})).call(call())).result == b'"marked"'
+    program = {"bin/main": (SOURCES / "main.py").read_bytes()}
+    command = await (await bench.start("dart", "", program)).call(call({"do": "echo", "with": 5}))
+    assert command.result == b"5", command
+
+
 async def test_a_web_sandbox_serves_again(bench: Bench) -> None:
     sandbox = await bench.app("counted")
     assert [_answer(await sandbox.call(_request()))["body"] for _ in range(3)] == ["1", "2", "3"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -247,6 +248,42 @@ def test_values_that_double_with_every_line_are_refused_before_they_fill_a_memor
     message = refused(HEAD + "\n".join(lines) + "\nCMD x\n")
     assert f"more than {MAX_VALUES_CHARS} characters" in message
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ENV B={many}",
+        "ARG B={many}",
+        "ENV {variables}",
+        "WORKDIR /{many}",
+        "COPY {many} .",
+        "COPY {words} .",
+        "COPY . /{many}",
+    ],
+)
+def test_variables_are_bounded_while_they_expand(line: str) -> None:
+    long, count = "x" * (900 if "words" in line else 20_000), 7_000
+    many, words = "$A" * count, "$A " * count
+    variables = " ".join(f"B{number}=$A" for number in range(count // 2))
+    said = line.format(many=many, words=words, variables=variables)
+    raw = f"{HEAD}ENV A={long}\n{said}\nCMD x\n".encode()
+    assert len(raw) < MAX_BYTES
+    dockerfile = parse(raw, IMAGES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BuildRejected, match=f"more than {MAX_VALUES_CHARS} characters"):
+            resolve(dockerfile, ENVIRONMENTS)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_word_is_read_in_time_that_grows_with_it() -> None:
+    started = time.process_time()
+    said = resolved(f"{HEAD}ENV A={'x' * 59_000}\nCMD x\n")
+    assert time.process_time() - started < 0.5
+    assert isinstance(said.stages[0].steps[0], Variables)
 
 
 def test_the_builder_gets_ids_numbers_and_plain_words_and_none_of_the_tenants_metadata() -> None:

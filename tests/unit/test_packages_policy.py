@@ -203,3 +203,52 @@ def test_what_was_accepted_is_accepted_again_unchanged() -> None:
     assert isinstance(once, Packages)
     again = parse_packages({name: text.encode() for name, text in once.files.items()})
     assert again.files == once.files
+
+
+@pytest.mark.parametrize(
+    "spec", [">=3.0.0 || insiders", "workspace:^", "^1.0.0 || >=2.0.0-alpha.0 || next", "github:a/b", 7]
+)
+def test_ranges_of_peers_in_a_lock_are_not_judged(spec: object) -> None:
+    """What is installed for them has an entry of its own."""
+    entry = {"version": "1.0.0", "integrity": CHECKSUM, "peerDependencies": {"b": spec, "c": "^1"}}
+    assert lock_of(locked(entry))["node_modules/a"]["peerDependencies"] == {"c": "^1"}
+
+
+@pytest.mark.parametrize("kind", ["dependencies", "optionalDependencies"])
+def test_other_ranges_in_a_lock_are_judged(kind: str) -> None:
+    with pytest.raises(BuildRejected, match="insiders"):
+        parse_packages(locked({"version": "1.0.0", "integrity": CHECKSUM, kind: {"b": ">=3.0.0 || insiders"}}))
+
+
+@pytest.mark.parametrize("spec", [">=1.2.3<2.0.0", ">=1 <2||>=3<4", "^1.0.0||^2.0.0", ">=1.2.3-rc.1 <2"])
+def test_comparators_may_follow_each_other_without_a_space(spec: str) -> None:
+    assert parse_packages(manifest(dependencies={"a": spec}))
+
+
+@pytest.mark.parametrize("lock", ["pnpm-lock.yaml", "yarn.lock", "bun.lock", "bun.lockb"])
+def test_a_lock_that_is_not_read_is_told(lock: str) -> None:
+    (note,) = parse_packages(manifest(dependencies={"a": "1"}) | {lock: b"x"}).notes
+    assert note.startswith(f"{lock} is not read, so packages are resolved anew; to keep versions, run npm install")
+    assert parse_packages(locked({"version": "1.0.0", "integrity": CHECKSUM}) | {lock: b"x"}).notes == ()
+
+
+@pytest.mark.parametrize("lock", ["pnpm-lock.yaml", "yarn.lock", "package-lock.json", "npm-shrinkwrap.json"])
+def test_a_lock_without_a_manifest_is_refused_with_what_to_do(lock: str) -> None:
+    with pytest.raises(BuildRejected, match=f"{lock} locks packages, but there is no package.json that asks for them"):
+        parse_packages({lock: b"{}"})
+
+
+def test_a_manifest_may_have_a_mark_of_utf_8() -> None:
+    assert parse_packages({"package.json": b"\xef\xbb\xbf" + manifest(dependencies={"a": "1"})["package.json"]})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_manifest_in_another_encoding_is_refused_by_its_name(encoding: str) -> None:
+    content = '{"dependencies": {"a": "1"}}'.encode(encoding)
+    with pytest.raises(BuildRejected, match=rf"package\.json is {encoding[:6].upper()}.* text, .*: save it as UTF-8"):
+        parse_packages({"package.json": content})
+
+
+def test_a_manifest_of_latin_1_is_refused_with_what_to_do() -> None:
+    with pytest.raises(BuildRejected, match=r"package\.json is not UTF-8 text \(at byte 9\): save it as UTF-8"):
+        parse_packages({"package.json": b'{"name": "\xe9"}'.replace(b" ", b"")})

@@ -13,7 +13,7 @@ def test_the_python_recipe_is_complete() -> None:
     assert recipe.contract is Contract.HANDLER
     assert recipe.base_image
     assert recipe.argv[-1] == "/containerpub/serve.py"
-    assert recipe.manifests == ("requirements.txt",)
+    assert recipe.manifests[0] == "requirements.txt"
     assert recipe.install is not None
     assert recipe.analyze is not None
 

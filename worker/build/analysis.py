@@ -78,7 +78,7 @@ def read_sources(artifact: Path, recipe: Recipe) -> tuple[str, Sequence[str]]:
                 continue
             room -= member.size
             content = archive.extractfile(member)
-            texts[name] = content.read().decode("utf-8", "replace") if content else ""
+            texts[name] = content.read().decode("utf-8-sig", "replace") if content else ""
     return json.dumps(texts), left_out[:_MAX_WARNINGS]
 
 

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.build.encoding import encoding_of, read_text
 from worker.build.plan import BuildRejected
 
 MANIFEST = "package.json"
 LOCKS = ("npm-shrinkwrap.json", "package-lock.json")  # in npm's own order
+UNREAD_LOCKS = ("pnpm-lock.yaml", "yarn.lock", "bun.lock", "bun.lockb")
 MAX_BYTES = {MANIFEST: 256 * 1024} | dict.fromkeys(LOCKS, 4 * 1024 * 1024)
 MAX_PACKAGES = 5_000
 OURS = "containerpub"
@@ -27,7 +29,8 @@ _TAG = r"[A-Za-z][A-Za-z0-9._-]*"
 _VERSION = r"v?(?:[0-9]+|[xX*])(?:\.(?:[0-9]+|[xX*])){0,2}(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?"
 # Each text has one way to match, or refusing a long one could take forever; so runs of spaces are made one before.
 _COMPARATOR = rf"(?:~>|[~^]|[<>]=?|=)? ?{_VERSION}"
-_SET = rf"{_COMPARATOR}(?: (?:- )?{_COMPARATOR})*"
+# Comparators may follow each other without a space.
+_SET = rf"{_COMPARATOR}(?: (?:- )?{_COMPARATOR}|(?=[<>=~^]){_COMPARATOR})*"
 _RANGE = re.compile(rf" ?(?:{_SET}(?: ?\|\| ?{_SET})*)? ?", re.ASCII)
 _SPACES = re.compile(r" +")
 _FILE = re.compile(r".*\.(?:tgz|tar|tar\.gz)", re.ASCII | re.IGNORECASE)  # npm takes these for files
@@ -54,6 +57,7 @@ class Packages:
 
     manifest: Mapping[str, Any]
     lock: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -71,6 +75,10 @@ def parse_packages(files: Mapping[str, bytes]) -> Packages:
 
     :raises BuildRejected: ``build_failed``, naming the member, when one refers to anything but the registry.
     """
+    unread = [name for name in UNREAD_LOCKS if name in files]
+    if MANIFEST not in files and (unread or any(name in files for name in LOCKS)):
+        locking = next(one for one in (*LOCKS, *unread) if one in files)
+        raise _rejected(f"{locking} locks packages, but there is no {MANIFEST} that asks for them: add it.")
     manifest = _object(files.get(MANIFEST, b"{}"), MANIFEST)
     if manifest.get("workspaces"):
         raise _rejected(f"{MANIFEST}: workspaces are not supported; deploy one package.")
@@ -81,14 +89,22 @@ def parse_packages(files: Mapping[str, bytes]) -> Packages:
         wanted["overrides"] = _overrides(overrides, f"{MANIFEST}: overrides", 0)
     name = next((name for name in LOCKS if name in files), None)
     lock = None if name is None else _lock(_object(files[name], name), name)
-    return Packages(manifest={"name": "function", "version": "0.0.0", "private": True} | wanted, lock=lock)
+    notes = tuple(
+        f"{one} is not read, so packages are resolved anew; to keep versions, run npm install --package-lock-only"
+        for one in (unread if lock is None else ())
+    )
+    return Packages(manifest={"name": "function", "version": "0.0.0", "private": True} | wanted, lock=lock, notes=notes)
 
 
 def _object(content: bytes, name: str) -> dict[str, Any]:
     if len(content) > MAX_BYTES[name]:
         raise _rejected(f"{name} is larger than {MAX_BYTES[name] // 1024} KiB.")
+    if encoding_of(content) not in (None, "UTF-8"):
+        raise _rejected(f"{name} is {encoding_of(content)} text, which Node.js does not read: save it as UTF-8.")
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(read_text(content))
+    except UnicodeDecodeError as error:
+        raise _rejected(f"{name} is not UTF-8 text (at byte {error.start}): save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise _rejected(f"{name} is not JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -105,22 +121,31 @@ def _asked(table: Mapping[str, Any], where: str, *, ours: bool) -> dict[str, Any
             continue
         if not isinstance(listed, dict):
             raise _rejected(f"{where}: {kind} is not an object.")
+        taken: dict[str, Any] = {}
         for name, spec in listed.items():
             at = f"{where}: {kind}: {_shown(name)}"
+            if kind == "peerDependencies" and not ours and not (_PACKAGE.fullmatch(name) and _is_accepted(spec)):
+                continue  # what is installed for it stands in the lock
             if not _PACKAGE.fullmatch(name) or len(name) > 214:
                 raise _rejected(f"{at} is not the name of a package.")
             if ours and name == OURS:
                 raise _rejected(f"{at} is the platform's own package, which every sandbox has: leave it out.")
             _accept(spec, at)
-        accepted[kind] = dict(listed)
+            taken[name] = spec
+        accepted[kind] = taken
     return accepted
 
 
+def _is_accepted(spec: object) -> bool:
+    if not isinstance(spec, str) or len(spec) > 256:
+        return False
+    alias = _ALIAS.fullmatch(spec)
+    return _is_version(spec if alias is None else alias[2] or "")
+
+
 def _accept(spec: object, at: str) -> None:
-    if isinstance(spec, str) and len(spec) <= 256:
-        alias = _ALIAS.fullmatch(spec)
-        if _is_version(spec if alias is None else alias[2] or ""):
-            return
+    if _is_accepted(spec):
+        return
     raise _rejected(
         f"{at}: {_shown(spec)} is not a version of the registry; "
         "only ranges such as '1.2.3', '^1.2' or '>=1 <3', tags and 'npm:name@range' are allowed."

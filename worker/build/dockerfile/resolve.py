@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from worker.build.dockerfile.instructions import Copy, Dockerfile, Run, Step, Variables, Workdir, rejected
+from worker.build.dockerfile.instructions import Copy, Dockerfile, Run, Step, Variables, Word, Workdir, rejected
 from worker.build.dockerfile.words import expand
 
 MAX_VALUES_CHARS = 64 * 1024
@@ -25,7 +25,7 @@ def resolve(dockerfile: Dockerfile, environments: Mapping[str, Mapping[str, str]
     """
     stages = []
     known: list[dict[str, str]] = []
-    room = MAX_VALUES_CHARS
+    values_room, paths_room = _Room("the values of variables"), _Room("the paths")
     for stage in dockerfile.stages:
         env = dict(known[stage.stage] if stage.stage is not None else environments[stage.image or ""])
         arguments: dict[str, str] = {}
@@ -34,25 +34,38 @@ def resolve(dockerfile: Dockerfile, environments: Mapping[str, Mapping[str, str]
             # A value that ENV set goes before one of ARG, wherever they stand.
             values = {**arguments, **env}
             if isinstance(step, Variables):
-                found = tuple((name, expand(word, values)) for name, word in step.values)
-                room -= sum(len(value) for _, value in found)
-                if room < 0:
-                    raise rejected(step.line, f"the values of variables have more than {MAX_VALUES_CHARS} characters")
+                found = tuple((name, values_room.expand(step.line, word, values)) for name, word in step.values)
                 if not all(value.isprintable() for _, value in found):
                     raise rejected(step.line, "a value has a character that cannot be printed")
                 (env if step.kept else arguments).update(found)
                 steps.append(replace(step, values=tuple((name, (value,) if value else ()) for name, value in found)))
             elif isinstance(step, Workdir):
-                steps.append(replace(step, path=(_path(step.line, expand(step.path, values)),)))
+                steps.append(replace(step, path=(_path(step.line, paths_room.expand(step.line, step.path, values)),)))
             elif isinstance(step, Copy):
-                sources = tuple((_source(step, expand(word, values)),) for word in step.sources)
-                steps.append(replace(step, sources=sources, target=(_path(step.line, expand(step.target, values)),)))
+                sources = tuple((_source(step, paths_room.expand(step.line, word, values)),) for word in step.sources)
+                target = _path(step.line, paths_room.expand(step.line, step.target, values))
+                steps.append(replace(step, sources=sources, target=(target,)))
             else:
                 assert isinstance(step, Run)
                 steps.append(step)
         known.append(env)
         stages.append(replace(stage, steps=tuple(steps)))
     return replace(dockerfile, stages=tuple(stages))
+
+
+class _Room:
+    """Bounds what all words of one kind come to, before any of them is put together."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._left = MAX_VALUES_CHARS
+
+    def expand(self, line: int, word: Word, values: Mapping[str, str]) -> str:
+        expanded = expand(word, values, self._left)
+        if expanded is None:
+            raise rejected(line, f"{self._what} have more than {MAX_VALUES_CHARS} characters")
+        self._left -= len(expanded)
+        return expanded
 
 
 def _source(step: Copy, path: str) -> str:

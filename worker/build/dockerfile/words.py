@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from worker.build.dockerfile.instructions import Reference, Word, rejected
 
@@ -66,17 +67,19 @@ def _word(line: int, text: str, at: int) -> tuple[Word, int]:
 def joined(parts: Iterable[str | Reference]) -> Word:
     """``parts`` with neighbouring texts put together, so that equal words are equal."""
     word: list[str | Reference] = []
-    for part in parts:
-        if part and isinstance(part, str) and word and isinstance(word[-1], str):
-            word[-1] += part
-        elif part:
-            word.append(part)
+    for kind, run in groupby((part for part in parts if part), type):
+        texts = list(run)
+        word += ["".join(one for one in texts if isinstance(one, str))] if kind is str else texts
     return tuple(word)
 
 
-def expand(word: Word, values: Mapping[str, str]) -> str:
-    """``word`` with the values of its variables; an unknown one is empty."""
-    return "".join(part if isinstance(part, str) else values.get(part.name, "") for part in word)
+def expand(word: Word, values: Mapping[str, str], most: int) -> str | None:
+    """``word`` with the values of its variables; an unknown one is empty.
+
+    ``None`` if that has more than ``most`` characters, which are counted before any are put together.
+    """
+    parts = [part if isinstance(part, str) else values.get(part.name, "") for part in word]
+    return "".join(parts) if sum(map(len, parts)) <= most else None
 
 
 def json_words(text: str) -> tuple[str, ...] | None:

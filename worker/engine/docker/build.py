@@ -79,7 +79,7 @@ class VersionBuilder:
         )
         foundation = await self._runtimes.current(recipe)
         told = await self._checker.check(plan, recipe, foundation.base, str(analysis.get("file")))
-        analysis = concluded(analysis, told, log.line)
+        analysis = concluded(analysis, [*(manifest.notes if manifest is not None else ()), *told], log.line)
         files: dict[str, IO[bytes]] = {}
         async with AsyncExitStack() as opened:
 

@@ -74,7 +74,8 @@ class ProcessBuilder:
         analysis, manifest = await asyncio.gather(
             analyze(plan, recipe), asyncio.to_thread(read_dependency_manifest, plan.artifact, recipe)
         )
-        analysis = concluded(analysis, await self._check(plan, recipe, str(analysis.get("file"))), log.line)
+        told = await self._check(plan, recipe, str(analysis.get("file")))
+        analysis = concluded(analysis, [*(manifest.notes if manifest is not None else ()), *told], log.line)
         files: dict[str, IO[bytes]] = {}
         async with AsyncExitStack() as opened:
 
