@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.errors import UsageError
+from cli.names import checked
 from shared.textfile import NotText, text_of
 
 PROJECT_FILES = ("containerpub.toml", "function.json")
@@ -60,9 +61,12 @@ def read_project(folder: Path, *, name: str | None = None) -> Project:
     own_name = members.pop("name", None)
     if own_name is not None and not isinstance(own_name, str):
         raise UsageError(f"name in {found[0].name} must be a text.")
-    chosen = name or own_name or folder.name
-    if not chosen:
-        raise UsageError("The function has no name.", hint="Give one with --name.")
+    if name:
+        chosen = checked(name, whose="--name")
+    elif own_name:
+        chosen = checked(own_name, whose=f"name in {found[0].name}")
+    else:
+        chosen = checked(folder.name, whose="The folder's name")
     return Project(folder=folder, name=chosen, settings=members)
 
 
