@@ -257,6 +257,7 @@ class LogView(BaseModel):
     level: str
     message: str
     at: datetime
+    cut: bool
 
 
 class LogPage(BaseModel):

@@ -6,7 +6,6 @@ their names, because the server refuses them too, after the upload.
 
 from __future__ import annotations
 
-import fnmatch
 import gzip
 import io
 import os
@@ -14,24 +13,25 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from cli.errors import UsageError
+from cli.ignoring import GIT_IGNORE_FILE, IGNORE_FILE, Rules, file_rules, left_out_by, project_rules
 
 MAX_ARCHIVE_BYTES = 50 * 1024 * 1024
-IGNORE_FILE = ".containerpubignore"
-ALWAYS_IGNORED = (
-    ".git",
-    "__pycache__",
-    ".venv",
-    "node_modules",
-    "*.pyc",
-    ".env",
-    ".DS_Store",
-    IGNORE_FILE,
-)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What of a project's folder is deployed.
+
+    :param files: names, ``/`` between their parts, and paths. :param left_out: names and rules, folders as a whole.
+    """
+
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,72 +48,65 @@ class Archive:
         return os.fdopen(os.dup(self.content.fileno()), "rb")
 
 
-def pack(folder: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> Archive:
-    """The files below ``folder`` that are not ignored.
+def listing(folder: Path) -> Listing:
+    """The files below ``folder``, in the order in which they are packed, and what is left out.
 
-    Raises :class:`UsageError` for a link, a special file, a name that is not Unicode, nothing to pack, or an archive
-    that would exceed ``max_bytes`` (found out before all of it is written).
+    Raises :class:`UsageError` for a link, a special file, a name that is not Unicode, or nothing to deploy.
     """
-    patterns = (*ALWAYS_IGNORED, *read_patterns(folder / IGNORE_FILE))
+    found = Listing()
+    before, behind = project_rules(folder)
+    try:
+        found.files.extend(_walk(folder, "", before, behind, found.left_out))
+    except OSError as error:
+        raise UsageError(f"The folder cannot be read: {error}.") from error
+    if not found.files:
+        raise UsageError(f"{folder} holds no file to deploy.")
+    return found
+
+
+def pack(folder: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> Archive:
+    """The files below ``folder`` that are deployed.
+
+    Raises :class:`UsageError` as :func:`listing`, and for an archive that would exceed ``max_bytes`` (found out before
+    all of it is written).
+    """
+    return pack_listing(listing(folder), max_bytes=max_bytes)
+
+
+def pack_listing(found: Listing, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> Archive:
+    """The files of a listing. Raises :class:`UsageError` for one that changed, and for too many bytes."""
     content = tempfile.TemporaryFile()  # noqa: SIM115 - the archive that is returned owns it
     limited = _LimitedWriter(content, max_bytes)
-    files = 0
     try:
         # No file name and no time in the gzip header: they would differ between two runs.
         with (
             gzip.GzipFile(filename="", mode="wb", fileobj=limited, mtime=0, compresslevel=6) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
-            for name, path in _walk(folder, "", patterns):
+            for name, path in found.files:
                 _add(tar, name, path)
-                files += 1
-        if not files:
-            raise UsageError(f"{folder} holds no file to deploy.")
     except OSError as error:
         content.close()
         raise UsageError(f"The folder cannot be packed: {error}.") from error
     except UsageError:
         content.close()
         raise
-    return Archive(content=content, size=limited.written, files=files)
+    return Archive(content=content, size=limited.written, files=len(found.files))
 
 
-def read_patterns(path: Path) -> tuple[str, ...]:
-    """The patterns of an ignore file, one a line; empty lines and ``#`` comments do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path.name} cannot be read: {error}.") from error
-    patterns = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
-    negated = [pattern for pattern in patterns if pattern.startswith("!")]
-    if negated:
-        raise UsageError(f"{path.name}: {negated[0]} would include again, which is not possible.", hint="Remove it.")
-    return patterns
-
-
-def ignored(name: str, *, is_folder: bool, patterns: Sequence[str]) -> bool:
-    """Whether ``name`` (path from the project folder, ``/`` between parts) is left out.
-
-    A pattern with a ``/`` before its end matches the whole path, another one the last part wherever it is; one that
-    ends with ``/`` matches folders only. ``*`` matches any characters, also ``/``.
-    """
-    for pattern in patterns:
-        if pattern.endswith("/") and not is_folder:
-            continue
-        bare = pattern.rstrip("/")
-        subject = name if "/" in bare else name.rsplit("/", 1)[-1]
-        if fnmatch.fnmatchcase(subject, bare.lstrip("/")):
-            return True
-    return False
-
-
-def _walk(folder: Path, prefix: str, patterns: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def _walk(
+    folder: Path, prefix: str, before: Sequence[Rules], behind: Sequence[Rules], left_out: list[tuple[str, str]]
+) -> Iterator[tuple[str, Path]]:
+    own = file_rules(folder / GIT_IGNORE_FILE, source=f"{prefix}{GIT_IGNORE_FILE}", base=prefix)
+    if own is not None:
+        before = (*before, own)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        name = f"{prefix}{entry.name}"
+        name, path = f"{prefix}{entry.name}", Path(entry.path)
+        # A link to a folder is matched like a folder: virtual environments may be linked.
+        reason = left_out_by(name, path, is_folder=entry.is_dir(), rules=(*before, *behind))
         is_folder = entry.is_dir(follow_symlinks=False)
-        if ignored(name, is_folder=is_folder, patterns=patterns):
+        if reason is not None:
+            left_out.append((f"{name}/" if is_folder else name, reason))
             continue
         try:
             name.encode("utf-8")
@@ -125,9 +118,9 @@ def _walk(folder: Path, prefix: str, patterns: Sequence[str]) -> Iterator[tuple[
                 hint=f"Put a copy of its target there, or list it in {IGNORE_FILE}.",
             )
         if is_folder:
-            yield from _walk(Path(entry.path), f"{name}/", patterns)
+            yield from _walk(path, f"{name}/", before, behind, left_out)
         elif entry.is_file(follow_symlinks=False):
-            yield name, Path(entry.path)
+            yield name, path
         else:
             raise UsageError(f"{name} is neither a file nor a folder.", hint=f"List it in {IGNORE_FILE}.")
 

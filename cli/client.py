@@ -140,6 +140,17 @@ class Client:
             await self._sleep(delay)
             retries += 1
 
+    async def check_server(self) -> None:
+        """Raise :class:`Unreachable` unless a ContainerPub server answers at ``api_url``."""
+        try:
+            answer = await self.send(Request(method="GET", path="/api/health"), token=None)
+        except ApiError as error:
+            if error.http_status in RETRIED_STATUSES:
+                raise
+            raise _stranger(self.api_url, error.http_status) from error
+        if not {"status", "version", "engine"} <= answer.document.keys():
+            raise _stranger(self.api_url, answer.http_status)
+
     async def _exchange(self, request: Request, token: str | None) -> Answer:
         if self._http is None:
             raise RuntimeError("the client is not open")
@@ -226,6 +237,13 @@ class Client:
             ) from error
 
 
+def _stranger(api_url: str, http_status: int) -> Unreachable:
+    return Unreachable(
+        f"What answers at {api_url} (with HTTP status {http_status}) is no ContainerPub server, or a proxy before one.",
+        hint="Set API_URL to the address of your server, or start one with `containerpub up`.",
+    )
+
+
 def _object(text: str, api_url: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -255,6 +273,8 @@ def _answer(response: aiohttp.ClientResponse, body: bytes, api_url: str) -> Answ
         readable = False
     if status >= 400:
         problem = document if isinstance(document, dict) else {}
+        if status < 500 and "code" not in problem:
+            raise _stranger(api_url, status)
         retry_after = parse_retry_after(response.headers.get("Retry-After"), now=datetime.now(UTC))
         raise ApiError(http_status=status, problem=problem, retry_after_s=retry_after)
     if 300 <= status < 400:
@@ -263,7 +283,7 @@ def _answer(response: aiohttp.ClientResponse, body: bytes, api_url: str) -> Answ
             hint="Set API_URL to the address it names.",
         )
     if not readable or not isinstance(document, dict):
-        raise Unreachable(f"{api_url} did not answer as a ContainerPub server.", hint="Check API_URL.")
+        raise _stranger(api_url, status)
     return Answer(http_status=status, document=document)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cli.errors import UsageError
+from cli.names import checked
+from shared.textfile import NotText, text_of
 
 PROJECT_FILES = ("containerpub.toml", "function.json")
 
@@ -20,6 +22,24 @@ class Project:
     folder: Path
     name: str
     settings: Mapping[str, object]
+
+    def check_handler_is_in(self, left_out: Sequence[tuple[str, str]]) -> None:
+        """Raise :class:`UsageError` if the handler's file is not deployed, or lies in a folder that is not.
+
+        :param left_out: names and rules, as in a listing.
+        """
+        written = str(self.settings.get("handler", "")).partition(":")[0].removeprefix("./")
+        modules = (written, written.replace(".", "/"))
+        for name, rule in left_out:
+            if name.endswith("/"):
+                found = any(module.startswith(name) for module in modules)
+            else:
+                found = Path(name).with_suffix("").as_posix() in modules
+            if found:
+                raise UsageError(
+                    f"The handler {written} is in {name}, which is not deployed ({rule}).",
+                    hint=f"Put the line !{name} into .containerpubignore.",
+                )
 
 
 def read_project(folder: Path, *, name: str | None = None) -> Project:
@@ -41,17 +61,22 @@ def read_project(folder: Path, *, name: str | None = None) -> Project:
     own_name = members.pop("name", None)
     if own_name is not None and not isinstance(own_name, str):
         raise UsageError(f"name in {found[0].name} must be a text.")
-    chosen = name or own_name or folder.name
-    if not chosen:
-        raise UsageError("The function has no name.", hint="Give one with --name.")
+    if name:
+        chosen = checked(name, whose="--name")
+    elif own_name:
+        chosen = checked(own_name, whose=f"name in {found[0].name}")
+    else:
+        chosen = checked(folder.name, whose="The folder's name")
     return Project(folder=folder, name=chosen, settings=members)
 
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path.read_bytes())
         members: object = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:  # both decoders' errors and a wrong encoding are ValueErrors
+    except NotText as error:
+        raise UsageError(f"{path.name} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # both decoders' errors are ValueErrors
         raise UsageError(f"{path.name} cannot be read: {error}.") from error
     if not isinstance(members, dict):
         raise UsageError(f"{path.name} must hold an object of settings.")

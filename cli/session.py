@@ -116,6 +116,8 @@ class Session:
 
     async def _log_in_again(self, error: ApiError | None, *, may_ask: bool) -> None:
         env = self.output.env
+        if error is None:
+            await self.client.check_server()
         if self.target.from_environment or not may_ask or not env.interactive:
             raise self._refusal(error) from error
         self.output.note("The login ran out." if error is not None else "This needs a login.")
@@ -184,13 +186,21 @@ async def pages(session: Session, path: str, params: dict[str, str], *, limit: i
     cursor: str | None = None
     while True:
         wanted = min(1000, limit - len(items)) if limit is not None else 1000
-        asked = {**params, "limit": str(wanted), **({"cursor": cursor} if cursor else {})}
-        answer = await session.call(Request(method="GET", path=path, params=asked))
-        page = answer.document.get("items")
-        if not isinstance(page, list):
-            raise Unreachable("The server's answer holds no list.", hint="Check API_URL.")
-        items.extend(item for item in page if isinstance(item, dict))
-        following = answer.document.get("next")
-        if not isinstance(following, str) or following == cursor or (limit is not None and len(items) >= limit):
+        found, cursor = await page(session, path, {**params, "limit": str(wanted)}, cursor)
+        items.extend(found)
+        if cursor is None or (limit is not None and len(items) >= limit):
             return items[:limit]
-        cursor = following
+
+
+async def page(
+    session: Session, path: str, params: dict[str, str], cursor: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The items behind ``cursor``, and the next cursor if there are more."""
+    asked = {**params, **({"cursor": cursor} if cursor else {})}
+    document = (await session.call(Request(method="GET", path=path, params=asked))).document
+    items = document.get("items")
+    if not isinstance(items, list):
+        raise Unreachable("The server's answer holds no list.", hint="Check API_URL.")
+    following = document.get("next")
+    known = [item for item in items if isinstance(item, dict)]
+    return known, following if isinstance(following, str) and following != cursor else None

@@ -17,6 +17,7 @@ Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
+    target: str  # as it stood in the request line
     headers: dict[str, str]
     body: bytes
 
@@ -69,7 +70,8 @@ class Receiver:
         return self.received
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
-        got = Received(headers={k.lower(): v for k, v in request.headers.items()}, body=await request.read())
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        got = Received(target=request.raw_path, headers=headers, body=await request.read())
         async with self._arrived:
             self.received.append(got)
             self._arrived.notify_all()

@@ -71,6 +71,7 @@ async def list_logs(request: web.Request, call: Call) -> web.Response:
             "level": line.level,
             "message": line.message,
             "at": line.at,
+            "cut": line.cut,
         }
         for line in lines
     ]

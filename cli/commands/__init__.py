@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 FunctionName = Annotated[str, typer.Argument(metavar="NAME", help="The function's name or id.", show_default=False)]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="The job's id, or as much of its beginning as no other job has.", show_default=False
+    ),
+]
 
 
 @dataclass(slots=True, kw_only=True)

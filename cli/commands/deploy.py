@@ -26,6 +26,9 @@ def deploy(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The project's folder.", show_default=False)] = Path(),
     name: Annotated[str | None, typer.Option("--name", help="Deploy under this name instead.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the upload is accepted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be uploaded, and what is left out.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Deploy a project folder as a new version of a function."""
@@ -33,6 +36,8 @@ def deploy(
 
     output = output_of(ctx, as_json)
     project = read_project(output.env.cwd / folder, name=name)
+    if dry_run:
+        return _list_files(output, project)
     following = Following()
 
     async def action(session: Session) -> ExitStatus:
@@ -59,6 +64,22 @@ def deploy(
         raise
 
 
+def _list_files(output: Output, project: Project) -> ExitStatus:
+    from cli.archive import listing
+
+    found = listing(project.folder)
+    if output.as_json:
+        files = [{"name": name, "bytes": path.stat().st_size} for name, path in found.files]
+        left_out = [{"name": name, "rule": rule} for name, rule in found.left_out]
+        output.document({"name": project.name, "files": files, "left_out": left_out})
+        return ExitStatus.OK
+    for name, _ in found.files:
+        output.line(name)
+    for name, rule in found.left_out:
+        output.note(f"left out: {name} ({rule})")
+    return ExitStatus.OK
+
+
 class Following:
     """The id of the deploy job once it is known, for the note that follows an interrupt."""
 
@@ -69,13 +90,16 @@ async def upload(session: Session, project: Project, progress: Progress) -> dict
     """Send the project; the server's answer to the deploy."""
     import asyncio
 
-    from cli.archive import pack
+    from cli.archive import listing, pack_listing
     from cli.client import Request, Upload
 
     progress.phase(f"Packing {project.folder}")
-    archive = await asyncio.to_thread(pack, project.folder)
+    found = await asyncio.to_thread(listing, project.folder)
+    project.check_handler_is_in(found.left_out)
+    archive = await asyncio.to_thread(pack_listing, found)
     with archive.content:
-        progress.phase(f"Uploading {archive.files} files, {max(1, round(archive.size / 1024))} KB")
+        less = f"; {len(found.left_out)} left out, see --dry-run" if found.left_out else ""
+        progress.phase(f"Uploading {archive.files} files, {max(1, round(archive.size / 1024))} KB{less}")
         fields = {"name": project.name, "settings": json.dumps(project.settings)}
         sent = Request(method="POST", path="/api/functions/deploy", upload=Upload(fields=fields, archive=archive))
         return (await session.call(sent)).document

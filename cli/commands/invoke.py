@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.commands import FunctionName, JsonFlag, at_least, in_session, output_of
-from cli.environment import Environment
 from cli.errors import ExitStatus, UsageError
 
 if TYPE_CHECKING:
     from cli.session import Session
 
 LONGEST_RUN_S = 930.0  # the longest timeout a function may have, and what a call may wait in the queue
-_STDIN_NOTICE_S = 3.0
 
 
 def invoke(
@@ -30,6 +23,10 @@ def invoke(
         typer.Option(
             "--body", metavar="JSON|@FILE", help="The event's body; @- is stdin, as is a pipe without --body."
         ),
+    ] = None,
+    body_file: Annotated[
+        str | None,
+        typer.Option("--body-file", metavar="FILE", help="The bytes of a file as the event's body; - is stdin."),
     ] = None,
     query: Annotated[list[str] | None, typer.Option("--query", metavar="NAME=VALUE", help="Repeatable.")] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME: VALUE", help="Repeatable.")] = None,
@@ -66,9 +63,13 @@ def invoke(
     as_json: JsonFlag = False,
 ) -> ExitStatus:
     """Run a function and print its result."""
+    from cli.event import encoded, pairs, read_body
+
     output = output_of(ctx, as_json)
     at_least("--wait", wait, 0)
     at_least("--delay", delay, 0)
+    if body is not None and body_file is not None:
+        raise UsageError("--body and --body-file exclude each other.")
     if delay is not None and run_at is not None:
         raise UsageError("--delay and --run-at exclude each other.")
     if priority not in (None, "low", "normal", "high"):
@@ -84,7 +85,11 @@ def invoke(
         raise UsageError(
             "--async and --wait exclude each other.", hint="Use `containerpub job ID --wait N` afterwards."
         )
-    event: dict[str, object] = {"body": read_body(output.env, body)}
+    event: dict[str, object]
+    if body_file is None:
+        event = {"body": read_body(output.env, body)}
+    else:
+        event = {"body_base64": encoded(output.env, body_file)}
     if query:
         event["query"] = pairs(query, "--query", "=")
     if header:
@@ -101,11 +106,15 @@ def invoke(
     if key is not None:
         headers["Idempotency-Key"] = key
 
+    sending = False
+
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request
         from cli.commands.jobs import show_error
         from cli.session import function_path
 
+        nonlocal sending
+        sending = True
         answer = await session.call(
             Request(
                 method="POST",
@@ -135,70 +144,18 @@ def invoke(
             output.note(f"reason: {found.get('reason')}, job: {found.get('job_id')}")
         return ExitStatus.FAILED
 
-    return in_session(output, action)
-
-
-def pairs(given: Sequence[str], option: str, separators: str) -> dict[str, str]:
-    """``NAME<separator>VALUE`` texts as a mapping. Raises :class:`UsageError`, also for a name given twice."""
-    found: dict[str, str] = {}
-    for each in given:
-        match = re.match(rf"([^{separators}]+)[{separators}]", each)
-        if match is None:
-            raise UsageError(f"{option} {each!r} has no name and value.", hint=f"Write it as name{separators[0]}value.")
-        name = match[1].strip()
-        if name in found:
-            raise UsageError(f"{option} {name!r} is given twice.")
-        value = each[match.end() :]
-        found[name] = value.strip() if option == "--header" else value
-    return found
-
-
-def read_body(env: Environment, given: str | None) -> object:
-    """The event's body: JSON from the argument, from ``@file``, or from stdin unless that is a terminal."""
-    if given is None:
-        if env.stdin.isatty():
-            return None
-        text = _read_stdin(env)
-        return _parse(text, "the standard input") if text.strip() else None
-    if given in ("-", "@-"):
-        return _parse(_read_stdin(env), "the standard input")
-    if not given.startswith("@"):
-        return _parse(given, "--body")
-    path = env.cwd / Path(given[1:])
     try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text.") from error
+        return in_session(output, action)
+    except KeyboardInterrupt:
+        if sending:
+            output.note(_after_interrupt(asynchronous=asynchronous, repeatable=key is not None))
+        raise
 
 
-def _read_stdin(env: Environment) -> str:
-    # An open pipe that nobody writes to (as in cron or CI) would otherwise look like a server that hangs.
-    notice = threading.Timer(
-        _STDIN_NOTICE_S,
-        lambda: env.stderr.write("Reading the body from stdin; give --body, or `< /dev/null` for none.\n"),
-    )
-    notice.daemon = True
-    notice.start()
-    try:
-        return env.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UsageError("The standard input is not UTF-8 text.") from error
-    finally:
-        notice.cancel()
-
-
-def _parse(text: str, source: str) -> object:
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except RecursionError as error:
-        raise UsageError(f"The body from {source} is nested too deeply.") from error
-    except ValueError as error:
-        raise UsageError(
-            f"The body from {source} is not JSON: {error}.", hint="A plain text needs quotes: --body '\"text\"'."
-        ) from error
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON value")
+def _after_interrupt(*, asynchronous: bool, repeatable: bool) -> str:
+    """What becomes of a call whose command was interrupted."""
+    if repeatable:
+        return "The job goes on if it was accepted. The same command with the same key waits for it again."
+    if asynchronous:
+        return "The job goes on if it was accepted: see `containerpub jobs`."
+    return "The server cancels the call, since nobody waits for it. With --async it would go on as a job."

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from cli.session import Session
 
 Limit = Annotated[int, typer.Option("--limit", help="How many at most.")]
-OptionalJobId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The job's id.", show_default=False)]
+OptionalJobId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ID]", help="The job's id, or as much of its beginning as no other job has.", show_default=False
+    ),
+]
 
 
 def job(
@@ -33,11 +38,13 @@ def job(
         raise UsageError("--follow waits as long as the job takes.", hint="Leave --wait out.")
 
     async def action(session: Session) -> ExitStatus:
+        from cli.job_ids import whole_id
         from cli.waiting import is_final, status_of, wait_for_job
 
+        whole = await whole_id(session, job_id)
         if follow:
-            return await _follow(session, output, job_id)
-        found = await wait_for_job(session, job_id, wait_s=wait or 0)
+            return await _follow(session, output, whole)
+        found = await wait_for_job(session, whole, wait_s=wait or 0)
         show(output, found)
         if wait is not None and not is_final(found):
             output.note(f"Still {found.get('status')} after {wait} s.")
@@ -84,14 +91,17 @@ def jobs(
     params = _given(function=function, status=status, reason=reason)
 
     async def action(session: Session) -> ExitStatus:
+        from cli.job_ids import short_ids
+        from cli.job_state import STATE_COLUMNS, state_of
         from cli.session import pages
 
         found = await pages(session, "/api/jobs", params, limit=limit)
         if output.as_json:
             output.document({"items": found})
         else:
-            columns = ("id", "kind", "status", "reason", "created_at", "finished_at")
-            output.table([name.upper() for name in columns], [[each.get(name) for name in columns] for each in found])
+            short = short_ids([str(each.get("id")) for each in found])
+            rows = [[key, each.get("function"), *state_of(each)] for key, each in zip(short, found, strict=True)]
+            output.table(["JOB", "FUNCTION", *STATE_COLUMNS], rows)
         return ExitStatus.OK
 
     return in_session(output, action)
@@ -111,10 +121,12 @@ def cancel(
 
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request
+        from cli.job_ids import whole_id
         from cli.session import job_path
 
         if job_id is not None:
-            found = (await session.call(Request(method="POST", path=job_path(job_id, "cancel")))).document
+            path = job_path(await whole_id(session, job_id), "cancel")
+            found = (await session.call(Request(method="POST", path=path))).document
             if output.as_json:
                 output.document(found)
             else:
@@ -149,10 +161,12 @@ def redrive(
 
     async def action(session: Session) -> ExitStatus:
         from cli.client import Request
+        from cli.job_ids import whole_id
         from cli.session import job_path
 
         if job_id is not None:
-            items = [(await session.call(Request(method="POST", path=job_path(job_id, "redrive")))).document]
+            path = job_path(await whole_id(session, job_id), "redrive")
+            items = [(await session.call(Request(method="POST", path=path))).document]
         else:
             items, more = [], True
             while more:
@@ -179,12 +193,12 @@ def _one_way(job_id: str | None, params: dict[str, str], options: str) -> None:
 
 def show(output: Output, found: dict[str, Any]) -> None:
     """Print a job: its members and error, then its result on its own."""
+    from cli.job_state import job_fields
+
     if output.as_json:
         output.document(found)
         return
-    names = ("id", "kind", "status", "reason", "function_id", "version", "attempt")
-    times = ("created_at", "started_at", "finished_at", "timings")
-    output.fields([(name, found.get(name)) for name in (*names, *times)])
+    output.fields(job_fields(found))
     if found.get("error") is not None:
         show_error(output, found["error"])
     if found.get("status") == "succeeded":

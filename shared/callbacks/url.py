@@ -40,7 +40,8 @@ def checked_url(text: str, allow: Sequence[Network], *, field: str = "callback_u
     if "%" in authority[1]:
         raise refused("write the host without escapes.")
     try:
-        url = URL(text)
+        # Kept to the byte: written anew, %2F or %3A in a signed link would not be what was signed.
+        url = URL(text, encoded=True)
         host, port = url.raw_host, url.port
     except ValueError as error:
         raise refused("it is no URL.") from error

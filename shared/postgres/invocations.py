@@ -23,7 +23,8 @@ NEWEST_INVOCATION = NEWEST_LOG[:3]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLine:
-    """One stretch of output. ``position`` orders lines over all jobs of a function."""
+    """One stretch of output. ``position`` orders lines over all jobs of a function; ``cut``: it is the last one that is
+    kept of an attempt that wrote more."""
 
     job_id: UUID
     attempt: int
@@ -31,6 +32,7 @@ class LogLine:
     level: str
     message: str
     at: datetime
+    cut: bool
     position: tuple[datetime, UUID, int, int]
 
 
@@ -62,6 +64,7 @@ class Invocations:
                 level=row["level"],
                 message=self._message(row),
                 at=row["logged_at"],
+                cut=bool(row["cut"]),
                 position=(row["accepted_at"], row["job_id"], row["epoch"], row["seq"]),
             )
             for row in rows[:limit]

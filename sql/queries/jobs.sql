@@ -206,7 +206,8 @@ WHERE j.id = ANY ($1) AND j.status IN ('queued', 'running') ORDER BY j.id
 
 -- name: list_logs
 -- A page of a function's log, newest first; filters that are null match everything. At most $8 lines, with messages of
--- at most $9 bytes together, but for a single one that has more; found is the number of lines before that.
+-- at most $9 bytes together, but for a single one that has more; found is the number of lines before that, and cut is true
+-- of the last line of an attempt that wrote more than is kept.
 WITH page AS (
     SELECT accepted_at, job_id, epoch, seq, attempt, stream, level, message, logged_at, sealed
     FROM logs
@@ -218,7 +219,13 @@ WITH page AS (
                   - octet_length(message) AS before, count(*) OVER () AS found
     FROM page
 )
-SELECT * FROM sized WHERE before < $9 ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC
+SELECT sized.*, i.logs_truncated AND seq = (
+           SELECT max(l.seq) FROM logs l
+           WHERE l.accepted_at = sized.accepted_at AND l.job_id = sized.job_id AND l.epoch = sized.epoch
+       ) AS cut
+FROM sized LEFT JOIN invocations i USING (accepted_at, job_id, epoch)
+WHERE before < $9
+ORDER BY accepted_at DESC, job_id DESC, epoch DESC, seq DESC
 
 -- name: list_invocations
 -- A page of a function's invocations, newest first: at most $6, with what they printed, their errors and requests of at

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from shared.embedded.folder import FolderLock
@@ -15,6 +16,7 @@ from tests.deployment import ROOT, free_port
 
 README = (ROOT / "README.md").read_text("utf-8")
 START_S = 60
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def blocks(kind: str) -> list[str]:
@@ -32,20 +34,35 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
         assert (ROOT / target).exists(), target
 
 
+def bare(home: Path) -> dict[str, str]:
+    """The environment of a new account's shell: neither our command nor a setting is in it."""
+    home.mkdir()
+    engine = {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
+    return {"PATH": SYSTEM_PATH, "HOME": str(home), **engine}
+
+
+def test_the_first_block_ends_with_the_command_at_hand(tmp_path: Path) -> None:
+    (first,) = blocks("first")
+    clone, demo, *rest = first.splitlines()
+    assert clone.endswith("&& cd containerpub")
+    assert demo == "make demo"  # which leaves .venv behind, as the tests have it
+    script = "\n".join(["set -eu", *rest, "command -v containerpub", "containerpub --version"])
+    done = subprocess.run(
+        ["bash", "-c", script], env=bare(tmp_path / "home"), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{ROOT}/.venv/bin/containerpub", version("containerpub")]
+
+
 def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     port = str(free_port())
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "CONTAINERPUB_CONFIG_DIR": str(tmp_path / "config"),
-        "CONTAINERPUB_PASSWORD": "correct horse battery",
-    }
-    for name in ("API_URL", "AUTH_TOKEN"):
-        environment.pop(name, None)
+    environment = bare(tmp_path / "home")
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    *_, at_hand = blocks("first")[0].splitlines()
     (server,) = blocks("server")
     with (tmp_path / "up.log").open("wb") as log:
         up = subprocess.Popen(
-            ["bash", "-c", f"exec {server.strip()} --port {port}"],
+            ["bash", "-c", f"{at_hand}\nexec {server.strip()} --port {port}"],
             env=environment,
             cwd=tmp_path,
             stdout=log,

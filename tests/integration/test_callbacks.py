@@ -165,6 +165,27 @@ async def test_url_of_a_function_holds_for_calls_that_are_waited_for_and_a_jobs_
     assert await deliveries.list(user, before=HIGHEST_ID, limit=10, job=quiet.id) == []
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/hook?sig=a%2Bb%2Fc%3D%3D&t=1%3A2",
+        "/a%2Fb/%7Euser/%41?x=%20+&y=%C3%A4&z=%zz",
+        "/hook?a=b=c&&a=;/?:@!$'()*,~",
+        "/a/../b/./c//d?",
+        "?sig=%2F",
+        '/{id}/<x>|^`?"q"',
+    ],
+)
+async def test_callback_goes_to_its_url_as_it_was_given_to_the_byte(
+    pool: Pool, jobs: Jobs, deliveries: Deliveries, receiver: Receiver, user: UUID, target: str
+) -> None:
+    await ended_job(pool, user, f"http://127.0.0.1:{receiver.port}{target}")
+    async with Callbacks(jobs, deliveries, settings()) as sender:
+        assert await sender.run_once() == Counter({DeliveryStatus.DELIVERED: 1})
+    (got,) = receiver.received
+    assert got.target.removeprefix("/" if target.startswith("?") else "") == target.removesuffix("?")
+
+
 async def test_failing_receiver_is_tried_again_with_the_same_id_and_body_until_it_takes_it(
     pool: Pool, jobs: Jobs, deliveries: Deliveries, receiver: Receiver, user: UUID
 ) -> None:

@@ -177,6 +177,22 @@ def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> No
     assert greeter("cancel", job_id).returncode == 5
 
 
+def test_a_job_of_the_list_is_named_by_what_the_list_shows(greeter: Command) -> None:
+    job_id = greeter("invoke", "greeter", "--body", "7", "--async").stdout.strip()
+    assert greeter("job", job_id, "--wait", "30").returncode == 0
+    head, newest, *_ = greeter("jobs").stdout.splitlines()
+    assert head.split() == ["JOB", "FUNCTION", "KIND", "STATUS", "CREATED", "TOOK", "MORE"]
+    short, function, kind, status, *_ = newest.split()
+    assert (function, kind, status) == ("greeter", "invoke", "succeeded")
+    assert len(short) < 36
+    shown = greeter("job", short)
+    assert shown.returncode == 0, shown
+    assert job_id in shown.stdout
+    assert "function     greeter" in shown.stdout
+    assert greeter("job", job_id[:4]).returncode == 2, "all ids of some weeks begin so"
+    assert greeter("job", "0000-0000").returncode == 4
+
+
 def test_a_job_is_asked_for_later_and_by_a_time(greeter: Command) -> None:
     def asked_for(*options: str) -> dict[str, Any]:
         done = greeter("invoke", "greeter", "--body", "7", *options)

@@ -36,6 +36,7 @@ class Reply:
 class Asked:
     method: str
     path: str
+    query: str
     token: str | None
     body: bytes
 
@@ -51,9 +52,9 @@ class Script:
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
-                path = self.path.partition("?")[0]
+                path, _, query = self.path.partition("?")
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                script.asked.append(Asked(self.command, path, self.headers.get("Authorization"), body))
+                script.asked.append(Asked(self.command, path, query, self.headers.get("Authorization"), body))
                 script.arrived.set()
                 replies = script.replies[f"{self.command} {path}"]
                 reply = replies.pop(0) if len(replies) > 1 else replies[0]
@@ -154,6 +155,7 @@ def in_terminal(
 
 
 TOKENS = {"access_token": "new", "refresh_token": "twice", "token_type": "Bearer", "expires_in": 900}
+HEALTHY = Reply(200, {"status": "ok", "version": "0.1.0", "engine": "process", "notice": None})
 REFUSED = Reply(401, {"code": "unauthenticated", "detail": "The token ran out."})
 ME = {"id": "1", "email": "a@example.org", "username": "ann", "created_at": "2025-01-01T00:00:00Z"}
 LOGS = "GET /api/functions/f/logs"
@@ -270,8 +272,122 @@ def test_at_a_terminal_a_login_that_ran_out_is_made_again_and_so_is_the_call(scr
 
 def test_tokens_of_one_server_are_not_sent_to_another(script: Script, containerpub: Command, tmp_path: Path) -> None:
     store(tmp_path, "http://one.example")
+    script.on("GET /api/health", HEALTHY)
     assert containerpub("me").returncode == 3
-    assert script.asked == []
+    assert [(asked.path, asked.token) for asked in script.asked] == [("/api/health", None)]
+
+
+def test_nobody_logged_in_ends_with_3_and_names_the_command(script: Script, containerpub: Command) -> None:
+    script.on("GET /api/health", HEALTHY)
+    ended = containerpub("list")
+    assert ended.returncode == 3
+    assert "Nobody is logged in at http://127.0.0.1" in ended.stderr
+    assert "containerpub login" in ended.stderr
+
+
+STRANGERS = {
+    "a page": Reply(200, b"<html>"),
+    "json": Reply(200, {"status": "UP"}),
+    "not found": Reply(404, b"<html>Not Found"),
+    "not found in json": Reply(404, {"detail": "Not Found"}),
+    "unauthorized": Reply(401, b"Unauthorized", {"WWW-Authenticate": "Basic"}),
+    "forbidden": Reply(403, b""),
+}
+
+
+@pytest.mark.parametrize(
+    ("who", "token"),
+    # With a token, an object is taken for an answer: no call looks first who gives it.
+    [(who, token) for who in STRANGERS for token in ("", "t") if not (token and who == "json")],
+)
+def test_a_strangers_server_is_named_as_such(script: Script, containerpub: Command, who: str, token: str) -> None:
+    script.on("GET /api/health", STRANGERS[who])
+    script.on("GET /api/auth/me", STRANGERS[who])
+    ended = containerpub("me", **({"AUTH_TOKEN": token} if token else {}))
+    assert ended.returncode == 6, ended
+    assert "is no ContainerPub server" in ended.stderr
+    assert "API_URL" in ended.stderr
+    assert "login" not in ended.stderr
+    assert "logged in" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["login", "register"])
+def test_a_strangers_server_gets_one_password_at_most_and_is_named(
+    script: Script, containerpub: Command, command: str
+) -> None:
+    script.on(f"POST /api/auth/{command}", Reply(404, b"<html>Not Found"))
+    more = ["--username", "ann"] if command == "register" else []
+    ended = containerpub(command, "--email", "a@example.org", *more, CONTAINERPUB_PASSWORD="correct horse")
+    assert ended.returncode == 6
+    assert "is no ContainerPub server" in ended.stderr
+
+
+JOB = {"id": "01a22839-b723-753c-b69b-b03d162b12ec", "status": "succeeded", "result": 1, "function": "f"}
+
+
+def test_a_job_is_named_by_the_beginning_of_its_id(script: Script, containerpub: Command) -> None:
+    script.on("GET /api/jobs", Reply(200, {"items": [JOB], "next": None}))
+    script.on(f"GET /api/jobs/{JOB['id']}", Reply(200, JOB))
+    ended = containerpub("job", "01a22839-b723", AUTH_TOKEN="t")
+    assert ended.returncode == 0, ended
+    assert str(JOB["id"]) in ended.stdout
+    assert script.asked[0].query == "id=01a22839-b723&limit=2"
+
+
+def test_an_ambiguous_beginning_of_an_id_is_told_of(script: Script, containerpub: Command) -> None:
+    script.on("GET /api/jobs", Reply(200, {"items": [JOB, JOB], "next": None}))
+    for command in ("job", "cancel", "redrive"):
+        ended = containerpub(command, "01a2", AUTH_TOKEN="t")
+        assert ended.returncode == 2
+        assert "Several jobs have ids that begin with 01a2." in ended.stderr
+    script.on("GET /api/jobs", Reply(200, {"items": [], "next": None}))
+    ended = containerpub("job", "01a2", AUTH_TOKEN="t")
+    assert ended.returncode == 4
+    assert "no job whose id begins with 01a2" in ended.stderr
+
+
+def test_a_limit_of_logs_counts_lines_and_marks_what_is_left_out(script: Script, containerpub: Command) -> None:
+    many = "".join(f"line {n}\n" for n in range(5000))
+    script.on(LOGS, Reply(200, {"items": [{**ENTRY, "message": "last\n"}, {**ENTRY, "message": many}], "next": None}))
+    ended = containerpub("logs", "f", "--limit", "3", AUTH_TOKEN="t")
+    assert [line.rpartition("  ")[2] for line in ended.stdout.splitlines()] == ["line 4998", "line 4999", "last"]
+    assert "Older lines are left out" in ended.stderr
+    ended = containerpub("logs", "f", "--limit", "5001", AUTH_TOKEN="t")
+    assert len(ended.stdout.splitlines()) == 5001
+    assert "left out" not in ended.stderr
+
+
+def test_logs_mark_where_an_attempt_wrote_more_than_is_kept(script: Script, containerpub: Command) -> None:
+    items = [{**ENTRY, "message": "b\n", "cut": True}, {**ENTRY, "message": "a\n", "cut": False}]
+    script.on(LOGS, Reply(200, {"items": items, "next": None}))
+    lines = containerpub("logs", "f", AUTH_TOKEN="t").stdout.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["a", "b", "… the attempt wrote more than is kept"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "The server cancels the call, since nobody waits for it."),
+        (["--wait", "60"], "The server cancels the call, since nobody waits for it."),
+        (["--idempotency-key", "k"], "The job goes on if it was accepted."),
+        (["--async"], "The job goes on if it was accepted: see `containerpub jobs`."),
+    ],
+)
+def test_an_interrupt_of_an_invoke_says_what_becomes_of_the_call(
+    script: Script, tmp_path: Path, args: list[str], says: str
+) -> None:
+    gate = threading.Event()
+    script.on("POST /api/functions/f/invoke", Reply(200, {"success": True}, gate=gate))
+    env = variables(tmp_path, script.url, AUTH_TOKEN="t")
+    command = [sys.executable, "-m", "cli", "invoke", "f", "--body", "1", *args]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as running:
+        assert script.arrived.wait(60)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+        gate.set()
+    assert running.returncode == 130
+    assert says in err
+    assert "Traceback" not in err
 
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[red]gone[/red]\r\b"

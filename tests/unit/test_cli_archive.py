@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.archive import Archive, ignored, pack
+from cli.archive import Archive, listing, pack
 from cli.errors import UsageError
 
 
@@ -62,63 +62,162 @@ def test_entries_are_sorted_files_with_nothing_of_their_machine(project: Path) -
     assert archive.files == 3
 
 
-def test_what_never_belongs_to_a_function_is_left_out(project: Path) -> None:
-    write(
-        project,
-        {
-            ".git/config": "",
-            "__pycache__/main.cpython-311.pyc": "",
-            "lib/__pycache__/a.pyc": "",
-            ".venv/bin/python": "",
-            "node_modules/x/index.js": "",
-            "lib/node_modules/y/index.js": "",
-            "old.pyc": "",
-            ".env": "SECRET=1",
-            "lib/.env": "SECRET=1",
-            ".DS_Store": "",
-        },
-    )
+NEVER = [
+    *(".git/config", ".hg/x", ".svn/x", "__pycache__/main.cpython-311.pyc", "lib/__pycache__/a.pyc", "old.pyc"),
+    *(".venv/bin/python", "venv/bin/python", "env/bin/python", "lib/venv/x", "node_modules/x/index.js"),
+    *("lib/node_modules/y/index.js", ".mypy_cache/x", ".pytest_cache/x", ".tox/x"),
+    *(".env", "lib/.env", ".env.local", ".env.production", ".npmrc", "lib/.npmrc", ".pypirc", ".netrc"),
+    *("id_rsa", "id_rsa.pub", "keys/id_ed25519", "server.pem", "tls/server.key", "tls/server.p12", ".aws/credentials"),
+    *(".DS_Store", "lib/.DS_Store", "._main.py", "lib/._a.py", "__MACOSX/x", "Thumbs.db", ".idea/x.xml", ".vscode/x"),
+]
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_what_never_belongs_to_a_function_is_left_out(project: Path, name: str) -> None:
+    write(project, {name: "SECRET=1"})
     assert names(pack(project)) == ["lib/a.py", "main.py"]
+    ((left_out, rule),) = listing(project).left_out
+    assert name.startswith(left_out)
+    assert "by default" in rule
+
+
+def test_a_virtual_environment_is_left_out_whatever_it_is_called(project: Path) -> None:
+    write(project, {"my-python/pyvenv.cfg": "home = /usr/bin", "my-python/bin/activate": ""})
+    assert names(pack(project)) == ["lib/a.py", "main.py"]
+    assert listing(project).left_out == [("my-python/", "a virtual environment, by default")]
 
 
 def test_the_ignore_file_leaves_more_out(project: Path) -> None:
     write(
         project,
         {
-            ".containerpubignore": "# notes\n\n*.md\ndata/\nlib/*.txt\n/top.txt\n",
+            ".containerpubignore": "# notes\n\n*.md\ndata/\nlib/*.txt\n/top.txt\nlogs/**/old\n",
             "README.md": "",
             "lib/README.md": "",
             "data/big.bin": "",
             "lib/data": "a file of that name",
             "lib/x.txt": "",
+            "lib/deep/x.txt": "",
             "x.txt": "",
             "top.txt": "",
+            "logs/a/b/old": "",
         },
     )
-    assert names(pack(project)) == ["lib/a.py", "lib/data", "main.py", "x.txt"]
+    assert names(pack(project)) == ["lib/a.py", "lib/data", "lib/deep/x.txt", "main.py", "x.txt"]
 
 
 @pytest.mark.parametrize(
-    ("name", "is_folder", "pattern", "expected"),
+    "content",
     [
-        ("a.pyc", False, "*.pyc", True),
-        ("x/a.pyc", False, "*.pyc", True),
-        ("x/y", True, "y/", True),
-        ("x/y", False, "y/", False),
-        ("x/y", False, "x/y", True),
-        ("z/x/y", False, "x/y", False),
-        ("y", False, "/y", True),
-        ("x/y", False, "/y", False),
-        ("A.PYC", False, "*.pyc", False),
+        b"\xef\xbb\xbfsecrets.json\r\n*.log\r\n",
+        "\ufeffsecrets.json\r\n*.log\r\n".encode("utf-16-le"),
+        b"secrets.json   \r\n*.log\t\r\n".replace(b"\t", b""),
+        b"secrets.json\r*.log",
+    ],
+    ids=["mark and CRLF", "UTF-16", "blanks at the end", "CR"],
+)
+@pytest.mark.parametrize("file", [".containerpubignore", ".gitignore"])
+def test_patterns_hold_whatever_an_editor_adds(project: Path, file: str, content: bytes) -> None:
+    write(project, {"secrets.json": "{}", "a.log": "", "lib/b.log": ""})
+    (project / file).write_bytes(content)
+    assert [name for name in names(pack(project)) if name != ".gitignore"] == ["lib/a.py", "main.py"]
+
+
+def test_an_ignore_file_in_another_encoding_is_refused_with_what_to_do(project: Path) -> None:
+    (project / ".containerpubignore").write_bytes("geheim-größe.json".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"\.containerpubignore cannot be read: it is not UTF-8.*Latin-1.*Save it"):
+        pack(project)
+
+
+def test_gitignore_is_honoured_in_every_folder_as_git_does(project: Path) -> None:
+    write(
+        project,
+        {
+            ".gitignore": "*.secret\n!public.secret\nbuild/\n",
+            "a.secret": "",
+            "public.secret": "",
+            "lib/b.secret": "",
+            "build/x.js": "",
+            "lib/.gitignore": "/only-here\n!kept.secret\n",
+            "lib/only-here": "",
+            "only-here": "",
+            "lib/kept.secret": "",
+        },
+    )
+    assert [name for name in names(pack(project)) if not name.endswith(".gitignore")] == [
+        "lib/a.py",
+        "lib/kept.secret",
+        "main.py",
+        "only-here",
+        "public.secret",
+    ]
+    assert ("build/", "build/, .gitignore") in listing(project).left_out
+
+
+def test_gitignore_of_the_repository_above_counts(project: Path) -> None:
+    repository = project.parent
+    write(repository, {".gitignore": "*.dump\n/project/local/\n/other/\n", ".git/HEAD": ""})
+    write(project, {"x.dump": "", "local/x": "", "other/x": ""})
+    assert names(pack(project)) == ["lib/a.py", "main.py", "other/x"]
+
+
+def test_a_folder_that_its_repository_ignores_can_be_deployed(project: Path) -> None:
+    write(project.parent, {".gitignore": "project/\n*.py\n", ".git/HEAD": ""})
+    assert names(pack(project)) == ["lib/a.py", "main.py"]
+
+
+def test_gitignore_above_counts_only_in_a_repository(project: Path) -> None:
+    write(project.parent, {".gitignore": "*.py\n"})
+    assert names(pack(project)) == ["lib/a.py", "main.py"]
+
+
+def test_the_ignore_file_includes_again(project: Path) -> None:
+    write(
+        project,
+        {
+            ".gitignore": "dist/\n",
+            ".containerpubignore": "!dist/\n!ca.pem\n!env/\n*.map\n",
+            "dist/main.js": "",
+            "dist/main.js.map": "",
+            "ca.pem": "",
+            "other.pem": "",
+            "env/config.py": "",
+        },
+    )
+    assert [name for name in names(pack(project)) if name != ".gitignore"] == [
+        "ca.pem",
+        "dist/main.js",
+        "env/config.py",
+        "lib/a.py",
+        "main.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "left_out"),
+    [
+        ("*.pyc", "x/a.pyc", True),
+        ("y/", "x/y/z", True),
+        ("y/", "x/y", False),
+        ("x/y", "x/y", True),
+        ("x/y", "z/x/y", False),
+        ("/y", "y", True),
+        ("/y", "x/y", False),
+        ("*.TXT", "a.txt", False),
+        ("a*c", "a/c", False),
+        ("\\#x", "#x", True),
+        ("\\!x", "!x", True),
+        ("**/y", "a/b/y", True),
     ],
 )
-def test_a_pattern_matches_what_is_documented(name: str, is_folder: bool, pattern: str, expected: bool) -> None:
-    assert ignored(name, is_folder=is_folder, patterns=(pattern,)) is expected
+def test_a_pattern_matches_as_in_git(project: Path, pattern: str, name: str, left_out: bool) -> None:
+    write(project, {".containerpubignore": f"{pattern}\n", name: ""})
+    assert (name in names(pack(project))) is not left_out
 
 
-def test_an_ignore_pattern_that_includes_again_is_refused(project: Path) -> None:
-    write(project, {".containerpubignore": "!keep.txt\n"})
-    with pytest.raises(UsageError, match=r"!keep\.txt"):
+def test_an_ignore_pattern_that_is_none_is_refused(project: Path) -> None:
+    write(project, {".containerpubignore": "!\n"})
+    with pytest.raises(UsageError, match=r"\.containerpubignore has a pattern that is none"):
         pack(project)
 
 
