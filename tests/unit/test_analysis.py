@@ -197,6 +197,21 @@ async def test_a_project_that_names_no_handler_has_its_runtimes_default(
     assert (await analyzed(files, "", runtime))["handler"] == found
 
 
+@pytest.mark.parametrize(
+    ("name", "handler"),
+    [
+        ("main.ts", ""),
+        ("index.mts", ""),
+        ("src/app.ts", "src/app:run"),
+        ("src/app.ts", "./src/app.ts:run"),
+        ("main.ts", "main"),
+    ],
+)
+async def test_typescript_is_told_to_be_compiled(analyzed: Analyze, name: str, handler: str) -> None:
+    message = await refusal(analyzed, {name: "", "lib/other.js": ""}, handler, "node")
+    assert message == f"{name}:1: TypeScript is not run: compile it, and deploy the JavaScript that it becomes"
+
+
 async def test_only_what_is_needed_is_missed_where_no_packages_are_declared(analyzed: Analyze) -> None:
     files = {
         "main.py": "import numpy\ntry:\n    import orjson\nexcept ImportError:\n    import json\n" + HANDLER,
