@@ -66,7 +66,7 @@ def find_handler(handler: str, files: set[str]) -> tuple[str, str | None, str | 
     if not colon:
         module, name = handler, ""
     for wanted in (module,) if module else DEFAULT_MODULES:
-        if (path := find(wanted, files)) is not None:
+        if (path := find(wanted, files)) is not None and name == name.strip().removesuffix("()"):
             return f"{wanted}:{name or 'handler'}", path, None
     expected = candidates(module or DEFAULT_MODULES[0])[0]
     if handler and (written := spelled(handler, files)) is not None:

@@ -125,6 +125,8 @@ async def test_what_is_imported_with_the_handler_must_parse(analyzed: Analyze, f
         ("node", {"src/app.js": ""}, "src\\app:run", "src/app:run"),
         ("node", {"src/app.js": ""}, "/src/app:run", "src/app:run"),
         ("node", {"main.js": ""}, "handler", "main:handler"),
+        ("node", {"main.js": ""}, "main:handler()", "main:handler"),
+        ("node", {"main.js": ""}, " main: handler ", "main:handler"),
     ],
 )  # fmt: skip
 async def test_a_handler_that_is_spelled_as_elsewhere_is_told_how_it_is_written_here(
