@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import resource
 import sys
 import tarfile
@@ -37,6 +38,13 @@ def find(module: str, files: set[str]) -> str | None:
     return next((path for path in candidates(module) if path in files), None)
 
 
+def find_source(handler: str, typescript: set[str]) -> str | None:
+    """The file of TypeScript that the handler's module is, if it is one."""
+    module = re.split(r"[:.]", handler.removeprefix("./"), maxsplit=1)[0]
+    wanted = {f"{one}{end}" for one in (module, *DEFAULT_MODULES) for end in ("", "/index")}
+    return next((name for name in sorted(typescript) if name.rpartition(".")[0] in wanted), None)
+
+
 def spelled(handler: str, files: set[str]) -> str | None:
     """How a handler is written here that has the spelling of another platform."""
     text = handler.strip().replace("\\", "/").removesuffix("()").lstrip("/")
@@ -58,7 +66,7 @@ def find_handler(handler: str, files: set[str]) -> tuple[str, str | None, str | 
     if not colon:
         module, name = handler, ""
     for wanted in (module,) if module else DEFAULT_MODULES:
-        if (path := find(wanted, files)) is not None:
+        if (path := find(wanted, files)) is not None and name == name.strip().removesuffix("()"):
             return f"{wanted}:{name or 'handler'}", path, None
     expected = candidates(module or DEFAULT_MODULES[0])[0]
     if handler and (written := spelled(handler, files)) is not None:
@@ -74,8 +82,11 @@ def main() -> None:
     limit()
     with tarfile.open(artifact, mode="r|gz") as archive:
         names = {member.name.removeprefix("./") for member in archive if member.isreg()}
+    typescript = {name for name in names if name.endswith((".ts", ".mts", ".cts"))}
     scripts = {name for name in names if name.endswith(EXTENSIONS)}
     found, path, problem = find_handler(handler, scripts)
+    if problem is not None and (source := find_source(handler, typescript)) is not None:
+        problem = f"{source}:1: TypeScript is not run: compile it, and deploy the JavaScript that it becomes"
     report = {
         "errors": [] if problem is None else [problem],
         "warnings": [],

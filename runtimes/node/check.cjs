@@ -20,7 +20,8 @@ const EXTENSIONS = ['', '.js', '.cjs', '.mjs', '/index.js', '/index.cjs', '/inde
 // A statement of a script that begins its line is run with the script; what is indented may be inside a function.
 const REQUIRED = /^(?![\s/*]).*?\brequire\(\s*(['"])(\.[^'"\n]*)\1\s*\)/gm;
 
-const files = JSON.parse(fs.readFileSync(process.argv[1], 'utf8'));
+// Without the names that every object has: a file may be called like one.
+const files = Object.assign(Object.create(null), JSON.parse(fs.readFileSync(process.argv[1], 'utf8')));
 const entry = process.argv[2];
 
 /** The `type` of the nearest package.json above, or undefined. */

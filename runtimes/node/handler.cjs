@@ -52,13 +52,12 @@ async function findHandler(setting, folder) {
 }
 
 /**
- * Where a module's exports may be. What a CommonJS module exports is the default; some of it has names as well. One that
- * was compiled from an ES module has the default export as a member of that.
+ * Where a module's exports may be. What a CommonJS module exports is the default; some of it has names as well. If compilers or
+ * bundlers made it of an ES module, the default export is a member of that.
  */
 function placesOf(exported) {
   const whole = exported.default;
-  const compiled = whole?.__esModule === true || exported.__esModule === true ? whole?.default : undefined;
-  return [exported, whole, compiled].filter((one) => one !== null && one !== undefined);
+  return [exported, whole, whole?.default].filter((one) => one !== null && one !== undefined);
 }
 
 /** What the dotted `name` says in `place`, and what that is a member of. */

@@ -345,6 +345,16 @@ async def test_files_and_the_index_that_requirements_name_are_followed(process: 
     assert built.layers.of(LayerKind.DEPENDENCIES) is not None
 
 
+async def test_b11_another_index_is_refused_before_anything_is_fetched(process: ProcessEngine, plan: Plans) -> None:
+    log: list[str] = []
+    files = {"main.py": HANDLER, "requirements.txt": b"idna\n--extra-index-url https://evil.example/simple\n"}
+    with pytest.raises(
+        BuildRejected, match=r"requirements\.txt:2: https://evil\.example/simple is not the index in use"
+    ):
+        await process.build(plan(files), log.append)
+    assert not any("idna" in line for line in log)
+
+
 async def test_packages_of_a_pyproject_are_installed_and_warnings_stand_in_the_log(
     process: ProcessEngine, plan: Plans
 ) -> None:

@@ -58,6 +58,7 @@ async def test_files_that_the_handler_does_not_need_give_warnings(
     [
         ({"main.js": BROKEN}, "", "main.js"),
         ({"main.js": b"const {\n  a,\n} = require('./lib');\n" + HANDLER, "lib/index.js": BROKEN}, "", "lib/index.js"),
+        ({"main.js": b"require('./constructor');\n" + HANDLER, "constructor.js": BROKEN}, "", "constructor.js"),
         ({"main.js": b"require('./a');\n" + HANDLER, "a.js": b"require('./b.js');\n", "b.js": BROKEN}, "", "b.js"),
         ({"main.mjs": b"import './a.mjs';\n", "a.mjs": b"export * from './b.mjs';\n", "b.mjs": BROKEN}, "", "b.mjs"),
         ({"src/index.mjs": b"import x from '../lib/x.cjs';\n", "lib/x.cjs": BROKEN}, "src/index:handler", "lib/x.cjs"),

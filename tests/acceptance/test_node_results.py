@@ -56,6 +56,7 @@ async def test_default_exports_are_found_in_what_compilers_and_bundlers_make(nod
         "compiled:handler": "compiled",
         "compiled:default": "compiled",
         "compiled:named": "named",
+        "plainDefault": "plain",
         "bundled": "bundled",
         "bundled:handler": "bundled",
     }

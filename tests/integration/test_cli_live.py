@@ -112,6 +112,20 @@ def test_the_template_of_init_deploys_and_answers(account: Command) -> None:
     assert account("invoke", "fresh").returncode == 0
 
 
+def test_warnings_of_the_analysis_are_shown_by_the_command_and_kept_with_the_version(
+    account: Command, tmp_path: Path
+) -> None:
+    write_project(tmp_path, "def handler(event, context): return 1\n")
+    (tmp_path / "greeter" / "old.py").write_text("print 1\n")
+    warning = "warning: old.py:1: Missing parentheses"
+    shown = account("deploy", "greeter")
+    assert shown.returncode == 0, shown.stderr
+    assert warning in shown.stdout + shown.stderr
+    write_project(tmp_path, "def handler(event, context): return 2\n")
+    kept = account("deploy", "greeter", "--json")
+    assert warning in json.loads(kept.stdout)["build_log"]
+
+
 def test_a_function_is_deployed_invoked_listed_and_deleted(greeter: Command) -> None:
     done = greeter("invoke", "greeter", "--body", '{"a": "é"}', "--query", "q=1", "--method", "PUT")
     assert done.returncode == 0, done.stderr

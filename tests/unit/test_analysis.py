@@ -125,6 +125,8 @@ async def test_what_is_imported_with_the_handler_must_parse(analyzed: Analyze, f
         ("node", {"src/app.js": ""}, "src\\app:run", "src/app:run"),
         ("node", {"src/app.js": ""}, "/src/app:run", "src/app:run"),
         ("node", {"main.js": ""}, "handler", "main:handler"),
+        ("node", {"main.js": ""}, "main:handler()", "main:handler"),
+        ("node", {"main.js": ""}, " main: handler ", "main:handler"),
     ],
 )  # fmt: skip
 async def test_a_handler_that_is_spelled_as_elsewhere_is_told_how_it_is_written_here(
@@ -195,6 +197,21 @@ async def test_a_project_that_names_no_handler_has_its_runtimes_default(
     analyzed: Analyze, runtime: str, files: Files, found: str
 ) -> None:
     assert (await analyzed(files, "", runtime))["handler"] == found
+
+
+@pytest.mark.parametrize(
+    ("name", "handler"),
+    [
+        ("main.ts", ""),
+        ("index.mts", ""),
+        ("src/app.ts", "src/app:run"),
+        ("src/app.ts", "./src/app.ts:run"),
+        ("main.ts", "main"),
+    ],
+)
+async def test_typescript_is_told_to_be_compiled(analyzed: Analyze, name: str, handler: str) -> None:
+    message = await refusal(analyzed, {name: "", "lib/other.js": ""}, handler, "node")
+    assert message == f"{name}:1: TypeScript is not run: compile it, and deploy the JavaScript that it becomes"
 
 
 async def test_only_what_is_needed_is_missed_where_no_packages_are_declared(analyzed: Analyze) -> None:

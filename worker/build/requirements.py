@@ -55,12 +55,20 @@ class Requirements:
 
     @property
     def files(self) -> Mapping[str, str]:
-        lines = [*(("-c constraints.txt",) if self.constraints else ()), *self.lines]
-        texts = {"requirements.txt": lines, "constraints.txt": self.constraints, "indexes.txt": self.indexes}
-        return {name: "".join(f"{line}\n" for line in one) for name, one in texts.items() if one or name[0] == "r"}
+        constrained = ("-c constraints.txt",) if self.constraints else ()
+        texts = {"requirements.txt": _text((*constrained, *self.lines))}
+        if self.constraints:
+            texts["constraints.txt"] = _text(self.constraints)
+        if self.indexes:
+            texts["indexes.txt"] = _text(self.indexes)
+        return texts
 
     def __bool__(self) -> bool:
         return any(not line.startswith("-") for line in self.lines)
+
+
+def _text(lines: tuple[str, ...]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def parse_requirements(
