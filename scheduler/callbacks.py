@@ -21,7 +21,7 @@ from scheduler.names import Names
 from shared.addresses import may_be_called
 from shared.callbacks.signature import signed_headers
 from shared.callbacks.url import checked_url
-from shared.errors import Invalid, Unavailable
+from shared.errors import Invalid, Unavailable, Unreadable
 from shared.jobs import Job
 from shared.jobview import job_view
 from shared.postgres.deliveries import Deliveries, Delivery, DeliveryStatus
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _REPLY_BYTES = 64 * 1024
 _FACTOR = 3.0
 _HOLD_BEYOND_S = 15.0  # for Postgres, on both sides of a try
+_UNSIGNED = "Its signing secret is sealed with a key that the server does not have; make another secret."
 _GONE = 410  # the receiver wants no more of it
 _THREADS = 2  # a callback at a time: a look-up may outlast its try
 _USER_SHARE = 4  # of all at a time, a fourth at most are one user's
@@ -137,8 +138,13 @@ class Callbacks:
             job = await self._jobs.get(delivery.user_id, delivery.job_id)
             if job is None:
                 return None  # deleted with its delivery
-            secret = await self._deliveries.secret(delivery.user_id)
-            outcome = await self._send(delivery, self._body(delivery, job), secret.signing)
+            try:
+                signing = (await self._deliveries.secret(delivery.user_id)).signing
+            except Unreadable:
+                # A try like another: put off, it would be claimed again for as long as the key is missing.
+                outcome = _Outcome(error=_UNSIGNED)
+            else:
+                outcome = await self._send(delivery, self._body(delivery, job), signing)
             status = self._status_after(delivery, outcome)
             noted = await self._deliveries.end(
                 delivery,

@@ -35,6 +35,7 @@ from worker.build.layer_store import LayerStore
 from worker.config import DockerfileConfig, EngineConfig
 from worker.consume.arq_worker import Worker
 from worker.consume.blob_sweep import BlobSweep
+from worker.consume.deleted_jobs import DeletedJobs
 from worker.consume.deploy import BuildLimits, Deployer
 from worker.consume.dispatcher import Cleanup, Dispatcher
 from worker.consume.invoke import Invoker, Limits
@@ -152,6 +153,7 @@ class Service:
                 max_log_bytes=settings.build_log_bytes,
             ),
             outage=outage,
+            deleted_jobs=DeletedJobs(jobs, queue),
         )
         self._invoker = Invoker(
             worker=self.id,

@@ -207,6 +207,12 @@ class Jobs:
             rows = await self._pool.fetch(_SQL["open_jobs"], after, limit, _PAGE_BYTES)
         return [_job(row) for row in rows]
 
+    async def open_of_function(self, function: UUID, *, limit: int) -> Sequence[UUID]:
+        """Invoke jobs of a function that have not ended, the newest first."""
+        with postgres_errors():
+            rows = await self._pool.fetch(_SQL["open_of_function"], function, limit)
+        return [row["id"] for row in rows]
+
     async def open_ids(self, *, after: UUID, limit: int, age_s: float) -> Sequence[tuple[UUID, JobKind]]:
         """A page of the same jobs without those younger than ``age_s``, as ids and kinds.
 

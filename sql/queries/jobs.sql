@@ -199,6 +199,12 @@ WHERE j.status IN ('queued', 'running') AND j.id > $1
   AND (j.created_at < now() - make_interval(secs => $2) OR j.created_at > now() + make_interval(secs => $2))
 ORDER BY j.id LIMIT $3
 
+-- name: open_of_function
+-- Invoke jobs of a function that have not ended, the newest first.
+SELECT id FROM jobs
+WHERE function_id = $1 AND kind = 'invoke' AND status IN ('scheduled', 'queued', 'running')
+ORDER BY id DESC LIMIT $2
+
 -- name: still_open
 -- Of these jobs, those that have not ended, in order of arrival.
 SELECT j.*, v.number AS version FROM jobs j LEFT JOIN versions v ON v.id = j.version_id

@@ -310,6 +310,25 @@ async def test_sealed_result_is_told_in_the_clear_and_never_as_it_stands(
     ]
 
 
+async def test_callback_whose_secret_cannot_be_read_is_dead_after_its_tries(
+    pool: Pool, jobs: Jobs, receiver: Receiver, user: UUID
+) -> None:
+    await Deliveries(pool, Keyring.parse(new_key())).secret(user)  # sealed with a key that is gone afterwards
+    await ended_job(pool, user, receiver.url)
+    deliveries = Deliveries(pool, Keyring.parse(new_key()))
+    async with asyncio.timeout(20), Callbacks(jobs, deliveries, settings(CALLBACK_MAX_ATTEMPTS="3")) as sender:
+        while (found := await only(deliveries, user)).status is DeliveryStatus.PENDING:
+            await sender.run_once()
+    assert (found.status, found.attempts, receiver.received) == (DeliveryStatus.DEAD, 3, [])
+    assert found.last_error == (
+        "Its signing secret is sealed with a key that the server does not have; make another secret."
+    )
+    await deliveries.rotate_secret(user, overlap_s=0)
+    await deliveries.redeliver(user, found.id)
+    async with Callbacks(jobs, deliveries, settings()) as sender:
+        assert await sender.run_once() == Counter({DeliveryStatus.DELIVERED: 1})
+
+
 async def test_s5_rotated_secret_signs_along_until_its_time_is_over(
     pool: Pool, jobs: Jobs, deliveries: Deliveries, receiver: Receiver, user: UUID
 ) -> None:

@@ -191,6 +191,15 @@ def test_an_asynchronous_job_is_awaited_listed_and_final(greeter: Command) -> No
     assert greeter("cancel", job_id).returncode == 5
 
 
+def test_a_body_that_is_too_large_is_told_the_limit_and_where_it_goes(greeter: Command, tmp_path: Path) -> None:
+    (tmp_path / "large.json").write_text('"' + "x" * 7_000_000 + '"')
+    for option in (("--body", f"@{tmp_path / 'large.json'}"), ("--body-file", str(tmp_path / "large.json"))):
+        refused = greeter("invoke", "greeter", *option)
+        assert refused.returncode == 5, refused
+        assert "at most 6000000 bytes" in refused.stderr
+        assert "a store that the function can read" in refused.stderr
+
+
 def test_a_job_of_the_list_is_named_by_what_the_list_shows(greeter: Command) -> None:
     job_id = greeter("invoke", "greeter", "--body", "7", "--async").stdout.strip()
     assert greeter("job", job_id, "--wait", "30").returncode == 0

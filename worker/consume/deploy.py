@@ -21,6 +21,7 @@ from shared.queue.records import Record
 from shared.scratch import Scratch
 from worker.build.builds import Builds
 from worker.build.plan import BuildPlan, BuildRejected, BuiltVersion
+from worker.consume.deleted_jobs import DeletedJobs
 from worker.consume.dispatcher import Cleanup
 from worker.consume.outage import Outage
 from worker.engine.contract import Engine
@@ -59,6 +60,7 @@ class Deployer:
         prewarm: Callable[[RunnableVersion], Awaitable[None]],
         limits: BuildLimits,
         outage: Outage,
+        deleted_jobs: DeletedJobs,
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -69,6 +71,7 @@ class Deployer:
         self._prewarm = prewarm
         self._limits = limits
         self._outage = outage
+        self._deleted_jobs = deleted_jobs
         self._rebuilding = Builds()
 
     async def run(self, message: JobMessage, claim: Claim) -> tuple[Record, Cleanup]:
@@ -184,8 +187,10 @@ class Deployer:
             return await self._engine.build(plan, add)
 
     async def _delete(self, message: JobMessage) -> dict[str, object]:
-        """Have workers destroy the function's sandboxes and forget its versions; a sweep deletes its blobs later."""
+        """End the function's jobs, have workers destroy its sandboxes, and forget its versions, whose blobs a sweep
+        deletes later."""
         await self._queue.announce_change(Change(function=message.function_id, live=None))
+        await self._deleted_jobs.end(message.function_id)
         versions = await self._versions.forget_built(message.function_id)
         return {"function_id": str(message.function_id), "versions": versions}
 
