@@ -9,6 +9,8 @@ from containerpub_runtime.channel import Channel, printable
 
 _REPORT_EVERY_S = 0.05
 _REPORT_CHARS = 1024
+_MOST_ENTRIES = 8192
+"""The most entries of a call; the worker takes no more."""
 
 
 class CallLog:
@@ -17,9 +19,15 @@ class CallLog:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._logger: Any = None
-        self.nonce = ""
-        self.room = 0
-        self.reported_at = 0.0
+        self.nonce = ""  # of the call that runs
+        self._room = self._entries = 0
+        self._full = False
+        self._reported_at = 0.0
+
+    def begin(self, nonce: str, limit_bytes: int) -> None:
+        """A call starts."""
+        self.nonce, self._room, self._entries = nonce, limit_bytes, _MOST_ENTRIES
+        self._full, self._reported_at = False, 0.0
 
     def logger(self) -> Any:
         if self._logger is None:
@@ -40,18 +48,20 @@ class CallLog:
 
     def write(self, level: int, message: str) -> None:
         # The message that passes the limit is still sent (cut): from it the worker knows that something is missing.
-        if self.room < 0 or not self.nonce:
+        if self._full or not self.nonce:
             return
-        message = printable(message)[: self.room + 1]
-        self.room -= max(len(message), 1)
+        self._full = self._room <= 0 or self._entries <= 0
+        message = printable(message)[: max(self._room, 0) + 1]
+        self._room -= max(len(message), 1)
+        self._entries -= 1
         names = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
         name = next((name for bound, name in names if level >= bound), "debug")
-        self._channel.send({"nonce": self.nonce, "kind": "log", "level": name, "message": message})
+        self._channel.send({"nonce": self.nonce, "kind": "log", "level": name}, message.encode())
 
     def report(self, fraction: float, message: str) -> None:
         now = time.monotonic()
-        if not self.nonce or (now - self.reported_at < _REPORT_EVERY_S and fraction < 1):
+        if not self.nonce or (now - self._reported_at < _REPORT_EVERY_S and fraction < 1):
             return
-        self.reported_at = now
+        self._reported_at = now
         message = printable(message)[:_REPORT_CHARS]
         self._channel.send({"nonce": self.nonce, "kind": "progress", "fraction": fraction, "message": message})

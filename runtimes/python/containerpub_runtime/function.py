@@ -17,8 +17,9 @@ from containerpub_runtime.channel import printable
 PLATFORM_FOLDERS = [ROOT + os.sep]
 """The folders of the platform's code, whose frames are left out of the tracebacks that users see. A runtime that builds
 on this one adds its own folder."""
+TYPE_CHARS = 256
 MESSAGE_CHARS = 16 * 1024
-"""The most that is told of an error's message."""
+"""The most that is told of an error's type and message."""
 _TRACEBACK_CHARS = 64 * 1024
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
 _IMPORT_GC = (10_000, 10, 10)
@@ -78,7 +79,10 @@ class Function:
             message = str(error)
         except Exception:  # noqa: BLE001 (a user's __str__)
             message = "(the error has no readable message)"
-        described = {"type": type(error).__name__, "message": printable(message)[:MESSAGE_CHARS]}
+        described = {
+            "type": printable(type(error).__name__)[:TYPE_CHARS],
+            "message": printable(message)[:MESSAGE_CHARS],
+        }
         if not isinstance(error, (FunctionError, NoHandler)):
             try:
                 described["traceback"] = self._traceback(error)

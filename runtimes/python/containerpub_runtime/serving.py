@@ -60,7 +60,7 @@ def serve(channel: Channel, function: Function, name: str, version: int) -> None
         call = channel.receive()
         if call is None:
             return
-        log.nonce, log.room, log.reported_at = call["nonce"], call["max_log_bytes"], 0.0
+        log.begin(call["nonce"], call["max_log_bytes"])
         context = Context(call["job_id"], call["attempt"], name, version, call["deadline"], log.logger, log.report)
         meta, result = answer(function, call, context)
         log.nonce = ""

@@ -61,6 +61,10 @@ def log_many(event, context):
         context.logger.info("entry %d %s", number, "x" * 100)
 
 
+def log_long(event, context):
+    context.logger.info("\x01ü" * event["body"])
+
+
 def follow(event, context):
     print("began", flush=True)
     context.logger.info("logged")
@@ -297,6 +301,20 @@ def forge_answer(event, context):
     length = event["query"].get("length", len(body))
     os.write(control_descriptor(), int(length).to_bytes(4, "big") + body)
     time.sleep(60)
+
+
+def send_frames(event, context):
+    """Sends frames of its own making, each (how often, beginning, filling, how often that, end), and then answers."""
+    import gc
+
+    calls = (one for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one)
+    nonce = next(one["nonce"] for one in calls if "nonce" in one)
+    with socket.socket(fileno=os.dup(control_descriptor())) as control:
+        for count, begin, filling, times, end in event["body"]:
+            body = (begin.replace("NONCE", nonce) + filling * times + end).encode()
+            for _ in range(count):
+                control.sendall(len(body).to_bytes(4, "big") + body)
+    return "unharmed"
 
 
 def forge_on_stdout(event, context):
