@@ -540,6 +540,44 @@ async def test_w4_an_answer_for_an_earlier_call_is_nobodys(bench: Bench) -> None
         assert outcome.result == orjson.dumps(body), outcome
 
 
+@pytest.mark.parametrize(
+    ("what", "reusable"),
+    [
+        ("nothing", True),
+        ("ended task", True),
+        ("task about to end", True),
+        ("cancelled task", True),
+        ("cancelled timer", True),
+        ("timer of a package", True),
+        ("task", False),
+        ("task that is held by none", False),
+        ("endless task", False),
+        ("task in another loop", False),
+        ("gathered", False),
+        ("timer", False),
+        ("method by a timer", False),
+    ],
+)
+async def test_what_a_call_leaves_in_an_event_loop_does_not_go_on_in_the_next(
+    bench: Bench, what: str, reusable: bool
+) -> None:
+    sandbox = await bench.start("leave_in_loop")
+    outcome = await sandbox.call(call(what))
+    assert outcome.reason is None, outcome
+    assert sandbox.reusable is reusable
+    if reusable:
+        again = await sandbox.call(call("nothing"))
+        assert again.result == outcome.result
+        assert text(again, "logger") == ""
+
+
+async def test_tasks_of_the_import_may_stay(bench: Bench) -> None:
+    sandbox = await bench.start("import_tasks:handler")
+    for number in (1, 2):
+        assert (await sandbox.call(call())).result == str(number).encode()
+        assert sandbox.reusable
+
+
 @pytest.mark.docker
 async def test_w3_a_thread_that_burns_between_calls_stays_within_its_cpu_cap(docker_bench: Bench) -> None:
     sandbox = await docker_bench.start("import_threads:burn", cpus=0.25)

@@ -47,14 +47,14 @@ def main(kind: type[Function] = Function, also_wanted: Sequence[str] = ()) -> No
         given = be_specialized(channel, also_wanted)
     folder = given.get("FOLDER", "/function")
     function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
-    serve(channel, function, given["FUNCTION"], int(given["VERSION"]))
+    serve(channel, function, given["FUNCTION"], int(given["VERSION"]), folder)
     os._exit(0)
 
 
-def serve(channel: Channel, function: Function, name: str, version: int) -> None:
+def serve(channel: Channel, function: Function, name: str, version: int, folder: str) -> None:
     """Answer calls until the worker hangs up."""
     log = CallLog(channel)
-    residue = Residue()
+    residue = Residue(folder)
     channel.send({"nonce": READY_NONCE, "kind": "ready"})
     while True:
         call = channel.receive()

@@ -4,6 +4,7 @@ import _thread
 import asyncio
 import ctypes
 import errno
+import functools
 import os
 import signal
 import socket
@@ -374,6 +375,55 @@ def leak_descriptor(event, context):
 def end(thread):
     thread.start()
     thread.join()
+
+
+async def leave_in_loop(event, context):
+    """Leaves behind in the event loop what is asked for, and tells the process's id and what went on in it so far."""
+
+    async def go_on():
+        await asyncio.sleep(0.1)
+        context.logger.error("went on")
+        kept["went on"] = True
+
+    def cancelled():
+        asyncio.ensure_future(go_on()).cancel()
+
+    def in_other_loop():
+        async def begin():
+            kept["task"] = asyncio.ensure_future(go_on())
+
+        kept["loop"] = asyncio.new_event_loop()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(kept["loop"].run_until_complete, begin()).result()
+
+    loop = asyncio.get_running_loop()
+    left = {
+        "nothing": lambda: None,
+        "ended task": lambda: asyncio.ensure_future(asyncio.sleep(0)),
+        "task about to end": lambda: asyncio.ensure_future(asyncio.sleep(0.01)),
+        "cancelled task": cancelled,
+        "task": lambda: kept.setdefault("task", asyncio.ensure_future(go_on())),
+        "task that is held by none": lambda: asyncio.ensure_future(go_on()),
+        "endless task": lambda: asyncio.ensure_future(asyncio.Event().wait()),
+        "task in another loop": in_other_loop,
+        "gathered": lambda: asyncio.gather(go_on(), go_on()),
+        "timer": lambda: loop.call_later(0.1, lambda: kept.setdefault("went on", True)),
+        "method by a timer": lambda: loop.call_later(60, functools.partial(Later().run, 1)),
+        "cancelled timer": lambda: loop.call_later(60, lambda: None).cancel(),
+        "timer of a package": lambda: loop.call_later(60, loop.get_debug),
+    }[event["body"]]
+    left()
+    return [os.getpid(), "went on" in kept]
+
+
+class Later:
+    def run(self, number):
+        kept["went on"] = True
+
+
+async def wait_a_little(event, context):
+    await asyncio.sleep(0.2)
+    return [os.getpid(), "went on" in kept]
 
 
 async def leave_loop_threads(event, context):
