@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _SHARED = next(
@@ -17,15 +15,20 @@ _SHARED = next(
 
 _USUAL = "app:app"
 
-sys.path[0] = _HERE
+sys.path[0] = _SHARED
+from containerpub_runtime.function import PLATFORM_FOLDERS, Function  # noqa: E402 (notes first what is imported)
+from containerpub_runtime.own_modules import library  # noqa: E402
+from containerpub_runtime.serving import main  # noqa: E402
+
+_SDK, sys.path[0] = sys.path[0], _HERE
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
+
 from containerpub_web import asgi, wsgi  # noqa: E402
 from containerpub_web.answer import Answer  # noqa: E402
 from containerpub_web.request import Request  # noqa: E402
 
-sys.path[0] = _SHARED
-from containerpub_runtime.function import PLATFORM_FOLDERS, Function  # noqa: E402
-from containerpub_runtime.serving import main  # noqa: E402
-
+sys.path[0] = _SDK
 PLATFORM_FOLDERS.append(_HERE + os.sep)
 from containerpub import Response  # noqa: E402 (found since the runtime's package put the SDK on sys.path)
 
@@ -37,7 +40,9 @@ class WebApp(Function):
         super().__init__(name or _USUAL, folder, dependencies)
 
     def adapt(self, found: Callable[..., Any]) -> Callable[..., Any]:
-        if asgi.is_asgi(found):
+        with library():
+            asked_by_asgi = asgi.is_asgi(found)
+        if asked_by_asgi:
             lifespan = asgi.Lifespan(found)
             self._event_loop().run_until_complete(lifespan.start())
 

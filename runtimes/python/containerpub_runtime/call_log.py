@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from containerpub_runtime.channel import Channel, printable
+from containerpub_runtime.own_modules import library
 
 _REPORT_EVERY_S = 0.05
 _REPORT_CHARS = 1024
@@ -31,14 +32,20 @@ class CallLog:
 
     def logger(self) -> Any:
         if self._logger is None:
-            import logging
+            with library():
+                import logging
 
             log = self
 
             class ToWorker(logging.Handler):
                 def emit(self, record: logging.LogRecord) -> None:
                     try:
-                        log.write(record.levelno, self.format(record))
+                        if record.exc_info:
+                            with library():
+                                text = self.format(record)
+                        else:
+                            text = self.format(record)
+                        log.write(record.levelno, text)
                     except Exception:  # noqa: BLE001 (as every handler of the standard library)
                         self.handleError(record)
 

@@ -13,6 +13,7 @@ from containerpub.marking import marked
 
 from containerpub_runtime import ROOT
 from containerpub_runtime.channel import printable
+from containerpub_runtime.own_modules import give_way, library
 
 PLATFORM_FOLDERS = [ROOT + os.sep]
 """The folders of the platform's code, whose frames are left out of the tracebacks that users see. A runtime that builds
@@ -40,11 +41,12 @@ class Function:
         self.room = 0  # bytes that the running call's result may have
         self._handler: Callable[..., Any] | None = None
         self._broken: BaseException | None = None
-        sys.path[0:0] = [folder]
         if os.path.isdir(dependencies):
             import site
 
             site.addsitedir(dependencies)
+        give_way(folder)
+        sys.path[0:0] = [folder]
         usual_gc = gc.get_threshold()
         gc.set_threshold(*_IMPORT_GC)
         try:
@@ -85,17 +87,20 @@ class Function:
         }
         if not isinstance(error, (FunctionError, NoHandler)):
             try:
-                described["traceback"] = self._traceback(error)
+                with library():
+                    described["traceback"] = self._traceback(error)
             except OSError:
                 # No descriptor is left to read source files with: the traceback's frames hold what the function opened.
                 clear_frames(error)
-                described["traceback"] = self._traceback(error)
+                with library():
+                    described["traceback"] = self._traceback(error)
         return described
 
     def _event_loop(self) -> Any:
         # One loop for the sandbox's life, so that clients which a handler keeps stay usable.
         if self._loop is None:
-            import asyncio
+            with library():
+                import asyncio
 
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)

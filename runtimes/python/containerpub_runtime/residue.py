@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+from containerpub_runtime.own_modules import standard
+
 _BEGINNERS_S = 0.1
 _ENDING_S = 0.05
 _KEPT_DESCRIPTORS = 32
@@ -60,7 +62,7 @@ class Residue:
     def _tasks_end(self) -> bool:
         """Whether no task, timer or callback of a call waits in an event loop: it would go on in the next call. Tasks
         that were just cancelled, or are about to end, get a moment for it."""
-        asyncio: Any = sys.modules.get("asyncio")
+        asyncio: Any = standard("asyncio")
         if asyncio is None:  # not looked for by importing it: without it there are none
             return True
         deadline = time.monotonic() + _ENDING_S
@@ -117,7 +119,7 @@ class Residue:
     def _busy_threads(self) -> bool:
         """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
         # Looked up, not imported: without the module there is no such thread.
-        executors = sys.modules.get("concurrent.futures.thread")
+        executors = standard("concurrent.futures.thread")
         idle = None if executors is None else executors._worker.__code__
         own = [frame for thread, frame in sys._current_frames().items() if thread not in self._threads]
         # A thread that runs no Python code has no frame.
@@ -126,7 +128,7 @@ class Residue:
 
 def unfinished_tasks() -> list[Any]:
     """The tasks of all event loops that have not ended."""
-    tasks: Any = sys.modules.get("asyncio.tasks")
+    tasks: Any = standard("asyncio.tasks")
     if tasks is None:
         return []
     every = getattr(tasks, "_all_tasks", None)
@@ -139,7 +141,7 @@ def unfinished_tasks() -> list[Any]:
 
 def event_loops() -> list[Any]:
     """The event loop that handlers run in, and the one that the main thread calls its own."""
-    events: Any = sys.modules.get("asyncio.events")
+    events: Any = standard("asyncio.events")
     policy = events and getattr(events, "_event_loop_policy", None)
     loop = getattr(getattr(policy, "_local", None), "_loop", None)
     return [] if loop is None or loop.is_closed() else [loop]
