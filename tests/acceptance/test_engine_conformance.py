@@ -244,6 +244,43 @@ async def test_logged_entries_are_capped(bench: Bench) -> None:
     assert sum(len(entry.message) for entry in outcome.logs) <= 2000
 
 
+@pytest.mark.parametrize(
+    ("handler", "logged"),
+    [
+        ("root", [("info", "info 1"), ("warning", "warning")]),
+        ("named", [("debug", "debug"), ("info", "info"), ("critical", "critical")]),
+        ("own_level", [("info", "info")]),
+        ("basic", [("info", "info"), ("error", "error")]),
+        ("formatted", [("info", "mine: info")]),
+        ("unset", [("warning", "warning")]),
+        ("elsewhere", []),
+        ("configured", []),
+        ("in_child", []),
+    ],
+)
+async def test_what_the_standard_library_logs_is_in_the_log_with_its_level(
+    bench: Bench, handler: str, logged: list[tuple[str, str]]
+) -> None:
+    for bench.generic in (False, True):
+        sandbox = await bench.start(f"standard_logging:{handler}")
+        first = await sandbox.call(call())
+        second = await sandbox.call(call())
+        assert (first.reason, second.reason) == (None, None), first
+        early = [("warning", "from the import")]
+        for outcome, before in ((first, early), (second, [])):
+            entries = [(entry.level, entry.message) for entry in outcome.logs if entry.stream == "logger"]
+            assert entries == before + logged
+            assert ("to stdout" in text(outcome, "stdout")) == (handler in ("elsewhere", "configured"))
+            assert text(outcome, "stderr") == ("of a child\n" if handler == "in_child" else "")
+
+
+async def test_an_exception_that_is_logged_is_there_with_its_traceback(bench: Bench) -> None:
+    outcome = await bench.run("standard_logging:failing")
+    (entry,) = (entry for entry in outcome.logs if entry.level == "error")
+    assert entry.message.startswith("caught\nTraceback")
+    assert entry.message.endswith("ValueError: invalid literal for int() with base 10: 'one'")
+
+
 async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:write_later")
     await sandbox.call(call())

@@ -16,6 +16,7 @@ from containerpub_runtime.call_log import CallLog
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel, connect, printable
 from containerpub_runtime.function import MESSAGE_CHARS, Function
 from containerpub_runtime.residue import Residue
+from containerpub_runtime.standard_logging import capture
 
 _MOST_WISHED_S = 86_400
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what the kernel counts the peak memory in
@@ -46,14 +47,15 @@ def main(kind: type[Function] = Function, also_wanted: Sequence[str] = ()) -> No
 
         given = be_specialized(channel, also_wanted)
     folder = given.get("FOLDER", "/function")
+    log = CallLog(channel)
+    capture(log.write)
     function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
-    serve(channel, function, given["FUNCTION"], int(given["VERSION"]), folder)
+    serve(channel, log, function, given["FUNCTION"], int(given["VERSION"]), folder)
     os._exit(0)
 
 
-def serve(channel: Channel, function: Function, name: str, version: int, folder: str) -> None:
+def serve(channel: Channel, log: CallLog, function: Function, name: str, version: int, folder: str) -> None:
     """Answer calls until the worker hangs up."""
-    log = CallLog(channel)
     residue = Residue(folder)
     channel.send({"nonce": READY_NONCE, "kind": "ready"})
     while True:
