@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -10,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from containerpub import Context, FunctionError, Response
+from containerpub import Context, FunctionError
 
 from containerpub_runtime.call_log import CallLog
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel, connect, printable
 from containerpub_runtime.function import MESSAGE_CHARS, Function
 from containerpub_runtime.residue import Residue
+from containerpub_runtime.result import NoJson, encode
 from containerpub_runtime.standard_logging import capture
 
 _MOST_WISHED_S = 86_400
@@ -88,7 +88,7 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
         try:
             result, meta["response"] = encode(returned)
             meta["kind"] = "result"
-        except (TypeError, ValueError, RecursionError) as error:
+        except NoJson as error:
             message = "the result is not JSON: " + printable(str(error))[:MESSAGE_CHARS]
             meta.update(reason="invalid_result", error={"type": "InvalidResult", "message": message})
         limit = call["max_result_bytes"]
@@ -109,15 +109,6 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
     after_ms, peak = usage()
     meta["cpu_ms"], meta["peak_memory_bytes"] = round(after_ms - before_ms, 3), peak
     return meta, result
-
-
-def encode(result: Any) -> tuple[bytes, bool]:
-    """JSON text of ``result``, and whether it is a :class:`Response`."""
-    shaped = isinstance(result, Response)
-    if shaped:
-        result = result.document()
-    text = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(), shaped
 
 
 def usage() -> tuple[float, int]:
