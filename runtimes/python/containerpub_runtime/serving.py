@@ -11,6 +11,7 @@ from typing import Any
 
 from containerpub import Context, FunctionError
 
+from containerpub_runtime import ROOT
 from containerpub_runtime.call_log import CallLog
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel, connect, printable
 from containerpub_runtime.function import MESSAGE_CHARS, Function
@@ -47,11 +48,23 @@ def main(kind: type[Function] = Function, also_wanted: Sequence[str] = ()) -> No
 
         given = be_specialized(channel, also_wanted)
     folder = given.get("FOLDER", "/function")
+    dependencies = given.get("DEPENDENCIES", "/dependencies")
+    show_packages_to_children(dependencies)
     log = CallLog(channel)
     capture(log.write)
-    function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
+    function = kind(given["HANDLER"], folder, dependencies)
     serve(channel, log, function, given["FUNCTION"], int(given["VERSION"]), folder)
     os._exit(0)
+
+
+def show_packages_to_children(dependencies: str) -> None:
+    """Programs that the function starts find the scripts of its packages, and Pythons the packages."""
+    if not os.path.isdir(dependencies):
+        return
+    scripts, children = os.path.join(dependencies, "bin"), os.path.join(ROOT, "children")
+    os.environ["PATH"] = os.pathsep.join(filter(None, (scripts, os.environ.get("PATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), children)))
+    os.environ["CONTAINERPUB_PACKAGES"] = dependencies
 
 
 def serve(channel: Channel, log: CallLog, function: Function, name: str, version: int, folder: str) -> None:
