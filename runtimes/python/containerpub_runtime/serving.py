@@ -61,7 +61,7 @@ def show_packages_to_children(dependencies: str) -> None:
     """Programs that the function starts find the scripts of its packages, and Pythons the packages."""
     if not os.path.isdir(dependencies):
         return
-    scripts, children = os.path.join(dependencies, "bin"), os.path.join(ROOT, "children")
+    scripts, children = os.path.join(dependencies, "bin"), os.path.join(ROOT, "containerpub_runtime", "children")
     os.environ["PATH"] = os.pathsep.join(filter(None, (scripts, os.environ.get("PATH"))))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), children)))
     os.environ["CONTAINERPUB_PACKAGES"] = dependencies

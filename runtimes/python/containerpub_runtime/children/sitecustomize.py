@@ -5,4 +5,5 @@ import site
 import sys
 
 site.addsitedir(os.environ.get("CONTAINERPUB_PACKAGES", "/dependencies"))
-sys.path.append(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sdk"))
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.append(os.path.join(os.path.dirname(os.path.dirname(_HERE)), "sdk"))
