@@ -101,7 +101,11 @@ def find_handler(handler: str, modules: dict[str, ast.Module], files: set[str]) 
     name = name or default_module(files)
     path = next((path for path in candidates(name) if path in files), None)
     if path is None:
-        return handler, f"{candidates(name)[0]}:1: there is no such file, but the handler is {handler or name!r}"
+        problem = f"{candidates(name)[0]}:1: there is no such file, but the handler is {handler or name!r}"
+        module, _, function = name.rpartition(".")
+        if not attribute and any(path in files for path in candidates(module)):
+            problem += f'; between module and function stands a colon: handler = "{module}:{function}"'
+        return handler, problem
     module = modules.get(path)
     if module is None:
         return handler, None  # already reported: it does not parse

@@ -62,6 +62,40 @@ async def test_an_async_handler_is_awaited(bench: Bench) -> None:
         assert (await sandbox.call(call(number))).result == str(number).encode()
 
 
+@pytest.mark.parametrize(
+    ("handler", "result"),
+    [
+        ("one", ["one", 5]),
+        ("two", ["two", 5, 1]),
+        ("optional", ["optional", 5, 1]),
+        ("keyword", ["keyword", 5]),
+        ("any_number", ["any", 5, 2]),
+        ("one_async", ["async", 5]),
+        ("handlers.one", ["method", 5]),
+        ("handlers.two", ["method of two", 5, 1]),
+        ("handlers", ["object", 5]),
+        ("Handlers.of_class", ["static", 5]),
+        ("wrapped_one", ["wrapped", "one", 5]),
+        ("wrapped_two", ["wrapped", "two", 5, 1]),
+        ("partial", ["two", 5, 7]),
+        ("anonymous", ["lambda", 5]),
+    ],
+)
+async def test_a_handler_of_one_parameter_is_called_with_the_event(bench: Bench, handler: str, result: object) -> None:
+    outcome = await bench.run(f"signatures:{handler}", 5)
+    assert outcome.reason is None, outcome
+    assert orjson.loads(outcome.result or b"") == result
+
+
+async def test_a_handler_spelt_with_a_dot_is_told_how_it_is_spelt(bench: Bench) -> None:
+    sandbox = await bench.engine.start(replace(bench.spec(""), handler="signatures.one"))
+    outcome = await sandbox.call(call())
+    assert outcome.reason == "handler_error"
+    assert (outcome.error or {})["message"].endswith(
+        'between module and function stands a colon, so write handler = "signatures:one"'
+    )
+
+
 async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -> None:
     assert (await bench.run("marked:", 5)).result == b'["marked",5]'
 
