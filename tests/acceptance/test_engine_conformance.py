@@ -916,6 +916,20 @@ async def test_w8_a_leak_of_descriptors_ends_the_sandbox_before_it_hurts(bench: 
     assert calls == 33
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize(("count", "size"), [(1, 5 * 1024**2), (1, 7 * 1024**2), (1, 300 * 1024), (150, 1)])
+async def test_a_sandbox_whose_tmp_fills_up_is_replaced_before_a_call_finds_it_full(
+    docker_bench: Bench, count: int, size: int
+) -> None:
+    sandbox = await docker_bench.start("leave_files")
+    left = 0
+    while sandbox.reusable:
+        outcome = await sandbox.call(call([count, size]))
+        assert outcome.result == b'"room was left"', outcome
+        left += 1
+    assert 1 <= left <= 60
+
+
 async def test_threads_of_an_async_handlers_loop_are_kept(bench: Bench) -> None:
     sandbox = await bench.start("leave_loop_threads")
     for _ in range(3):

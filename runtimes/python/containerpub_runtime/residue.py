@@ -1,5 +1,4 @@
-"""What calls leave behind in the process: tasks, threads, child processes, open descriptors, streams that lead
-elsewhere."""
+"""What calls leave behind: tasks, threads, children, open descriptors, files in /tmp, streams that lead elsewhere."""
 
 from __future__ import annotations
 
@@ -37,6 +36,8 @@ class Residue:
         self._descriptors = open_descriptors()
         self._streams = streams()
         self._newest = newest_process()
+        self._temp = temp_folder()
+        self._temp_room = room_in(self._temp)
 
     def found(self) -> str | None:
         """What kind of thing the last call left, ``None`` if nothing."""
@@ -55,6 +56,9 @@ class Residue:
             self._newest = newest
         if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
             return "descriptors"
+        rooms = zip(room_in(self._temp), self._temp_room)  # noqa: B905 (Python 3.9 has no strict)
+        if any(now * 2 < at_first for now, at_first in rooms):
+            return "files in /tmp"  # less than half of what was free: a call that needs as much might find it full
         if streams() != self._streams:
             return "streams"  # closed or led elsewhere: the next call could not print
         return None
@@ -199,6 +203,23 @@ def streams() -> list[tuple[int, int] | None]:
         except OSError:
             found.append(None)
     return found
+
+
+def temp_folder() -> str:
+    """The folder of temporary files, if it is limited in size; else empty."""
+    folder = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (inside the sandbox)
+    return folder if os.path.ismount(folder) else ""
+
+
+def room_in(folder: str) -> tuple[int, ...]:
+    """Free bytes and free files."""
+    if not folder:
+        return ()
+    try:
+        at = os.statvfs(folder)
+    except OSError:
+        return ()
+    return at.f_bavail * at.f_frsize, at.f_favail
 
 
 def open_descriptors() -> int:

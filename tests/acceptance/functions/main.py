@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -429,6 +430,15 @@ async def wait_a_little(event, context):
 async def leave_loop_threads(event, context):
     await asyncio.to_thread(time.sleep, 0)
     return os.getpid()
+
+
+def leave_files(event, context):
+    count, size = event["body"]
+    folder = tempfile.mkdtemp()
+    for number in range(count):
+        with open(f"{folder}/{number}", "wb") as file:
+            file.write(bytes(size))
+    return "room was left"
 
 
 def write_and_leave(event, context):
