@@ -408,6 +408,29 @@ async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
     assert (outcome.reason, outcome.exit_code) == ("crashed", 137)
 
 
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (7, "SIGBUS"), (6, "SIGABRT")])
+async def test_a_crash_by_a_signal_names_it(bench: Bench, number: int, name: str) -> None:
+    outcome = await bench.run("signal_itself", number)
+    assert (outcome.reason, outcome.exit_code) == ("crashed", 128 + number)
+    assert f"({name}: " in (outcome.error or {})["message"]
+
+
+@pytest.mark.docker
+async def test_a_function_without_a_network_is_told_so(docker_bench: Bench) -> None:
+    outcome = await docker_bench.run("look_up", "example.com")
+    assert outcome.reason == "handler_error"
+    assert 'network = "egress"' in (outcome.error or {})["hint"]
+
+
+async def test_limits_that_a_call_met_are_hinted_at(bench: Bench) -> None:
+    outcome = await bench.run("open_without_end")
+    assert "open at once" in (outcome.error or {})["hint"]
+    outcome = await bench.run("sleep", 60, timeout_ms=500)
+    assert (outcome.error or {})["message"] == "Function execution timed out (500ms)"
+    assert "timeout_s" in (outcome.error or {})["hint"]
+    assert "hint" not in ((await bench.run("fail")).error or {})
+
+
 @pytest.mark.every_way
 async def test_a_sandbox_that_dies_between_calls_is_not_reusable(bench: Bench) -> None:
     sandbox = await bench.start("import_threads:exit_later")

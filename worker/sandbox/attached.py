@@ -18,6 +18,7 @@ from worker.build.recipe import Exhaustion
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import Connections
 from worker.sandbox.contract import Call, CallOutcome
+from worker.sandbox.hints import ended, hint
 from worker.sandbox.log import LogEntry, LogStream
 from worker.sandbox.output import Output
 from worker.sandbox.result_check import Checked, check
@@ -112,6 +113,7 @@ class AttachedSandbox:
         self._vessel = vessel
         self._remove = remove
         self.exhaustion: Exhaustion | None = None
+        self.network: bool | None = None  # whether it has one, if that is known
         self._loop = asyncio.get_running_loop()
         self._control = connections.control
         self._control_fd = connections.control.fileno()
@@ -194,10 +196,14 @@ class AttachedSandbox:
             outcome = await self._unreported(_GARBLED if ending.frame is not None else ending, call, logs)
         if outcome.reason not in _REUSABLE or self._unsent is not None or _left_residue(ending.frame):
             self._break(_LOST)
+        error = outcome.error
+        if error is not None and outcome.reason is not None:
+            advice = hint(outcome.reason, error, network=self.network)
+            error = error if advice is None else {**error, "hint": advice}
         return CallOutcome(
             reason=outcome.reason,
             result=outcome.result,
-            error=outcome.error,
+            error=error,
             logs=logs,
             logs_truncated=truncated,
             exit_code=outcome.exit_code,
@@ -296,7 +302,7 @@ class AttachedSandbox:
             )
         if status.code is None:
             return self._crashed("it closed its connection to the platform", 1)
-        return self._crashed(f"the process ended with exit code {status.code} before it gave a result", status.code)
+        return self._crashed(ended(status.code), status.code)
 
     def _is_exhausted(self, code: int | None, logs: Sequence[LogEntry]) -> bool:
         """Whether the runtime itself says that memory ran out. A function that says so harms only itself."""

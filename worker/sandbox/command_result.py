@@ -15,6 +15,7 @@ from typing import Never
 
 from worker.sandbox.attached import ExitStatus, failure
 from worker.sandbox.contract import Call, CallOutcome
+from worker.sandbox.hints import ended
 
 _SLACK_BYTES = 64 * 1024
 """What the file may hold beside the result: the object around it."""
@@ -99,7 +100,7 @@ def _failed(reason: str, kind: str, what: str, code: int | None) -> CallOutcome:
 
 
 def _crashed(code: int | None) -> CallOutcome:
-    return _failed("crashed", "Crashed", f"the process ended with exit code {code} before it gave a result", code)
+    return _failed("crashed", "Crashed", ended(code), code)
 
 
 def _invalid(what: str) -> CallOutcome:
