@@ -246,6 +246,31 @@ async def test_cost_is_reported(bench: Bench) -> None:
     assert outcome.run_ms > 0
 
 
+async def test_peak_memory_is_the_calls_own(bench: Bench) -> None:
+    sandbox = await bench.start("allocate")
+    peaks = []
+    for megabytes in (1, 80, 1, 40, 1):
+        outcome = await sandbox.call(call(megabytes))
+        assert outcome.peak_memory_bytes is not None, outcome
+        peaks.append(outcome.peak_memory_bytes / 1024**2)
+    assert all(abs(peak - peaks[0]) < 10 for peak in (peaks[2], peaks[4])), peaks
+    assert 75 < peaks[1] - peaks[0] < 90
+    assert 35 < peaks[3] - peaks[0] < 50
+
+
+async def test_peak_memory_of_a_child_is_its_calls(bench: Bench) -> None:
+    sandbox = await bench.start("allocate_in_child")
+    peaks = [(await sandbox.call(call(megabytes))).peak_memory_bytes or 0 for megabytes in (60, 1)]
+    assert peaks[0] > 60 * 1024**2
+    assert peaks[1] < 40 * 1024**2
+
+
+async def test_peak_memory_is_never_above_the_cap(bench: Bench) -> None:
+    figures = '{"nonce":"NONCE","kind":"result","response":false,"cpu_ms":0,"peak_memory_bytes":%d}\n1'
+    outcome = await bench.run("forge_answer", figures % (200 * 1024**2))
+    assert outcome.peak_memory_bytes == 128 * 1024**2
+
+
 @pytest.mark.podman
 async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) -> None:
     sandbox = await bench.start("say")

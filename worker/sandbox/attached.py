@@ -252,6 +252,8 @@ class AttachedSandbox:
             return None
         if not isinstance(peak, int) or not 0 <= peak < _MOST_MEMORY_BYTES:
             return None
+        # The kernel counts pages of files that processes share, too, which are not the sandbox's.
+        peak = min(peak, self._memory_mb * 1024**2)
         if meta.get("kind") == "result":
             result = frame.result
             if result is None:

@@ -159,6 +159,13 @@ def allocate(event, context):
     return len(bytearray(b"x") * (event["body"] * 1024 * 1024))
 
 
+def allocate_in_child(event, context):
+    if os.fork() == 0:
+        held = bytearray(b"x") * (event["body"] * 1024 * 1024)
+        os._exit(len(held) == 0)
+    return os.wait()[1]
+
+
 def fill_tmp_and_allocate(event, context):
     in_tmp, on_heap = event["body"]
     write_file({"body": ["/tmp/filled", in_tmp * 1024 * 1024]}, context)
