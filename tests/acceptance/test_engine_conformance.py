@@ -935,6 +935,8 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
         ("closed stdout", False),
         ("led stderr elsewhere", False),
         ("descriptors", False),
+        ("alarm", False),
+        ("ended alarm", True),
     ],
 )
 async def test_w2_what_a_call_leaves_behind_is_not_met_by_the_next(bench: Bench, what: str, reusable: bool) -> None:
@@ -976,6 +978,16 @@ async def test_a_sandbox_whose_tmp_fills_up_is_replaced_before_a_call_finds_it_f
         assert outcome.result == b'"room was left"', outcome
         left += 1
     assert 1 <= left <= 60
+
+
+@pytest.mark.docker
+async def test_shared_memory_that_calls_leave_behind_ends_the_sandbox_before_it_is_full(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("leave_shared_memory")
+    left = 0
+    while sandbox.reusable:
+        assert (await sandbox.call(call(128 * 1024))).reason is None
+        left += 1
+    assert 1 <= left <= 1024
 
 
 async def test_threads_of_an_async_handlers_loop_are_kept(bench: Bench) -> None:

@@ -1,13 +1,16 @@
-"""What calls leave behind: tasks, threads, children, open descriptors, files in /tmp, streams that lead elsewhere."""
+"""What calls leave behind: tasks, threads, children, open descriptors, files in /tmp, streams that lead elsewhere, an
+alarm that is set."""
 
 from __future__ import annotations
 
+import _signal
 import _thread
 import os
 import sys
 import time
 from typing import Any
 
+from containerpub_runtime.folders import writable_folders
 from containerpub_runtime.own_modules import standard
 
 _BEGINNERS_S = 0.1
@@ -36,8 +39,7 @@ class Residue:
         self._descriptors = open_descriptors()
         self._streams = streams()
         self._newest = newest_process()
-        self._temp = temp_folder()
-        self._temp_room = room_in(self._temp)
+        self._folders = writable_folders()
 
     def found(self) -> str | None:
         """What kind of thing the last call left, ``None`` if nothing."""
@@ -56,11 +58,13 @@ class Residue:
             self._newest = newest
         if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
             return "descriptors"
-        rooms = zip(room_in(self._temp), self._temp_room)  # noqa: B905 (Python 3.9 has no strict)
-        if any(now * 2 < at_first for now, at_first in rooms):
-            return "files in /tmp"  # less than half of what was free: a call that needs as much might find it full
+        for folder in self._folders:
+            if folder.is_short():
+                return f"files in {folder.path}"
         if streams() != self._streams:
             return "streams"  # closed or led elsewhere: the next call could not print
+        if _signal.getitimer(_signal.ITIMER_REAL)[0]:
+            return "alarm"  # it would go off in the next call
         return None
 
     def _tasks_end(self) -> bool:
@@ -203,23 +207,6 @@ def streams() -> list[tuple[int, int] | None]:
         except OSError:
             found.append(None)
     return found
-
-
-def temp_folder() -> str:
-    """The folder of temporary files, if it is limited in size; else empty."""
-    folder = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (inside the sandbox)
-    return folder if os.path.ismount(folder) else ""
-
-
-def room_in(folder: str) -> tuple[int, ...]:
-    """Free bytes and free files."""
-    if not folder:
-        return ()
-    try:
-        at = os.statvfs(folder)
-    except OSError:
-        return ()
-    return at.f_bavail * at.f_frsize, at.f_favail
 
 
 def open_descriptors() -> int:
