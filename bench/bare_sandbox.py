@@ -57,7 +57,7 @@ def _measure(connections: Connections, body: object, expect: object, count: int)
     control = connections.control
     control.setblocking(True)
     control.settimeout(_START_S)
-    reader = FrameReader(limit=1024 * 1024)
+    reader = FrameReader()
     _next(control, reader)  # it is ready
     event = orjson.dumps({"body": body})
     took = []

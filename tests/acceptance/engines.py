@@ -24,7 +24,7 @@ from aiodocker import Docker, DockerError
 from shared.artifacts import LocalStore
 from shared.artifacts.store import file_sha256
 from shared.layers import LayerKind, LayerRef, VersionLayers
-from worker.build.layer import artifact_layer, in_thread, runtime_layer
+from worker.build.layer import LayerWriter, artifact_layer, in_thread, runtime_layer
 from worker.build.layer_store import LayerStore
 from worker.build.recipe import Recipe, known_runtimes, load_recipe
 from worker.config import EngineConfig
@@ -255,6 +255,17 @@ async def keep_code(engine: DockerEngine | ProcessEngine, layers: LayerStore, fo
         digest = await asyncio.to_thread(file_sha256, file)
         code = await layers.keep_file(LayerKind.CODE, file, digest, file.tell())
     return await on_foundation(engine, layers, recipe, code)
+
+
+async def code_of(bench: Bench, files: dict[str, str]) -> VersionLayers:
+    """A version of these files."""
+    writer = LayerWriter()
+    for name, content in files.items():
+        data = content.encode()
+        writer.add(f"function/{name}", io.BytesIO(data), len(data))
+    with (layer := writer.finish()).file:
+        code = await bench.engine._code._layers.keep(LayerKind.CODE, layer)
+    return await on_foundation(bench.engine, bench.engine._code._layers, load_recipe("python"), code)
 
 
 async def on_foundation(

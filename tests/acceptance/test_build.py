@@ -286,6 +286,9 @@ REJECTED_SOURCES = [
     ({"main.py": b"import pkg.broken\n", "pkg/broken.py": b"x = 1\n\nreturn 2\n"}, "main:handler", "pkg/broken.py:3: "),
     ({"main.py": b"x = 1\n"}, "main:handler", "main.py:1: there is no 'handler'"),
     ({"other.py": HANDLER}, "main:handler", "main.py:1: there is no such file"),
+    ({"other.py": HANDLER}, "other.handler",
+     "other/handler.py:1: there is no such file, but the handler is 'other.handler'; "
+     'between module and function stands a colon: handler = "other:handler"'),
     ({"main.py": b"x = '\x00'\n"}, "main:handler", "main.py:1: "),
     ({"main.py": b"# -*- coding: no-such -*-\n"}, "main:handler", "main.py:1: "),
     ({"main.py": b"x = " + b"(" * 100_000}, "main:handler", "main.py:1: "),

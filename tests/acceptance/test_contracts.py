@@ -238,6 +238,41 @@ async def test_a_project_that_names_no_handler_has_its_runtimes_default(bench: B
     assert command.result == b"5", command
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("asgi_status", "asgi_by_plain_def", "asgi_that_raises_at_once", "asgi_by_class", "asgi_by_method"),
+        *("asgi_by_partial", "asgi_wrapped", "asgi_wrapped_coroutine", "asgi_with_defaults"),
+        *("wsgi_status", "wsgi_wrapped", "wsgi_with_default", "wsgi_by_class"),
+    ],
+)
+async def test_applications_of_every_shape_are_asked_in_their_way(bench: Bench, name: str) -> None:
+    sandbox = await bench.app(name)
+    answer = _answer(await sandbox.call(_request(path="/200")))
+    assert (answer["status"], answer["body"]) == (200, "a body")
+    assert answer["headers"] == {"content-length": "6", "x-a": "1"}
+
+
+@pytest.mark.parametrize("name", ["asgi_status", "wsgi_status"])
+async def test_answers_that_have_no_body_in_http_have_none(bench: Bench, name: str) -> None:
+    sandbox = await bench.app(name)
+    for method, path, body, length in (
+        ("GET", "/200", "a body", "6"),
+        ("HEAD", "/200", "", "6"),
+        ("GET", "/204", "", None),
+        ("GET", "/304", "", "6"),
+        ("HEAD", "/404", "", "6"),
+    ):
+        answer = _answer(await sandbox.call(_request(method=method, path=path)))
+        assert (answer["status"], answer["body"]) == (int(path[1:]), body)
+        assert answer["headers"].get("content-length") == length
+        assert answer["headers"]["x-a"] == "1"
+
+
+async def test_an_application_may_spawn_processes(bench: Bench) -> None:
+    assert _answer(await (await bench.app("wsgi_spawns")).call(_request()))["body"] == "42"
+
+
 async def test_a_web_sandbox_serves_again(bench: Bench) -> None:
     sandbox = await bench.app("counted")
     assert [_answer(await sandbox.call(_request()))["body"] for _ in range(3)] == ["1", "2", "3"]

@@ -63,6 +63,40 @@ async def test_an_async_handler_is_awaited(bench: Bench) -> None:
         assert (await sandbox.call(call(number))).result == str(number).encode()
 
 
+@pytest.mark.parametrize(
+    ("handler", "result"),
+    [
+        ("one", ["one", 5]),
+        ("two", ["two", 5, 1]),
+        ("optional", ["optional", 5, 1]),
+        ("keyword", ["keyword", 5]),
+        ("any_number", ["any", 5, 2]),
+        ("one_async", ["async", 5]),
+        ("handlers.one", ["method", 5]),
+        ("handlers.two", ["method of two", 5, 1]),
+        ("handlers", ["object", 5]),
+        ("Handlers.of_class", ["static", 5]),
+        ("wrapped_one", ["wrapped", "one", 5]),
+        ("wrapped_two", ["wrapped", "two", 5, 1]),
+        ("partial", ["two", 5, 7]),
+        ("anonymous", ["lambda", 5]),
+    ],
+)
+async def test_a_handler_of_one_parameter_is_called_with_the_event(bench: Bench, handler: str, result: object) -> None:
+    outcome = await bench.run(f"signatures:{handler}", 5)
+    assert outcome.reason is None, outcome
+    assert orjson.loads(outcome.result or b"") == result
+
+
+async def test_a_handler_spelt_with_a_dot_is_told_how_it_is_spelt(bench: Bench) -> None:
+    sandbox = await bench.engine.start(replace(bench.spec(""), handler="signatures.one"))
+    outcome = await sandbox.call(call())
+    assert outcome.reason == "handler_error"
+    assert (outcome.error or {})["message"].endswith(
+        'between module and function stands a colon, so write handler = "signatures:one"'
+    )
+
+
 async def test_a_marked_function_is_found_without_a_handler_name(bench: Bench) -> None:
     assert (await bench.run("marked:", 5)).result == b'["marked",5]'
 
@@ -213,6 +247,31 @@ async def test_cost_is_reported(bench: Bench) -> None:
     assert outcome.run_ms > 0
 
 
+async def test_peak_memory_is_the_calls_own(bench: Bench) -> None:
+    sandbox = await bench.start("allocate")
+    peaks = []
+    for megabytes in (1, 80, 1, 40, 1):
+        outcome = await sandbox.call(call(megabytes))
+        assert outcome.peak_memory_bytes is not None, outcome
+        peaks.append(outcome.peak_memory_bytes / 1024**2)
+    assert all(abs(peak - peaks[0]) < 10 for peak in (peaks[2], peaks[4])), peaks
+    assert 75 < peaks[1] - peaks[0] < 90
+    assert 35 < peaks[3] - peaks[0] < 50
+
+
+async def test_peak_memory_of_a_child_is_its_calls(bench: Bench) -> None:
+    sandbox = await bench.start("allocate_in_child")
+    peaks = [(await sandbox.call(call(megabytes))).peak_memory_bytes or 0 for megabytes in (60, 1)]
+    assert peaks[0] > 60 * 1024**2
+    assert peaks[1] < 40 * 1024**2
+
+
+async def test_peak_memory_is_never_above_the_cap(bench: Bench) -> None:
+    figures = '{"nonce":"NONCE","kind":"result","response":false,"cpu_ms":0,"peak_memory_bytes":%d}\n1'
+    outcome = await bench.run("forge_answer", figures % (200 * 1024**2))
+    assert outcome.peak_memory_bytes == 128 * 1024**2
+
+
 @pytest.mark.podman
 async def test_stdout_and_stderr_are_captured_apart_and_by_call(bench: Bench) -> None:
     sandbox = await bench.start("say")
@@ -243,6 +302,43 @@ async def test_logged_entries_are_capped(bench: Bench) -> None:
     assert outcome.reason is None
     assert outcome.logs_truncated
     assert sum(len(entry.message) for entry in outcome.logs) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("handler", "logged"),
+    [
+        ("root", [("info", "info 1"), ("warning", "warning")]),
+        ("named", [("debug", "debug"), ("info", "info"), ("critical", "critical")]),
+        ("own_level", [("info", "info")]),
+        ("basic", [("info", "info"), ("error", "error")]),
+        ("formatted", [("info", "mine: info")]),
+        ("unset", [("warning", "warning")]),
+        ("elsewhere", []),
+        ("configured", []),
+        ("in_child", []),
+    ],
+)
+async def test_what_the_standard_library_logs_is_in_the_log_with_its_level(
+    bench: Bench, handler: str, logged: list[tuple[str, str]]
+) -> None:
+    for bench.generic in (False, True):
+        sandbox = await bench.start(f"standard_logging:{handler}")
+        first = await sandbox.call(call())
+        second = await sandbox.call(call())
+        assert (first.reason, second.reason) == (None, None), first
+        early = [("warning", "from the import")]
+        for outcome, before in ((first, early), (second, [])):
+            entries = [(entry.level, entry.message) for entry in outcome.logs if entry.stream == "logger"]
+            assert entries == before + logged
+            assert ("to stdout" in text(outcome, "stdout")) == (handler in ("elsewhere", "configured"))
+            assert text(outcome, "stderr") == ("of a child\n" if handler == "in_child" else "")
+
+
+async def test_an_exception_that_is_logged_is_there_with_its_traceback(bench: Bench) -> None:
+    outcome = await bench.run("standard_logging:failing")
+    (entry,) = (entry for entry in outcome.logs if entry.level == "error")
+    assert entry.message.startswith("caught\nTraceback")
+    assert entry.message.endswith("ValueError: invalid literal for int() with base 10: 'one'")
 
 
 async def test_output_between_calls_belongs_to_none(bench: Bench) -> None:
@@ -336,6 +432,29 @@ async def test_r22_a_function_that_exits_has_crashed(bench: Bench, handler: str,
 async def test_a_function_that_kills_itself_has_crashed(bench: Bench) -> None:
     outcome = await bench.run("kill_itself")
     assert (outcome.reason, outcome.exit_code) == ("crashed", 137)
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (7, "SIGBUS"), (6, "SIGABRT")])
+async def test_a_crash_by_a_signal_names_it(bench: Bench, number: int, name: str) -> None:
+    outcome = await bench.run("signal_itself", number)
+    assert (outcome.reason, outcome.exit_code) == ("crashed", 128 + number)
+    assert f"({name}: " in (outcome.error or {})["message"]
+
+
+@pytest.mark.docker
+async def test_a_function_without_a_network_is_told_so(docker_bench: Bench) -> None:
+    outcome = await docker_bench.run("look_up", "example.com")
+    assert outcome.reason == "handler_error"
+    assert 'network = "egress"' in (outcome.error or {})["hint"]
+
+
+async def test_limits_that_a_call_met_are_hinted_at(bench: Bench) -> None:
+    outcome = await bench.run("open_without_end")
+    assert "open at once" in (outcome.error or {})["hint"]
+    outcome = await bench.run("sleep", 60, timeout_ms=500)
+    assert (outcome.error or {})["message"] == "Function execution timed out (500ms)"
+    assert "timeout_s" in (outcome.error or {})["hint"]
+    assert "hint" not in ((await bench.run("fail")).error or {})
 
 
 @pytest.mark.every_way
@@ -539,6 +658,44 @@ async def test_w4_an_answer_for_an_earlier_call_is_nobodys(bench: Bench) -> None
         outcome = await sandbox.call(call(body))
         assert outcome.result != b'"late"', outcome
         assert outcome.result == orjson.dumps(body), outcome
+
+
+@pytest.mark.parametrize(
+    ("what", "reusable"),
+    [
+        ("nothing", True),
+        ("ended task", True),
+        ("task about to end", True),
+        ("cancelled task", True),
+        ("cancelled timer", True),
+        ("timer of a package", True),
+        ("task", False),
+        ("task that is held by none", False),
+        ("endless task", False),
+        ("task in another loop", False),
+        ("gathered", False),
+        ("timer", False),
+        ("method by a timer", False),
+    ],
+)
+async def test_what_a_call_leaves_in_an_event_loop_does_not_go_on_in_the_next(
+    bench: Bench, what: str, reusable: bool
+) -> None:
+    sandbox = await bench.start("leave_in_loop")
+    outcome = await sandbox.call(call(what))
+    assert outcome.reason is None, outcome
+    assert sandbox.reusable is reusable
+    if reusable:
+        again = await sandbox.call(call("nothing"))
+        assert again.result == outcome.result
+        assert text(again, "logger") == ""
+
+
+async def test_tasks_of_the_import_may_stay(bench: Bench) -> None:
+    sandbox = await bench.start("import_tasks:handler")
+    for number in (1, 2):
+        assert (await sandbox.call(call())).result == str(number).encode()
+        assert sandbox.reusable
 
 
 @pytest.mark.docker
@@ -779,6 +936,8 @@ async def test_a_sweep_takes_only_what_dead_workers_left(bench: Bench) -> None:
         ("closed stdout", False),
         ("led stderr elsewhere", False),
         ("descriptors", False),
+        ("alarm", False),
+        ("ended alarm", True),
     ],
 )
 async def test_w2_what_a_call_leaves_behind_is_not_met_by_the_next(bench: Bench, what: str, reusable: bool) -> None:
@@ -812,6 +971,30 @@ async def test_w8_a_leak_of_descriptors_ends_the_sandbox_before_it_hurts(bench: 
         assert (await sandbox.call(call())).reason is None
         calls += 1
     assert calls == 33
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("count", "size"), [(1, 5 * 1024**2), (1, 7 * 1024**2), (1, 300 * 1024), (150, 1)])
+async def test_a_sandbox_whose_tmp_fills_up_is_replaced_before_a_call_finds_it_full(
+    docker_bench: Bench, count: int, size: int
+) -> None:
+    sandbox = await docker_bench.start("leave_files")
+    left = 0
+    while sandbox.reusable:
+        outcome = await sandbox.call(call([count, size]))
+        assert outcome.result == b'"room was left"', outcome
+        left += 1
+    assert 1 <= left <= 60
+
+
+@pytest.mark.docker
+async def test_shared_memory_that_calls_leave_behind_ends_the_sandbox_before_it_is_full(docker_bench: Bench) -> None:
+    sandbox = await docker_bench.start("leave_shared_memory")
+    left = 0
+    while sandbox.reusable:
+        assert (await sandbox.call(call(128 * 1024))).reason is None
+        left += 1
+    assert 1 <= left <= 1024
 
 
 async def test_threads_of_an_async_handlers_loop_are_kept(bench: Bench) -> None:

@@ -118,15 +118,6 @@ async def test_the_environment_is_that_of_a_plain_start(bench: Bench) -> None:
     assert found[0] == found[1]
 
 
-async def test_a_functions_own_module_goes_before_one_that_a_generic_has_imported(bench: Bench) -> None:
-    for sandbox in (
-        await bench.engine.start(bench.spec("uuid:handler")),
-        await bench.specialized(bench.spec("uuid:handler")),
-    ):
-        outcome = await sandbox.call(call())
-        assert outcome.result == b'["the function\'s own","/function/uuid.py"]', outcome
-
-
 async def test_garbage_is_collected_as_usual_or_as_the_function_says(bench: Bench) -> None:
     for bench.generic in (False, True):
         assert (await bench.run("collector:usual")).result == b"[700,10,10]"

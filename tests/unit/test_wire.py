@@ -123,3 +123,34 @@ def test_a_frame_at_the_limit_passes() -> None:
     assert len(read(data, limit=len(data) - 4)) == 1
     with pytest.raises(OversizeFrame):
         read(data, limit=len(data) - 5)
+
+
+def test_only_the_answer_to_the_running_call_may_be_large() -> None:
+    reader = FrameReader(100)
+    reader.nonce, reader.answer_bytes = NONCE, 1000
+    reader.feed(frame(result=b"x" * 500))
+    assert reader.next() is not None
+    reader.feed(frame(result=b"x" * 500, nonce=b"f" * 16))
+    with pytest.raises(OversizeFrame) as refused:
+        reader.next()
+    assert refused.value.nonce == b"f" * 16
+
+
+def test_a_head_is_small_even_where_the_frame_may_be_large() -> None:
+    reader = FrameReader(100)
+    reader.nonce, reader.answer_bytes = NONCE, 1000
+    reader.feed(frame(rest=b',"kind":"result","x":"' + b"x" * 200 + b'"}')[:180])
+    with pytest.raises(GarbledFrame):
+        reader.next()
+
+
+def test_what_a_head_has_beside_what_is_known_is_left_out() -> None:
+    (one,) = read(frame(rest=b',"kind":"log","level":"info","unknown":[[],{"a":[]}]}', result=None))
+    assert one.meta == {"nonce": NONCE.decode(), "kind": "log", "level": "info"}
+
+
+def test_a_member_of_the_wrong_kind_leaves_what_the_frame_calls_itself() -> None:
+    (one,) = read(frame(rest=b',"kind":"error","reason":[[]]}', result=None))
+    assert one.meta == {"nonce": NONCE.decode(), "kind": "error"}
+    (other,) = read(frame(rest=b',"kind":["error"]}', result=None))
+    assert "kind" not in other.meta

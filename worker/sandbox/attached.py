@@ -12,17 +12,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import orjson
+import msgspec
 
 from worker.build.recipe import Exhaustion
 from worker.errors import EngineUnavailable
 from worker.sandbox.attach import Connections
 from worker.sandbox.contract import Call, CallOutcome
+from worker.sandbox.hints import ended, hint
 from worker.sandbox.log import LogEntry, LogStream
 from worker.sandbox.output import Output
+from worker.sandbox.result_check import Checked, check
 from worker.sandbox.tail import Tail
 from worker.sandbox.wire import (
-    FRAME_SLACK_BYTES,
+    HEAD_BYTES,
     READY_NONCE,
     Frame,
     FrameReader,
@@ -33,14 +35,18 @@ from worker.sandbox.wire import (
 )
 
 _CHUNK_BYTES = 64 * 1024
+_FEW_BYTES = 16 * 1024
+"""Read at once when no large frame is on its way: some hundred frames of the smallest, which take a millisecond."""
 _START_LOG_BYTES = 256 * 1024
 _CHATTER_BYTES = 4 * 1024 * 1024
-"""Beyond a call's log limit, how much may come over the control connection beside its result."""
+_CHATTER_BYTES_PER_S = 32 * 1024
+_FRAME_COST_BYTES = 64
+"""Beyond a call's log limit, how much may come over the control connection beside its result, counted in whole frames
+and something for each: so much at once, and reports of progress for as long as the call may run."""
 _MOST_CPU_MS = 1e12
 _MOST_MEMORY_BYTES = 2**50
 _REASONS = frozenset(("handler_error", "invalid_result", "result_too_large", "out_of_memory"))
 _REUSABLE = frozenset((None, "handler_error", "invalid_result", "result_too_large"))
-_ANSWERS = ({"status", "headers", "body"}, {"status", "headers", "body_base64"})
 _FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024))
 
 
@@ -107,11 +113,12 @@ class AttachedSandbox:
         self._vessel = vessel
         self._remove = remove
         self.exhaustion: Exhaustion | None = None
+        self.network: bool | None = None  # whether it has one, if that is known
         self._loop = asyncio.get_running_loop()
         self._control = connections.control
         self._control_fd = connections.control.fileno()
         self._output = Output(connections.stdout, connections.stderr, _START_LOG_BYTES)
-        self._reader = FrameReader(FRAME_SLACK_BYTES)
+        self._reader = FrameReader()
         self._ready = self._loop.create_future()
         self._seen: asyncio.Future[Mapping[str, object]] | None = None
         self._late = False
@@ -157,8 +164,10 @@ class AttachedSandbox:
             raise RuntimeError(f"sandbox {self.id} is busy or destroyed")
         nonce = secrets.token_hex(8)
         self._nonce = nonce.encode()
-        self._reader.limit = call.max_result_bytes + FRAME_SLACK_BYTES
-        self._chatter = call.max_log_bytes + _CHATTER_BYTES
+        self._reader.nonce = self._nonce
+        self._reader.head_bytes = max(HEAD_BYTES, 4 * call.max_log_bytes)
+        self._reader.answer_bytes = call.max_result_bytes
+        self._chatter = call.max_log_bytes + _CHATTER_BYTES + _CHATTER_BYTES_PER_S * call.timeout_ms // 1000
         self._output.begin(call.max_log_bytes, call.tail)
         self._tail = call.tail
         waiter = self._waiter = self._loop.create_future()
@@ -182,15 +191,19 @@ class AttachedSandbox:
             self._waiter = self._tail = None
         run_ms = (time.perf_counter() - started) * 1000
         logs, truncated = self._output.finish()
-        outcome = self._reported(ending.frame, call) if ending.frame is not None else None
+        outcome = await self._reported(ending.frame, call) if ending.frame is not None else None
         if outcome is None:
             outcome = await self._unreported(_GARBLED if ending.frame is not None else ending, call, logs)
         if outcome.reason not in _REUSABLE or self._unsent is not None or _left_residue(ending.frame):
             self._break(_LOST)
+        error = outcome.error
+        if error is not None and outcome.reason is not None:
+            advice = hint(outcome.reason, error, network=self.network)
+            error = error if advice is None else {**error, "hint": advice}
         return CallOutcome(
             reason=outcome.reason,
             result=outcome.result,
-            error=outcome.error,
+            error=error,
             logs=logs,
             logs_truncated=truncated,
             exit_code=outcome.exit_code,
@@ -229,7 +242,7 @@ class AttachedSandbox:
             self._break(_LOST)
             raise
 
-    def _reported(self, frame: Frame, call: Call) -> CallOutcome | None:
+    async def _reported(self, frame: Frame, call: Call) -> CallOutcome | None:
         """The outcome that the sandbox reports, or ``None`` when its report makes no sense."""
         meta = frame.meta
         cpu_ms = meta.get("cpu_ms")
@@ -239,6 +252,8 @@ class AttachedSandbox:
             return None
         if not isinstance(peak, int) or not 0 <= peak < _MOST_MEMORY_BYTES:
             return None
+        # The kernel counts pages of files that processes share, too, which are not the sandbox's.
+        peak = min(peak, self._memory_mb * 1024**2)
         if meta.get("kind") == "result":
             result = frame.result
             if result is None:
@@ -246,8 +261,10 @@ class AttachedSandbox:
             if len(result) > call.max_result_bytes:
                 return self._too_large(call)
             try:
-                value = orjson.loads(result)
-            except orjson.JSONDecodeError:
+                checked = await check(result, shaped=meta.get("response") is True)
+            except EngineUnavailable as lost:
+                return _lost(lost)
+            if checked is Checked.NO_JSON:
                 return CallOutcome(
                     reason="invalid_result",
                     error={"type": "InvalidResult", "message": failure("the result is not JSON")},
@@ -255,7 +272,7 @@ class AttachedSandbox:
                     cpu_ms=cpu_ms,
                     peak_memory_bytes=peak,
                 )
-            shaped = meta.get("response") is True and _is_answer(value)
+            shaped = checked is Checked.ANSWER
             return CallOutcome(reason=None, result=result, cpu_ms=cpu_ms, peak_memory_bytes=peak, is_response=shaped)
         reason, error = meta.get("reason"), meta.get("error")
         if not isinstance(reason, str) or reason not in _REASONS or not isinstance(error, dict):
@@ -279,10 +296,7 @@ class AttachedSandbox:
         try:
             status = await self._vessel.exit_status()
         except EngineUnavailable as error:
-            message = failure(f"its sandbox was lost ({error})")
-            return CallOutcome(
-                reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
-            )
+            return _lost(error)
         if status.out_of_memory or self._is_exhausted(status.code, logs):
             message = failure(f"it used more than its {self._memory_mb} MB of memory")
             return CallOutcome(
@@ -290,7 +304,7 @@ class AttachedSandbox:
             )
         if status.code is None:
             return self._crashed("it closed its connection to the platform", 1)
-        return self._crashed(f"the process ended with exit code {status.code} before it gave a result", status.code)
+        return self._crashed(ended(status.code), status.code)
 
     def _is_exhausted(self, code: int | None, logs: Sequence[LogEntry]) -> bool:
         """Whether the runtime itself says that memory ran out. A function that says so harms only itself."""
@@ -337,7 +351,7 @@ class AttachedSandbox:
 
     def _on_readable(self) -> None:
         try:
-            data = self._control.recv(_CHUNK_BYTES)
+            data = self._control.recv(min(max(self._reader.missing, _FEW_BYTES), _CHUNK_BYTES))
         except BlockingIOError:
             return
         except OSError:
@@ -357,14 +371,17 @@ class AttachedSandbox:
 
     def _on_frame(self, frame: Frame) -> None:
         kind = frame.meta.get("kind")
+        self._chatter -= _FRAME_COST_BYTES + frame.size
         if frame.nonce == self._nonce and self._waiter is not None:
             if kind in ("result", "error"):
                 # From here on the nonce is spent: a second answer to the same call is dropped.
-                self._nonce = b""
+                self._nonce = self._reader.nonce = b""
                 self._settle(_Ending(frame=frame))
                 return
             if kind == "log":
                 level, message = frame.meta.get("level"), frame.meta.get("message")
+                if frame.result is not None:
+                    message = frame.result.decode("utf-8", "backslashreplace")
                 if isinstance(level, str) and isinstance(message, str):
                     self._output.add(level, message)
             elif kind == "progress" and self._tail is not None:
@@ -372,9 +389,7 @@ class AttachedSandbox:
         elif frame.nonce == READY_NONCE and kind == "ready" and not self._ready.done():
             self._ready.set_result(None)
         elif self._seen is not None and kind == "seen" and not self._seen.done():
-            seen = frame.meta.get("seen")
-            self._seen.set_result(seen if isinstance(seen, dict) else {})
-        self._chatter -= 64 + len(str(frame.meta.get("message", "")))
+            self._seen.set_result(_files_seen(frame.meta.get("seen")))
         if self._chatter < 0:
             self._break(_GARBLED)
 
@@ -403,17 +418,15 @@ def _left_residue(frame: Frame | None) -> bool:
     return frame is not None and frame.meta.get("residue") is not None
 
 
-def _is_answer(value: object) -> bool:
-    """Whether ``value`` has the shape that a :class:`Response` of the runtime's SDK has."""
-    if not isinstance(value, dict) or value.keys() not in _ANSWERS:
-        return False
-    status, headers = value["status"], value["headers"]
-    if type(status) is not int or not 200 <= status <= 599:
-        return False
-    if isinstance(headers, dict):
-        return all(isinstance(header, str) for header in headers.values())
-    return isinstance(headers, list) and all(_is_pair(header) for header in headers)
+def _lost(error: EngineUnavailable) -> CallOutcome:
+    message = failure(f"its sandbox was lost ({error})")
+    return CallOutcome(
+        reason="sandbox_start_failed", error={"type": "EngineUnavailable", "message": message}, exit_code=None
+    )
 
 
-def _is_pair(header: object) -> bool:
-    return isinstance(header, list) and len(header) == 2 and all(isinstance(part, str) for part in header)
+def _files_seen(told: object) -> Mapping[str, object]:
+    try:
+        return msgspec.json.decode(told, type=dict[str, str]) if isinstance(told, msgspec.Raw) else {}
+    except msgspec.MsgspecError:
+        return {}

@@ -32,6 +32,7 @@ from worker.sandbox.attached import ExitStatus, failure
 from worker.sandbox.command_result import BadResult, judge, read_result
 from worker.sandbox.contract import Call, CallOutcome, SandboxSpec
 from worker.sandbox.environment import environment
+from worker.sandbox.hints import hint
 from worker.sandbox.log import LogEntry
 from worker.sandbox.registry import SandboxRegistry
 
@@ -126,7 +127,11 @@ class CommandSandbox:
         result: bytes | BadResult = b""
         if status is not None:
             result = read_result(self._folder / RESULT, call.max_result_bytes)
-        return judge(call, self._spec.memory_mb, status, result)
+        outcome = judge(call, self._spec.memory_mb, status, result)
+        if outcome.reason is None or outcome.error is None:
+            return outcome
+        advice = hint(outcome.reason, outcome.error, network=self._spec.network != "none")
+        return outcome if advice is None else replace(outcome, error={**outcome.error, "hint": advice})
 
     def _tell(self, call: Call) -> dict[str, str]:
         """Write down what the program may read; its environment. Blocking."""

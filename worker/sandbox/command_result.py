@@ -5,21 +5,20 @@ The file is the function's: what is in it, and with the ``process`` engine wheth
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
 
 from worker.sandbox.attached import ExitStatus, failure
 from worker.sandbox.contract import Call, CallOutcome
+from worker.sandbox.hints import ended
+from worker.sandbox.result_document import NotRead, Unreadable, body_of, error_of
 
 _SLACK_BYTES = 64 * 1024
 """What the file may hold beside the result: the object around it."""
 _FAILED = 1
-_FIELD_LIMITS = (("type", 256), ("message", 16 * 1024), ("traceback", 64 * 1024))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,14 @@ def read_result(path: Path, max_result_bytes: int) -> bytes | BadResult:
 
 
 def judge(call: Call, memory_mb: int, status: ExitStatus | None, result: bytes | BadResult) -> CallOutcome:
-    """The outcome, without logs and figures. ``status`` is ``None`` for a timeout."""
+    """The outcome, without logs and figures. ``status`` is ``None`` for a timeout. Blocking."""
+    try:
+        return _judged(call, memory_mb, status, result)
+    except NotRead as error:
+        return _failed("sandbox_start_failed", "EngineUnavailable", str(error), None)
+
+
+def _judged(call: Call, memory_mb: int, status: ExitStatus | None, result: bytes | BadResult) -> CallOutcome:
     if status is None:
         message = f"Function execution timed out ({call.timeout_ms}ms)"
         return CallOutcome(reason="timeout", error={"type": "Timeout", "message": message}, exit_code=-1)
@@ -65,12 +71,9 @@ def judge(call: Call, memory_mb: int, status: ExitStatus | None, result: bytes |
     if not result.strip():
         return _invalid("it left nothing in /result.json")
     try:
-        document = json.loads(result, parse_constant=_no_constant)
-        if not isinstance(document, dict) or "body" not in document:
-            return _invalid("/result.json does not hold an object with a body")
-        body = json.dumps(document["body"], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (ValueError, RecursionError):
-        return _invalid("/result.json does not hold JSON")
+        body = body_of(result)
+    except Unreadable as error:
+        return _invalid(str(error))
     if len(body) > call.max_result_bytes:
         return _too_large(call)
     return CallOutcome(reason=None, result=body)
@@ -79,18 +82,13 @@ def judge(call: Call, memory_mb: int, status: ExitStatus | None, result: bytes |
 def _handler_error(result: bytes) -> CallOutcome:
     """Exit code 1: the error that the body names, or a crash if there is none to be read."""
     try:
-        document = json.loads(result, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        said = error_of(result)
+    except Unreadable:
         return _crashed(_FAILED)
-    body = document.get("body") if isinstance(document, dict) else None
-    error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, str):
-        error = {"message": error}
-    if not isinstance(error, dict) or not error:
+    if not said:
         return _crashed(_FAILED)
-    said = {name: _printable(error[name])[:limit] for name, limit in _FIELD_LIMITS if isinstance(error.get(name), str)}
-    message = failure(said.get("message", "unknown error"))
-    return CallOutcome(reason="handler_error", error={"type": "Error", **said, "message": message}, exit_code=_FAILED)
+    error = {**said, "message": failure(said["message"])}
+    return CallOutcome(reason="handler_error", error=error, exit_code=_FAILED)
 
 
 def _failed(reason: str, kind: str, what: str, code: int | None) -> CallOutcome:
@@ -99,7 +97,7 @@ def _failed(reason: str, kind: str, what: str, code: int | None) -> CallOutcome:
 
 
 def _crashed(code: int | None) -> CallOutcome:
-    return _failed("crashed", "Crashed", f"the process ended with exit code {code} before it gave a result", code)
+    return _failed("crashed", "Crashed", ended(code), code)
 
 
 def _invalid(what: str) -> CallOutcome:
@@ -109,12 +107,3 @@ def _invalid(what: str) -> CallOutcome:
 def _too_large(call: Call) -> CallOutcome:
     what = f"the result is larger than {call.max_result_bytes} bytes"
     return _failed("result_too_large", "ResultTooLarge", what, 1)
-
-
-def _printable(text: str) -> str:
-    """``text`` with lone surrogates escaped, which no encoding of ours could carry."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _no_constant(name: str) -> Never:
-    raise ValueError(name)

@@ -61,7 +61,8 @@ class CallOutcome:
 
     ``reason`` is ``None`` on success, else one of ``handler_error``, ``timeout``, ``out_of_memory``, ``crashed``,
     ``invalid_result``, ``result_too_large``, ``sandbox_start_failed``. ``result`` is JSON text, verbatim from the
-    function; ``error`` has ``type``, ``message`` and, for handler errors, ``traceback``. ``exit_code`` is 0 on
+    function; ``error`` has ``type``, ``message``, for handler errors ``traceback``, and ``hint`` where a limit of the
+    sandbox is the likely cause. ``exit_code`` is 0 on
     success, -1 for a timeout, otherwise the process's own (137 after SIGKILL) or 1 for a handler error.
     """
 

@@ -22,6 +22,8 @@ _CHUNK_BYTES = 64 * 1024
 _PAUSE_S = 0.005
 """Between two reads of a stream whose output is only thrown away: bounds what a flood costs the event loop, while a
 function that prints tens of megabytes still gets through them within its time."""
+_MOST_ENTRIES = 8192
+"""The most entries of the logger that are kept of a call: what they are made into costs by their number too."""
 _ZERO = b"\0\0\0\0"
 _LEVELS = frozenset(("debug", "info", "warning", "error", "critical"))
 
@@ -56,6 +58,7 @@ class Output:
         )
         self._kept: list[tuple[LogStream, str, bytes]] = []
         self._room = limit_bytes
+        self._entries = _MOST_ENTRIES
         self._collecting = True
         self._starting = True
         self._truncated = False
@@ -79,6 +82,7 @@ class Output:
         self._drain()
         self._kept = []
         self._room = limit_bytes
+        self._entries = _MOST_ENTRIES
         self._truncated = False
         self._collecting = True
         self._follow(tail)
@@ -95,7 +99,7 @@ class Output:
             return
         self._drain()
         data = message.encode("utf-8", "backslashreplace")
-        if self._room <= 0:
+        if self._room <= 0 or self._entries <= 0:
             self._truncated = True
             return
         if len(data) > self._room:
@@ -103,6 +107,7 @@ class Output:
             data = data[: self._room]
         # An empty message is an entry too; it must not be free, or it could be sent without end.
         self._room -= max(len(data), 1)
+        self._entries -= 1
         self._kept.append((LogStream.LOGGER, level if level in _LEVELS else "info", data))
         if self._tail is not None:
             self._tail.grew()

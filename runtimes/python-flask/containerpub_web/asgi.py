@@ -15,10 +15,39 @@ _VERSIONS = {"version": "3.0", "spec_version": "2.3"}
 
 
 def is_asgi(app: Callable[..., Any]) -> bool:
-    """Whether calling ``app`` gives a coroutine, which no WSGI application does."""
+    """Whether ``app`` takes what ASGI gives (scope, receive, send), and not what WSGI does (environ, start_response).
+
+    Where it would take both, calling it gives a coroutine, or its first parameter is called ``scope``.
+    """
     import inspect
 
+    if _is_coroutine_function(app):
+        return True
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):
+        return False  # written in C: none of ASGI's is
+    takes = [_binds(signature, count) for count in (2, 3)]
+    if takes == [True, True]:
+        return next(iter(signature.parameters), "") == "scope"
+    return takes == [False, True]
+
+
+def _is_coroutine_function(app: Any) -> bool:
+    import inspect
+
+    app = inspect.unwrap(app)
+    while hasattr(app, "func"):  # functools.partial
+        app = app.func
     return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
+
+
+def _binds(signature: Any, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 class Lifespan:
@@ -54,7 +83,7 @@ class Lifespan:
 
         scope = {"type": "lifespan", "asgi": _VERSIONS, "state": self.state}
         # Held, or nothing would keep it from being collected while it waits for its shutdown.
-        self._task = asyncio.ensure_future(self._app(scope, receive, send))
+        self._task = asyncio.ensure_future(self._run(scope, receive, send))
         await asyncio.wait((self._task, ready), return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             failure = ready.result()
@@ -64,10 +93,13 @@ class Lifespan:
             # As servers do: an application that knows no lifespans says so by raising.
             self._task = None
 
+    async def _run(self, *asked: Any) -> None:
+        await self._app(*asked)
+
 
 async def exchange(app: Callable[..., Any], request: Request, context: Any, state: dict[str, Any], room: int) -> Answer:
     """The application's answer to ``request``; what is streamed is joined, up to ``room`` bytes and one chunk."""
-    answer = Answer(room)
+    answer = Answer(room, request.method)
     sent = False
     done = asyncio.Event()
 

@@ -13,7 +13,7 @@ from containerpub_web.request import Request
 
 def exchange(app: Callable[..., Any], request: Request, context: Any, room: int) -> Answer:
     """The application's answer to ``request``; what is streamed is joined, up to ``room`` bytes and one chunk."""
-    answer = Answer(room)
+    answer = Answer(room, request.method)
 
     def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
         if answer.started and exc_info is None:

@@ -12,6 +12,9 @@ it takes.
 import os
 import sys
 
+STARTED_WITH = frozenset(sys.modules)
+"""What Python has imported before anything else could."""
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The folder that this package and the SDK are in."""
 

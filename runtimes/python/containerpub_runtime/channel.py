@@ -48,8 +48,8 @@ class Channel:
             received += data
 
     def send(self, meta: dict[str, Any], result: bytes | None = None) -> None:
-        """``meta`` must begin with its nonce; ``result`` is JSON text."""
-        body = json.dumps(meta, separators=(",", ":")).encode()
+        """``meta`` must begin with its nonce; ``result`` is JSON text, or the text of a log entry."""
+        body = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode()
         if result is not None:
             body += b"\n" + result
         with self._lock:

@@ -13,14 +13,17 @@ from containerpub.marking import marked
 
 from containerpub_runtime import ROOT
 from containerpub_runtime.channel import printable
+from containerpub_runtime.own_modules import give_way, library
 
 PLATFORM_FOLDERS = [ROOT + os.sep]
 """The folders of the platform's code, whose frames are left out of the tracebacks that users see. A runtime that builds
 on this one adds its own folder."""
+TYPE_CHARS = 256
 MESSAGE_CHARS = 16 * 1024
-"""The most that is told of an error's message."""
+"""The most that is told of an error's type and message."""
 _TRACEBACK_CHARS = 64 * 1024
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without what importing inspect costs at every start
+_VARIADIC = 0x04  # inspect.CO_VARARGS
 _IMPORT_GC = (10_000, 10, 10)
 """The thresholds of the garbage collector during the import, which makes many objects and hardly any garbage: with the
 usual thresholds a tenth of its time goes into looking for garbage."""
@@ -38,16 +41,20 @@ class Function:
         self._loop: Any = None
         self.room = 0  # bytes that the running call's result may have
         self._handler: Callable[..., Any] | None = None
+        self._takes_event_alone = False
         self._broken: BaseException | None = None
-        sys.path[0:0] = [folder]
         if os.path.isdir(dependencies):
             import site
 
             site.addsitedir(dependencies)
+        give_way(folder)
+        sys.path[0:0] = [folder]
         usual_gc = gc.get_threshold()
         gc.set_threshold(*_IMPORT_GC)
         try:
-            self._handler = self.adapt(find_handler(name, folder))
+            found = find_handler(name, folder)
+            self._handler = self.adapt(found)
+            self._takes_event_alone = self._handler is found and takes_one(found)
             code = getattr(self._handler, "__code__", None)
             if code is not None and code.co_flags & _COROUTINE:
                 self._event_loop()
@@ -67,7 +74,7 @@ class Function:
         if self._handler is None:
             assert self._broken is not None
             raise self._broken.with_traceback(self._broken_at)
-        result = self._handler(event, context)
+        result = self._handler(event) if self._takes_event_alone else self._handler(event, context)
         if hasattr(result, "__await__"):
             return self._event_loop().run_until_complete(_await(result))
         return result
@@ -78,20 +85,26 @@ class Function:
             message = str(error)
         except Exception:  # noqa: BLE001 (a user's __str__)
             message = "(the error has no readable message)"
-        described = {"type": type(error).__name__, "message": printable(message)[:MESSAGE_CHARS]}
+        described = {
+            "type": printable(type(error).__name__)[:TYPE_CHARS],
+            "message": printable(message)[:MESSAGE_CHARS],
+        }
         if not isinstance(error, (FunctionError, NoHandler)):
             try:
-                described["traceback"] = self._traceback(error)
+                with library():
+                    described["traceback"] = self._traceback(error)
             except OSError:
                 # No descriptor is left to read source files with: the traceback's frames hold what the function opened.
                 clear_frames(error)
-                described["traceback"] = self._traceback(error)
+                with library():
+                    described["traceback"] = self._traceback(error)
         return described
 
     def _event_loop(self) -> Any:
         # One loop for the sandbox's life, so that clients which a handler keeps stay usable.
         if self._loop is None:
-            import asyncio
+            with library():
+                import asyncio
 
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
@@ -126,8 +139,7 @@ def find_handler(name: str, folder: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        message = f"there is no module {module_name!r} for the handler {name!r} in the function's folder"
-        raise NoHandler(message) from None
+        raise NoHandler(_no_module(name, module_name, folder)) from None
     found: Any = sys.modules[module_name]
     if not attribute and marked:
         if len(marked) > 1:
@@ -140,6 +152,39 @@ def find_handler(name: str, folder: str) -> Callable[..., Any]:
         what = f"function {attribute!r}" if attribute else "function that is marked @function or called 'handler'"
         raise NoHandler(f"the module {module_name!r} has no {what}")
     return found  # type: ignore[no-any-return]
+
+
+def takes_one(handler: Callable[..., Any]) -> bool:
+    """Whether ``handler`` takes one argument and no second one: then it is called with the event alone."""
+    code = getattr(handler, "__code__", None)
+    if code is not None and not hasattr(handler, "__wrapped__"):
+        if code.co_argcount == 2 and not hasattr(handler, "__self__"):
+            return False  # nearly all are so, without what importing inspect costs
+        if code.co_flags & _VARIADIC:
+            return False
+    with library():
+        import inspect
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return False  # it does not tell, as some that are written in C
+    for arguments in ((None, None), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 1
+    return False
+
+
+def _no_module(name: str, module_name: str, folder: str) -> str:
+    message = f"there is no module {module_name!r} for the handler {name!r} in the function's folder"
+    if ":" not in name and "." in name:
+        module, _, attribute = name.rpartition(".")
+        path = os.path.join(folder, *module.split("."))
+        if os.path.isfile(path + ".py") or os.path.isfile(os.path.join(path, "__init__.py")):
+            message += f': between module and function stands a colon, so write handler = "{module}:{attribute}"'
+    return message
 
 
 def _only_module(folder: str) -> str:

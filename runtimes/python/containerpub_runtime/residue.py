@@ -1,11 +1,17 @@
-"""What calls leave behind in the process: threads, child processes, open descriptors, streams that lead elsewhere."""
+"""What calls leave behind: tasks, threads, children, open descriptors, files in /tmp, streams that lead elsewhere, an
+alarm that is set."""
 
 from __future__ import annotations
 
+import _signal
 import _thread
 import os
 import sys
 import time
+from typing import Any
+
+from containerpub_runtime.folders import writable_folders
+from containerpub_runtime.own_modules import standard
 
 _BEGINNERS_S = 0.1
 _ENDING_S = 0.05
@@ -17,8 +23,14 @@ again. With more than that its sandbox is replaced: a function that leaks them n
 class Residue:
     """Notices what calls leave behind that would disturb later ones."""
 
-    def __init__(self) -> None:
-        """What is there now, after the import, may stay."""
+    def __init__(self, folder: str) -> None:
+        """What is there now, after the import, may stay.
+
+        :param folder: the function's own code, whose timers and callbacks are its calls'.
+        """
+        self._folder = folder.rstrip(os.sep) + os.sep
+        self._tasks = frozenset(unfinished_tasks())
+        self._handles = self._own_handles()
         self._threads = frozenset(sys._current_frames())
         self._thread_count = _thread._count()
         self._foreign = tasks() - self._thread_count
@@ -27,9 +39,12 @@ class Residue:
         self._descriptors = open_descriptors()
         self._streams = streams()
         self._newest = newest_process()
+        self._folders = writable_folders()
 
     def found(self) -> str | None:
         """What kind of thing the last call left, ``None`` if nothing."""
+        if not self._tasks_end():
+            return "tasks"
         # Most calls start neither threads nor processes. To see that none was started is cheaper than to list them.
         newest = newest_process()
         if not newest or newest != self._newest or _thread._count() != self._thread_count:
@@ -43,9 +58,52 @@ class Residue:
             self._newest = newest
         if open_descriptors() > self._descriptors + _KEPT_DESCRIPTORS:
             return "descriptors"
+        for folder in self._folders:
+            if folder.is_short():
+                return f"files in {folder.path}"
         if streams() != self._streams:
             return "streams"  # closed or led elsewhere: the next call could not print
+        if _signal.getitimer(_signal.ITIMER_REAL)[0]:
+            return "alarm"  # it would go off in the next call
         return None
+
+    def _tasks_end(self) -> bool:
+        """Whether no task, timer or callback of a call waits in an event loop: it would go on in the next call. Tasks
+        that were just cancelled, or are about to end, get a moment for it."""
+        asyncio: Any = standard("asyncio")
+        if asyncio is None:  # not looked for by importing it: without it there are none
+            return True
+        deadline = time.monotonic() + _ENDING_S
+        while left := [task for task in unfinished_tasks() if task not in self._tasks]:
+            if time.monotonic() > deadline:
+                return False
+            loop = left[0].get_loop()
+            if loop.is_running():  # in a thread
+                time.sleep(0.001)
+                continue
+            if loop.is_closed():
+                return False
+            waited = [task for task in left if task.get_loop() is loop]
+            try:
+                loop.run_until_complete(asyncio.wait(waited, timeout=max(deadline - time.monotonic(), 0)))
+            except BaseException:  # noqa: BLE001 (a task left by sys.exit)
+                return False
+        return all(any(handle is one for one in self._handles) for handle in self._own_handles())
+
+    def _own_handles(self) -> list[Any]:
+        """Timers and callbacks of the function's own code that an event loop is to run. Those of packages may stay: a
+        client that keeps its connections closes them by a timer."""
+        found = []
+        for loop in event_loops():
+            handles = [*getattr(loop, "_scheduled", ()), *getattr(loop, "_ready", ())]
+            found += [one for one in handles if not one.cancelled() and self._is_own(one._callback)]
+        return found
+
+    def _is_own(self, callback: Any) -> bool:
+        for _ in range(8):
+            callback = getattr(callback, "func", None) or getattr(callback, "__func__", None) or callback
+        code = getattr(callback, "__code__", None)
+        return code is not None and code.co_filename.startswith(self._folder)
 
     def _await_beginners(self) -> None:
         """Wait for threads that were just started: the kernel counts a thread at once, Python only when it gets its
@@ -69,11 +127,32 @@ class Residue:
     def _busy_threads(self) -> bool:
         """Whether a thread is there that a call started, other than idle ones of an executor that is kept."""
         # Looked up, not imported: without the module there is no such thread.
-        executors = sys.modules.get("concurrent.futures.thread")
+        executors = standard("concurrent.futures.thread")
         idle = None if executors is None else executors._worker.__code__
         own = [frame for thread, frame in sys._current_frames().items() if thread not in self._threads]
         # A thread that runs no Python code has no frame.
         return any(frame.f_code is not idle for frame in own) or _thread._count() - self._thread_count > len(own)
+
+
+def unfinished_tasks() -> list[Any]:
+    """The tasks of all event loops that have not ended."""
+    tasks: Any = standard("asyncio.tasks")
+    if tasks is None:
+        return []
+    every = getattr(tasks, "_all_tasks", None)
+    if every is None and hasattr(tasks, "_scheduled_tasks"):  # since Python 3.12
+        every = [*tasks._scheduled_tasks, *tasks._eager_tasks]
+    elif every is None:
+        every = [task for loop in event_loops() for task in tasks.all_tasks(loop)]
+    return [task for task in list(every) if not task.done()] if every else []
+
+
+def event_loops() -> list[Any]:
+    """The event loop that handlers run in, and the one that the main thread calls its own."""
+    events: Any = standard("asyncio.events")
+    policy = events and getattr(events, "_event_loop_policy", None)
+    loop = getattr(getattr(policy, "_local", None), "_loop", None)
+    return [] if loop is None or loop.is_closed() else [loop]
 
 
 def has_children() -> bool:

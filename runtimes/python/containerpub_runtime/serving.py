@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -10,12 +9,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from containerpub import Context, FunctionError, Response
+from containerpub import Context, FunctionError
 
+from containerpub_runtime import ROOT
 from containerpub_runtime.call_log import CallLog
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel, connect, printable
 from containerpub_runtime.function import MESSAGE_CHARS, Function
 from containerpub_runtime.residue import Residue
+from containerpub_runtime.result import NoJson, encode
+from containerpub_runtime.standard_logging import capture
 
 _MOST_WISHED_S = 86_400
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # what the kernel counts the peak memory in
@@ -46,21 +48,34 @@ def main(kind: type[Function] = Function, also_wanted: Sequence[str] = ()) -> No
 
         given = be_specialized(channel, also_wanted)
     folder = given.get("FOLDER", "/function")
-    function = kind(given["HANDLER"], folder, given.get("DEPENDENCIES", "/dependencies"))
-    serve(channel, function, given["FUNCTION"], int(given["VERSION"]))
+    dependencies = given.get("DEPENDENCIES", "/dependencies")
+    show_packages_to_children(dependencies)
+    log = CallLog(channel)
+    capture(log.write)
+    function = kind(given["HANDLER"], folder, dependencies)
+    serve(channel, log, function, given["FUNCTION"], int(given["VERSION"]), folder)
     os._exit(0)
 
 
-def serve(channel: Channel, function: Function, name: str, version: int) -> None:
+def show_packages_to_children(dependencies: str) -> None:
+    """Programs that the function starts find the scripts of its packages, and Pythons the packages."""
+    if not os.path.isdir(dependencies):
+        return
+    scripts, children = os.path.join(dependencies, "bin"), os.path.join(ROOT, "containerpub_runtime", "children")
+    os.environ["PATH"] = os.pathsep.join(filter(None, (scripts, os.environ.get("PATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), children)))
+    os.environ["CONTAINERPUB_PACKAGES"] = dependencies
+
+
+def serve(channel: Channel, log: CallLog, function: Function, name: str, version: int, folder: str) -> None:
     """Answer calls until the worker hangs up."""
-    log = CallLog(channel)
-    residue = Residue()
+    residue = Residue(folder)
     channel.send({"nonce": READY_NONCE, "kind": "ready"})
     while True:
         call = channel.receive()
         if call is None:
             return
-        log.nonce, log.room, log.reported_at = call["nonce"], call["max_log_bytes"], 0.0
+        log.begin(call["nonce"], call["max_log_bytes"])
         context = Context(call["job_id"], call["attempt"], name, version, call["deadline"], log.logger, log.report)
         meta, result = answer(function, call, context)
         log.nonce = ""
@@ -79,14 +94,15 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
     """Run one call; the frame to send for it."""
     meta: dict[str, Any] = {"nonce": call["nonce"], "kind": "error"}
     result: bytes | None = None
-    before_ms, _ = usage()
+    forget_peak()
+    before_ms, _, children_before = usage()
     function.room = call["max_result_bytes"]
     try:
         returned = function.run(call["event"], context)
         try:
             result, meta["response"] = encode(returned)
             meta["kind"] = "result"
-        except (TypeError, ValueError, RecursionError) as error:
+        except NoJson as error:
             message = "the result is not JSON: " + printable(str(error))[:MESSAGE_CHARS]
             meta.update(reason="invalid_result", error={"type": "InvalidResult", "message": message})
         limit = call["max_result_bytes"]
@@ -104,26 +120,33 @@ def answer(function: Function, call: dict[str, Any], context: Context) -> tuple[
             wish = wish_of(error)
             if wish is not None:
                 meta["retry"] = wish
-    after_ms, peak = usage()
+    after_ms, peak, children_after = usage()
+    if children_after > children_before:  # else the largest child was an earlier call's
+        peak = max(peak, children_after)
     meta["cpu_ms"], meta["peak_memory_bytes"] = round(after_ms - before_ms, 3), peak
     return meta, result
 
 
-def encode(result: Any) -> tuple[bytes, bool]:
-    """JSON text of ``result``, and whether it is a :class:`Response`."""
-    shaped = isinstance(result, Response)
-    if shaped:
-        result = result.document()
-    text = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(), shaped
+def forget_peak() -> None:
+    """Let the kernel measure the peak of this process's memory from now on, where it can."""
+    try:
+        descriptor = os.open("/proc/self/clear_refs", os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, b"5")
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
-def usage() -> tuple[float, int]:
-    """CPU time of this process and its ended children in ms, and the peak memory of the largest in bytes."""
+def usage() -> tuple[float, int, int]:
+    """CPU time of this process and its ended children in ms; its peak memory and that of the largest child in bytes."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    return seconds * 1000, max(own.ru_maxrss, children.ru_maxrss) * _RSS_UNIT
+    return seconds * 1000, own.ru_maxrss * _RSS_UNIT, children.ru_maxrss * _RSS_UNIT
 
 
 def wish_of(error: FunctionError) -> float | bool | None:

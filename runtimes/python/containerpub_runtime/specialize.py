@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel
+from containerpub_runtime.own_modules import shadowing
 
 MOST_WANTED = [
     *("asyncio", "base64", "ctypes", "dataclasses", "datetime", "decimal", "encodings.idna", "hashlib", "http.client"),
@@ -23,10 +24,8 @@ def be_specialized(channel: Channel, also_wanted: Sequence[str]) -> dict[str, st
     :param also_wanted: what is imported beside ``MOST_WANTED`` in the meantime.
     :return: what the worker told the runtime itself, by names without ``PREFIX``.
     """
-    before = set(sys.modules)
     for name in (*MOST_WANTED, *also_wanted):
         __import__(name)
-    preloaded = set(sys.modules) - before
     while True:
         told = channel.receive()
         if told is None:
@@ -41,31 +40,17 @@ def be_specialized(channel: Channel, also_wanted: Sequence[str]) -> dict[str, st
             environment.setdefault("HOSTNAME", os.environ["HOSTNAME"])  # the engine's to set
         folder = given.get("FOLDER", "/function")
         os.chdir(folder)
-        if any(_shapes_the_start(name) and os.environ.get(name) != environment[name] for name in environment):
-            # Python and the C library read such variables only when a program starts: start it once more.
+        shaped = any(_shapes_the_start(name) and os.environ.get(name) != environment[name] for name in environment)
+        if shaped or shadowing(folder):
+            # Python and the C library read such variables only when a program starts, and what imported the library's
+            # modules here would have imported the function's. Start once more.
             environment.update({PREFIX + name: value for name, value in given.items()})
             arguments = getattr(sys, "orig_argv", None) or [sys.executable, os.path.abspath(sys.argv[0])]
             environment[PREFIX + "CONTROL"] = str(channel.hand_over())
             os.execve(sys.executable, arguments, environment)  # noqa: S606
         os.environ.clear()
         os.environ.update(environment)
-        _unload_shadowed(folder, preloaded)
         return given
-
-
-def _unload_shadowed(folder: str, preloaded: set[str]) -> None:
-    """Forget each of the ``preloaded`` modules that the function has a module of its own for: as in a plain start, the
-    function's own is the one that is imported."""
-    names = {entry.partition(".")[0] for entry in os.listdir(folder)} & preloaded
-    if not names:
-        return
-    from importlib.machinery import PathFinder
-
-    for name in names:
-        own = PathFinder.find_spec(name, [folder])
-        if own is not None and own.loader is not None:
-            for module in [one for one in sys.modules if one == name or one.startswith(name + ".")]:
-                del sys.modules[module]
 
 
 def _shapes_the_start(name: str) -> bool:

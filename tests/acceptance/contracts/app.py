@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import json
+import multiprocessing
 import sys
 
 
@@ -130,6 +132,87 @@ async def asgi_endless(scope, receive, send):
 async def asgi_that_does_not_start(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def say(send, status, body):
+    headers = [(b"content-length", str(len(body)).encode()), (b"x-a", b"1")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body[:2], "more_body": True})
+    await send({"type": "http.response.body", "body": body[2:]})
+
+
+async def asgi_status(scope, receive, send):
+    assert scope["type"] == "http"
+    await say(send, int(scope["path"][1:]), b"a body")
+
+
+def wsgi_status(environ, start_response):
+    write = start_response(environ["PATH_INFO"][1:] + " OK", [("content-length", "6"), ("x-a", "1")])
+    write(b"a ")
+    return [b"body"]
+
+
+def asgi_by_plain_def(scope, receive, send):
+    return asgi_status(scope, receive, send)
+
+
+def asgi_that_raises_at_once(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan here")
+    return asgi_status(scope, receive, send)
+
+
+class AsgiByClass:
+    def __call__(self, scope, receive, send):
+        return asgi_status(scope, receive, send)
+
+    def method(self, scope, receive, send):
+        return asgi_status(scope, receive, send)
+
+
+asgi_by_class = AsgiByClass()
+asgi_by_method = asgi_by_class.method
+asgi_by_partial = functools.partial(lambda extra, scope, receive, send: asgi_status(scope, receive, send), 1)
+
+
+def wraps(app):
+    @functools.wraps(app)
+    def wrapper(*args):
+        return app(*args)
+
+    return wrapper
+
+
+asgi_wrapped = wraps(asgi_by_plain_def)
+asgi_wrapped_coroutine = wraps(asgi_status)
+wsgi_wrapped = wraps(wsgi_status)
+
+
+def asgi_with_defaults(scope, receive=None, send=None):
+    return asgi_status(scope, receive, send)
+
+
+def wsgi_with_default(environ, start_response, extra=None):
+    return wsgi_status(environ, start_response)
+
+
+class WsgiByClass:
+    def __call__(self, environ, start_response):
+        return wsgi_status(environ, start_response)
+
+
+wsgi_by_class = WsgiByClass()
+
+
+def double(number):
+    return number * 2
+
+
+def wsgi_spawns(environ, start_response):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        body = str(pool.map(double, [21])[0]).encode()
+    start_response("200 OK", [])
+    return [body]
 
 
 sys.stdout.flush()

@@ -4,6 +4,7 @@ import _thread
 import asyncio
 import ctypes
 import errno
+import functools
 import grp
 import os
 import pwd
@@ -12,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +65,10 @@ def log(event, context):
 def log_many(event, context):
     for number in range(event["body"]):
         context.logger.info("entry %d %s", number, "x" * 100)
+
+
+def log_long(event, context):
+    context.logger.info("\x01ü" * event["body"])
 
 
 def follow(event, context):
@@ -138,6 +144,15 @@ def kill_itself(event, context):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def signal_itself(event, context):
+    os.kill(os.getpid(), event["body"])
+    time.sleep(60)
+
+
+def look_up(event, context):
+    return socket.getaddrinfo(event["body"], 80)
+
+
 def hog_memory(event, context):
     held = []
     while True:
@@ -146,6 +161,13 @@ def hog_memory(event, context):
 
 def allocate(event, context):
     return len(bytearray(b"x") * (event["body"] * 1024 * 1024))
+
+
+def allocate_in_child(event, context):
+    if os.fork() == 0:
+        held = bytearray(b"x") * (event["body"] * 1024 * 1024)
+        os._exit(len(held) == 0)
+    return os.wait()[1]
 
 
 def fill_tmp_and_allocate(event, context):
@@ -303,6 +325,20 @@ def forge_answer(event, context):
     time.sleep(60)
 
 
+def send_frames(event, context):
+    """Sends frames of its own making, each (how often, beginning, filling, how often that, end), and then answers."""
+    import gc
+
+    calls = (one for one in gc.get_objects() if isinstance(one, dict) and "max_result_bytes" in one)
+    nonce = next(one["nonce"] for one in calls if "nonce" in one)
+    with socket.socket(fileno=os.dup(control_descriptor())) as control:
+        for count, begin, filling, times, end in event["body"]:
+            body = (begin.replace("NONCE", nonce) + filling * times + end).encode()
+            for _ in range(count):
+                control.sendall(len(body).to_bytes(4, "big") + body)
+    return "unharmed"
+
+
 def forge_on_stdout(event, context):
     body = b'{"nonce":"0000000000000000","kind":"result","response":false,"cpu_ms":0,"peak_memory_bytes":0}\n"forged"'
     os.write(1, len(body).to_bytes(4, "big") + body)
@@ -341,6 +377,8 @@ def leave(event, context):
         "client": lambda: kept.setdefault("client", [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]),
         "closed stdout": lambda: os.close(1),
         "led stderr elsewhere": lambda: os.dup2(os.open("/dev/null", os.O_WRONLY), 2),
+        "alarm": lambda: signal.alarm(600),
+        "ended alarm": lambda: (signal.alarm(600), signal.alarm(0)),
         "descriptors": lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(40)],
     }
     left[event["body"]]()
@@ -353,6 +391,11 @@ def open_without_end(event, context):
         held.append(open("/dev/null"))  # noqa: SIM115
 
 
+def leave_shared_memory(event, context):
+    with open(f"/dev/shm/{context.job_id}", "wb") as file:
+        file.write(bytes(event["body"]))
+
+
 def leak_descriptor(event, context):
     os.open("/dev/null", os.O_RDONLY)
 
@@ -362,9 +405,67 @@ def end(thread):
     thread.join()
 
 
+async def leave_in_loop(event, context):
+    """Leaves behind in the event loop what is asked for, and tells the process's id and what went on in it so far."""
+
+    async def go_on():
+        await asyncio.sleep(0.1)
+        context.logger.error("went on")
+        kept["went on"] = True
+
+    def cancelled():
+        asyncio.ensure_future(go_on()).cancel()
+
+    def in_other_loop():
+        async def begin():
+            kept["task"] = asyncio.ensure_future(go_on())
+
+        kept["loop"] = asyncio.new_event_loop()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(kept["loop"].run_until_complete, begin()).result()
+
+    loop = asyncio.get_running_loop()
+    left = {
+        "nothing": lambda: None,
+        "ended task": lambda: asyncio.ensure_future(asyncio.sleep(0)),
+        "task about to end": lambda: asyncio.ensure_future(asyncio.sleep(0.01)),
+        "cancelled task": cancelled,
+        "task": lambda: kept.setdefault("task", asyncio.ensure_future(go_on())),
+        "task that is held by none": lambda: asyncio.ensure_future(go_on()),
+        "endless task": lambda: asyncio.ensure_future(asyncio.Event().wait()),
+        "task in another loop": in_other_loop,
+        "gathered": lambda: asyncio.gather(go_on(), go_on()),
+        "timer": lambda: loop.call_later(0.1, lambda: kept.setdefault("went on", True)),
+        "method by a timer": lambda: loop.call_later(60, functools.partial(Later().run, 1)),
+        "cancelled timer": lambda: loop.call_later(60, lambda: None).cancel(),
+        "timer of a package": lambda: loop.call_later(60, loop.get_debug),
+    }[event["body"]]
+    left()
+    return [os.getpid(), "went on" in kept]
+
+
+class Later:
+    def run(self, number):
+        kept["went on"] = True
+
+
+async def wait_a_little(event, context):
+    await asyncio.sleep(0.2)
+    return [os.getpid(), "went on" in kept]
+
+
 async def leave_loop_threads(event, context):
     await asyncio.to_thread(time.sleep, 0)
     return os.getpid()
+
+
+def leave_files(event, context):
+    count, size = event["body"]
+    folder = tempfile.mkdtemp()
+    for number in range(count):
+        with open(f"{folder}/{number}", "wb") as file:
+            file.write(bytes(size))
+    return "room was left"
 
 
 def write_and_leave(event, context):

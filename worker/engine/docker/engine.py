@@ -370,6 +370,7 @@ class DockerEngine:
                 raise unseen(self._code_folders, error.message) from error
             raise
         sandbox.exhaustion = recipe.exhaustion
+        sandbox.network = namespace is not None
         return sandbox
 
     def _runs(self, sandbox_id: str, image: str) -> None:

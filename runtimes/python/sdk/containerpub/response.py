@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,10 +40,8 @@ class Response:
             try:
                 answer["body"] = bytes(self.body).decode("utf-8")
             except UnicodeDecodeError:
-                import base64
-
                 del answer["body"]
-                answer["body_base64"] = base64.b64encode(self.body).decode("ascii")
+                answer["body_base64"] = b2a_base64(self.body, newline=False).decode("ascii")
         return answer
 
     def __repr__(self) -> str:
