@@ -42,7 +42,10 @@ async function documentOf(answer, room) {
 function shapedHeaders(headers) {
   const joined = typeof headers.raw !== 'function'; // node-fetch joins values, and has them apart in here
   const pairs = joined
-    ? [...headers]
+    ? [...headers].flatMap(([name, value]) => (name === 'set-cookie' && !headers.getSetCookie
+      // Releases of Node.js before 18.14, and builds without it, join cookies by commas, as none but dates have inside.
+      ? value.split(/,\s*(?=[^\s;,=]+=)/).map((one) => [name, one])
+      : [[name, value]]))
     : Object.entries(headers.raw()).flatMap(([name, values]) => values.map((value) => [name, value]));
   return new Set(pairs.map(([name]) => name)).size === pairs.length ? Object.fromEntries(pairs) : pairs;
 }

@@ -89,12 +89,14 @@ async def test_values_with_an_obvious_json_are_said_so(node: Node) -> None:
 
 async def test_http_answers_are_said_whoever_made_them(node: Node) -> None:
     cookies = [[name.lower(), value] for name, value in COOKIES]
+    dated = [["set-cookie", "a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT; Path=/"], ["set-cookie", "b=2"]]
     expected = {
         "fetched": {"status": 201, "headers": {**TEXT, "x-a": "1"}, "body": "hello"},
         "fetchedJson": {"status": 200, "headers": {"content-type": "application/json"}, "body": '{"a":1}'},
         "fetchedBytes": {"status": 200, "headers": {}, "body_base64": "/wA="},
         "fetchedNothing": {"status": 204, "headers": {}, "body": ""},
         "fetchedCookies": {"status": 200, "headers": [*map(list, TEXT.items()), *cookies], "body": "x"},
+        "fetchedDates": {"status": 200, "headers": [*map(list, TEXT.items()), *dated], "body": "x"},
         "fetchedStream": {"status": 200, "headers": {}, "body": "ab"},
         "shapedPairs": {"status": 200, "headers": COOKIES, "body": "x"},
         "shapedLists": {"status": 200, "headers": COOKIES, "body": "x"},

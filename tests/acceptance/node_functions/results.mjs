@@ -4,6 +4,7 @@ import { Readable } from 'node:stream';
 import { Response as Shaped } from 'containerpub';
 
 const pairs = [['Set-Cookie', 'a=1'], ['Set-Cookie', 'b=2']];
+const dates = [['Set-Cookie', 'a=1; Expires=Wed, 21 Oct 2026 07:28:00 GMT; Path=/'], ['Set-Cookie', 'b=2']];
 const bytes = new Uint8Array([0xff, 0]);
 
 const made = {
@@ -20,6 +21,7 @@ const made = {
   fetchedBytes: () => new Response(bytes),
   fetchedNothing: () => new Response(null, { status: 204 }),
   fetchedCookies: () => new Response('x', { headers: pairs }),
+  fetchedDates: () => new Response('x', { headers: dates }),
   fetchedStream: () => new Response(Readable.toWeb(Readable.from([Buffer.from('a'), Buffer.from('b')]))),
   fetchedLarge: () => new Response('x'.repeat(2000)),
   shapedPairs: () => new Shaped(200, pairs, 'x'),

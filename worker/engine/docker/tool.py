@@ -157,6 +157,7 @@ class Tools:
         sizes = {"/tmp": _TMP_MB * _MEBIBYTE} | limits.tmpfs  # noqa: S108 (inside the container)
         changed = {
             "PidsLimit": 256,
+            "ShmSize": _MEBIBYTE,
             # An engine that gives containers users of their own does not let those into its machine's network.
             "UsernsMode": "host" if limits.network == "host" else "",
             # build scripts run programs from where they are unpacked, so these may hold programs
