@@ -64,6 +64,20 @@ async def test_large_results_and_output_come_in_several_pages_and_each_once(clie
     assert sum(len(line["message"]) for page in lines for line in page) == COUNT * (SIZE + 1)
 
 
+async def test_the_log_marks_where_an_attempt_wrote_more_than_is_kept(shared_platform: Platform) -> None:
+    code = "def handler(event, context):\n    for n in range(event['body']):\n        print(n, 'x' * 1000)\n"
+    async with shared_platform.client() as client:
+        await client.register()
+        assert (await client.deploy("chatty", {"main.py": code})).status == 201
+        for lines, cut in ((3, False), (2000, True)):
+            job = (await client.invoke("chatty", lines, prefer="respond-async")).json["job_id"]
+            assert (await client.job(job, wait=30))["status"] == "succeeded"
+            found = (await client.call("GET", f"/api/functions/chatty/logs?job_id={job}&limit=1000")).json
+            assert found["next"] is None
+            marks = [line["cut"] for line in found["items"]]
+            assert marks == [cut] + [False] * (len(marks) - 1), "the newest comes first"
+
+
 async def test_a_page_has_one_item_even_if_that_has_more_bytes(pool: Pool) -> None:
     user = await new_user(pool)
     jobs = [message(user, payload=b'{"body":"what it was called with"}') for _ in range(3)]
