@@ -147,3 +147,38 @@ async def handler(event, context):
     for outcome in await _both(bench, {"main.py": main, "random.py": "def pick():\n    return 2\n"}):
         assert outcome.result is not None, outcome
         assert orjson.loads(outcome.result) == [2, 3]
+
+
+_LIBRARY = {"lib/json.py": "OWN = 1\n", "lib/token.py": "OWN = 2\n", "lib/uuid.py": "OWN = 3\n"}
+_ALL = """
+def handler(event, context):
+    import json, token, uuid
+    context.logger.info("%s", uuid.OWN)
+    raise KeyError(json.OWN + token.OWN + uuid.OWN)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import sys, os\nsys.path.insert(0, os.path.dirname(__file__) + '/lib')\n"])
+async def test_folders_that_the_function_puts_on_the_path_go_first_too(bench: Bench, first: str) -> None:
+    layers = await code_of(bench, {"main.py": first + _ALL, **_LIBRARY})
+    env = () if first else (("PYTHONPATH", "lib"),)
+    seen = []
+    for bench.generic in (False, True):
+        sandbox = await bench.start("main:handler", layers=layers, env=env)
+        for _ in range(2):
+            outcome = await sandbox.call(call())
+            assert (outcome.error or {})["message"] == "Function execution failed: 6", outcome
+            assert "in handler" in (outcome.error or {})["traceback"]
+            assert [entry.message for entry in outcome.logs] == ["3"]
+            seen.append(_seen(outcome))
+    assert seen == [seen[0]] * 4
+
+
+async def test_a_function_that_extends_the_path_otherwise_is_not_started_twice(bench: Bench) -> None:
+    main = (
+        "import sys\nsys.path.append('vendor')\n\ndef handler(event, context):\n    return 'decimal' in sys.modules\n"
+    )
+    layers = await code_of(bench, {"main.py": main, "vendor/other.py": ""})
+    bench.generic = True
+    sandbox = await bench.start("main:handler", layers=layers)
+    assert (await sandbox.call(call())).result == b"true"

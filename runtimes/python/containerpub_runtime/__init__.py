@@ -15,6 +15,12 @@ import sys
 STARTED_WITH = frozenset(sys.modules)
 """What Python has imported before anything else could."""
 
+_named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+BY_ENVIRONMENT = [entry for entry in sys.path[1:] if entry and entry in {*_named, *map(os.path.abspath, _named)}]
+"""The function's folders that Python has put on the path because of ``PYTHONPATH``. They are taken off it until the
+function is imported: modules in them may have names of the standard library's."""
+sys.path[1:] = [entry for entry in sys.path[1:] if entry not in BY_ENVIRONMENT]
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The folder that this package and the SDK are in."""
 

@@ -11,9 +11,9 @@ from typing import Any
 from containerpub import Context, FunctionError
 from containerpub.marking import marked
 
-from containerpub_runtime import ROOT
+from containerpub_runtime import BY_ENVIRONMENT, ROOT
 from containerpub_runtime.channel import printable
-from containerpub_runtime.own_modules import give_way, library
+from containerpub_runtime.own_modules import folders_of, give_way, library
 
 PLATFORM_FOLDERS = [ROOT + os.sep]
 """The folders of the platform's code, whose frames are left out of the tracebacks that users see. A runtime that builds
@@ -47,8 +47,8 @@ class Function:
             import site
 
             site.addsitedir(dependencies)
-        give_way(folder)
-        sys.path[0:0] = [folder]
+        give_way([*folders_of(folder), *BY_ENVIRONMENT])
+        sys.path[0:1] = [folder, sys.path[0], *BY_ENVIRONMENT]
         usual_gc = gc.get_threshold()
         gc.set_threshold(*_IMPORT_GC)
         try:

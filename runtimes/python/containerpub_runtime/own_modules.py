@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -18,30 +18,43 @@ _NEEDED = ("ast", "asyncio", "base64", "inspect", "linecache", "logging", "site"
 """What the runtime and the library's modules that it uses import only when they need it."""
 _SHARED = frozenset(("containerpub", "containerpub_runtime", "containerpub_web", "importlib", "asyncio", "concurrent"))
 """What there must not be a second copy of: the two ends of an event loop have to be of one."""
+_MOST_LOOKED_AT = 256 * 1024
 _kept: dict[str, ModuleType] = {}
 
 
-def shadowing(folder: str) -> frozenset[str]:
-    """The names of the library's that top-level modules in ``folder`` have.
+def shadowing(folders: Sequence[str]) -> frozenset[str]:
+    """The names of the library's that modules right in ``folders`` have.
 
     Names that Python has imported before any program starts (``os``, ``abc``) are not among them: there the library's
     goes first.
     """
-    names = {entry.partition(".")[0] for entry in os.listdir(folder)}
+    entries = (os.listdir(folder) for folder in folders if os.path.isdir(folder))
+    names = {entry.partition(".")[0] for several in entries for entry in several}
     names = (names & _library_names()) - STARTED_WITH - set(sys.builtin_module_names)
     if not names:
         return frozenset()
     from importlib.machinery import PathFinder
 
-    found = ((name, PathFinder.find_spec(name, [folder])) for name in names)
+    found = ((name, PathFinder.find_spec(name, folders)) for name in names)
     # A folder without an __init__.py has no loader: the library's module goes before it.
     return frozenset(name for name, spec in found if spec is not None and spec.loader is not None)
 
 
-def give_way(folder: str) -> None:
-    """Before ``folder`` is put on the path: if modules in it have names of the library's, forget all that was imported
-    since Python started, so that the function imports what it would have imported then."""
-    own = shadowing(folder)
+def folders_of(folder: str) -> list[str]:
+    """The folders that the function's modules are found in: ``folder``, and if code in it may put others on the path,
+    all below it."""
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".py") and entry.is_file():
+            with open(entry.path, "rb") as file:
+                if b"sys.path" in file.read(_MOST_LOOKED_AT):
+                    return [at for at, _, _ in os.walk(folder)]
+    return [folder]
+
+
+def give_way(folders: Sequence[str]) -> None:
+    """Before ``folders`` are put on the path: if modules in them have names of the library's, forget all that was
+    imported since Python started, so that the function imports what it would have imported then."""
+    own = shadowing(folders)
     if not own:
         return
     for name in _NEEDED:

@@ -44,7 +44,7 @@ def encode(result: Any) -> tuple[bytes, bool]:
     if shaped:
         result = result.document()
     try:
-        text = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_obvious)
+        text = _encoder.encode(result)
         _refuse_equal_names(result)
         return text.encode(), shaped
     except (TypeError, ValueError, RecursionError) as error:
@@ -188,3 +188,6 @@ def _told(key: Any) -> str:
         return printable(repr(key))[:_TOLD_CHARS]
     except Exception:  # noqa: BLE001 (a user's __repr__)
         return "(a key without a readable form)"
+
+
+_encoder = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_obvious)

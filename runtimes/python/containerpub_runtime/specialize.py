@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from containerpub_runtime.channel import PREFIX, READY_NONCE, Channel
-from containerpub_runtime.own_modules import shadowing
+from containerpub_runtime.own_modules import folders_of, shadowing
 
 MOST_WANTED = [
     *("asyncio", "base64", "ctypes", "dataclasses", "datetime", "decimal", "encodings.idna", "hashlib", "http.client"),
@@ -41,7 +41,7 @@ def be_specialized(channel: Channel, also_wanted: Sequence[str]) -> dict[str, st
         folder = given.get("FOLDER", "/function")
         os.chdir(folder)
         shaped = any(_shapes_the_start(name) and os.environ.get(name) != environment[name] for name in environment)
-        if shaped or shadowing(folder):
+        if shaped or shadowing(folders_of(folder)):
             # Python and the C library read such variables only when a program starts, and what imported the library's
             # modules here would have imported the function's. Start once more.
             environment.update({PREFIX + name: value for name, value in given.items()})
