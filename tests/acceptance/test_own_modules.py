@@ -17,7 +17,8 @@ from worker.sandbox.contract import CallOutcome
 __all__ = ["bench", "docker_bench", "engine_config", "short_dir"]
 
 _NAMES = [
-    *("abc_", "ast", "array", "asyncio", "base64", "binascii", "bisect", "calendar", "code", "codeop", "collections"),
+    # Without those that some builds have within the interpreter (array, binascii, math, select): these win over files.
+    *("abc_", "ast", "asyncio", "base64", "bisect", "calendar", "code", "codeop", "collections"),
     *(
         "concurrent",
         "contextlib",
@@ -30,9 +31,9 @@ _NAMES = [
         "enum",
         "functools",
     ),
-    *("heapq", "html", "http", "importlib", "inspect", "json", "keyword", "linecache", "locale", "logging", "math"),
+    *("heapq", "html", "http", "importlib", "inspect", "json", "keyword", "linecache", "locale", "logging"),
     *("mimetypes", "numbers", "operator", "parser", "pickle", "platform", "queue", "random", "re", "resource"),
-    *("secrets", "select", "selectors", "signal", "socket", "ssl", "statistics", "string", "struct", "subprocess"),
+    *("secrets", "selectors", "signal", "socket", "ssl", "statistics", "string", "struct", "subprocess"),
     *("tempfile", "test", "textwrap", "threading", "token", "tokenize", "traceback", "types", "typing", "urllib"),
     *("uuid", "warnings", "weakref", "zipfile"),
 ]
