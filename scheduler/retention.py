@@ -1,5 +1,5 @@
 """Deletes what is over: results and payloads, in the end jobs with the records of their attempts, and idempotency keys,
-sessions and functions that nobody can use again."""
+sessions and functions that cannot be used again."""
 
 from __future__ import annotations
 

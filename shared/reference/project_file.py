@@ -20,8 +20,8 @@ Editors complete and check the keys by [containerpub.schema.json](containerpub.s
 of it beside the project file, and begin that with `#:schema ./containerpub.schema.json`, as Taplo and Even Better TOML
 read it.
 
-A default in capitals is the operator's setting of that name ([settings](settings.md)), with what it is unless somebody
-changes it; so is the most that a function may ask for.
+A default in capitals is the operator's setting of that name ([settings](settings.md)), with its own default in
+brackets; so is the most that a function may ask for.
 
 | key | default | values | meaning |
 |---|---|---|---|

@@ -19,7 +19,6 @@ from shared.layers import VersionLayers
 from worker.build.plan import BuildPlan, BuiltVersion
 from worker.config import EngineConfig
 from worker.engine.docker import DockerEngine
-from worker.engine.process import ProcessEngine
 from worker.sandbox.contract import CallOutcome, SandboxSpec
 
 FUNCTIONS = Path(__file__).with_name("node_functions")
@@ -94,15 +93,10 @@ async def builder(engine_config: EngineConfig, tmp_path: Path) -> AsyncIterator[
         await engine.close()
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
-async def node_engine(
-    request: pytest.FixtureRequest, engine_config: EngineConfig
-) -> AsyncIterator[DockerEngine | ProcessEngine]:
-    """Each engine. Only the process engine needs a Node.js of this machine, and all that it shows Docker shows too."""
-    if request.param == "process" and shutil.which("node") is None:
-        pytest.skip("Node.js is not installed: the engine process is not tested with it")
-    kind = ProcessEngine if request.param == "process" else DockerEngine
-    engine = kind(engine_config, new_layers())
+@pytest.fixture(params=[pytest.param("docker", marks=pytest.mark.docker)])
+async def node_engine(engine_config: EngineConfig) -> AsyncIterator[DockerEngine]:
+    """Containers alone: the engine process would need a Node.js of this machine."""
+    engine = DockerEngine(engine_config, new_layers())
     await engine.open()
     try:
         await asyncio.to_thread(engine_config.data_dir.mkdir, parents=True, exist_ok=True)

@@ -172,7 +172,7 @@ class Rendezvous:
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-    """Return once somebody may be accepted; nobody is."""
+    """Return once a connection waits to be accepted. It is not accepted here."""
     ready: asyncio.Future[None] = loop.create_future()
 
     def tell() -> None:

@@ -492,7 +492,7 @@ def share_memory(event, context):
         filling.start()
         filling.join()
         if filling.exitcode:
-            os.kill(os.getpid(), -filling.exitcode)  # as whoever needs what it made
+            os.kill(os.getpid(), -filling.exitcode)  # as a function that needs what the other process made
         return sum(memory.buf[place] for place in range(0, size, 1024**2))
     finally:
         memory.close()

@@ -15,7 +15,7 @@ from worker.errors import EngineUnavailable
 
 NAME = "sandbox"
 _DIGITS = 4
-"""Of a sandbox's id, at its end, are its user's place in the range: whoever knows the id knows the user."""
+"""Of a sandbox's id, at its end, are its user's place in the range: the id tells the user."""
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
